@@ -1,0 +1,55 @@
+"""Every error this package raises on purpose.
+
+    AuditError
+    ├── ConfigurationError       (ValueError)   an argument that can never work
+    ├── CanaryError              (ValueError)   canaries that cannot carry a measurement
+    │   ├── EmptyRecordError                    a record without text or tokens
+    │   ├── OverlappingCanariesError            a record that is member and non-member at once
+    │   └── TooFewCanariesError                 too few records for the figure that was asked for
+    ├── UnsupportedModelError    (TypeError)    a model whose token log-probabilities cannot be read
+    ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed
+    ├── ReferenceMismatchError                  the reference is missing or belongs to another run
+    └── MissingDependencyError   (ImportError)  an optional package is not installed
+
+Each message says what was got, what is needed, and what to do.
+"""
+
+
+class AuditError(Exception):
+    """Base class of all errors of this package."""
+
+
+class ConfigurationError(AuditError, ValueError):
+    """An argument is outside its range, or arguments contradict each other."""
+
+
+class CanaryError(AuditError, ValueError):
+    """The canary records cannot carry the measurement."""
+
+
+class EmptyRecordError(CanaryError):
+    """A record has no text, or no tokens."""
+
+
+class OverlappingCanariesError(CanaryError):
+    """A record stands on both sides of the member / non-member split."""
+
+
+class TooFewCanariesError(CanaryError):
+    """There are too few records to resolve the figure that was asked for."""
+
+
+class UnsupportedModelError(AuditError, TypeError):
+    """The model is not a causal language model that returns logits."""
+
+
+class NonFiniteLogitsError(AuditError, ArithmeticError):
+    """The model returned NaN or infinite logits."""
+
+
+class ReferenceMismatchError(AuditError):
+    """The reference statistics are missing, or were made for other canaries."""
+
+
+class MissingDependencyError(AuditError, ImportError):
+    """An optional package is needed and not installed."""

@@ -1,0 +1,298 @@
+"""The leakage budget, and the decision that one measurement leads to.
+
+Measuring and judging are kept apart: a figure with its interval comes in, a verdict with its reason goes
+out. "Within budget" never means "private": it means that this attack, on these canaries, gave no reason
+to stop under the chosen rule.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.intervals import (
+    Interval,
+    hanley_mcneil_standard_error,
+    n_non_members_needed,
+)
+
+__all__ = [
+    "BudgetMetric",
+    "BudgetRule",
+    "Decision",
+    "LeakageBudget",
+    "check_resolvable",
+    "decide",
+    "failure_probability_of_look",
+    "metric_name",
+]
+
+BudgetMetric = Literal["auc", "tpr_at_fpr", "advantage"]
+BudgetRule = Literal["lower", "point", "upper"]
+
+# What each metric reads when nothing leaks, and the largest limit that still means something.
+_CHANCE: dict[str, float] = {"auc": 0.5, "advantage": 0.0}
+
+
+def metric_name(metric: BudgetMetric, *, fpr: float = 0.01) -> str:
+    """Name under which a metric is stored in results and trackers.
+
+    >>> metric_name("tpr_at_fpr", fpr=0.01)
+    'tpr_at_fpr_0.01'
+    """
+    return f"tpr_at_fpr_{fpr:g}" if metric == "tpr_at_fpr" else metric
+
+
+@dataclass(frozen=True)
+class LeakageBudget:
+    """How much membership leakage a run may show before it is stopped.
+
+    Attributes:
+        limit: Largest tolerated value of `metric`; strictly between chance (0.5 for `"auc"`, 0 for
+            `"advantage"`, `fpr` for `"tpr_at_fpr"`) and 1.
+        metric: `"auc"`, `"tpr_at_fpr"` (true-positive rate at false-positive rate `fpr`) or
+            `"advantage"` (largest TPR - FPR).
+        fpr: False-positive rate of `"tpr_at_fpr"`, in (0, 1); ignored otherwise.
+        rule: What has to cross `limit`. `"lower"`: the lower end of the simultaneous band, evidence of
+            excess; a run whose true leakage stays at or under the limit is stopped with probability at
+            most 1 - confidence over all its audits. `"upper"`: the upper end, excess cannot be ruled
+            out; a run whose true leakage exceeds the limit goes on with probability at most
+            1 - confidence. `"point"`: the bare estimate, no guarantee either way.
+        patience: Number of consecutive audits over budget that are tolerated before the stop.
+
+    Raises:
+        ConfigurationError: if a field is outside its range.
+
+    >>> LeakageBudget(metric="auc", limit=0.6).describe()
+    'stop when the lower bound of AUC exceeds 0.600'
+    """
+
+    limit: float
+    metric: BudgetMetric = "auc"
+    fpr: float = 0.01
+    rule: BudgetRule = "lower"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("auc", "tpr_at_fpr", "advantage"):
+            raise ConfigurationError(
+                f"Unknown budget metric {self.metric!r}: use 'auc', 'tpr_at_fpr' or 'advantage'."
+            )
+        if self.rule not in ("lower", "point", "upper"):
+            raise ConfigurationError(f"Unknown budget rule {self.rule!r}: use 'lower', 'point' or 'upper'.")
+        if not 0.0 < self.fpr < 1.0:
+            raise ConfigurationError(f"`fpr` must lie in (0, 1), got {self.fpr!r}.")
+        chance = self.chance
+        if not (isinstance(self.limit, int | float) and chance < self.limit < 1.0):
+            raise ConfigurationError(
+                f"The limit of {metric_name(self.metric, fpr=self.fpr)} must lie strictly between "
+                f"{chance:g} (chance) and 1, got {self.limit!r}."
+            )
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 0:
+            raise ConfigurationError(f"`patience` must be an integer >= 0, got {self.patience!r}.")
+
+    @property
+    def chance(self) -> float:
+        """Value of the metric when nothing leaks."""
+        return _CHANCE.get(self.metric, self.fpr)
+
+    @property
+    def name(self) -> str:
+        """Name of the metric in results and trackers, e.g. `tpr_at_fpr_0.01`."""
+        return metric_name(self.metric, fpr=self.fpr)
+
+    @property
+    def label(self) -> str:
+        """Name of the metric for a reader, e.g. `TPR at 1 % FPR`."""
+        if self.metric == "tpr_at_fpr":
+            return f"TPR at {100 * self.fpr:g} % FPR"
+        return "AUC" if self.metric == "auc" else "membership advantage"
+
+    def describe(self) -> str:
+        """The rule as one plain sentence."""
+        what = {"lower": "the lower bound of ", "upper": "the upper bound of ", "point": ""}
+        text = f"stop when {what[self.rule]}{self.label} exceeds {self.limit:.3f}"
+        if self.patience:
+            text += f" at {self.patience + 1} audits in a row"
+        return text
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one audit means for the run.
+
+    Attributes:
+        stop: True if training is to end now.
+        is_within_budget: True or False by the budget's rule; None if the audit failed, or no budget is set.
+        message: The reason, as one plain sentence.
+        compared: The number that was held against the limit; None if there was none.
+        limit: The budget's limit; None without a budget.
+        n_over_in_a_row: Consecutive audits over budget, this one included.
+    """
+
+    stop: bool
+    is_within_budget: bool | None
+    message: str
+    compared: float | None = None
+    limit: float | None = None
+    n_over_in_a_row: int = 0
+
+
+def decide(
+    budget: LeakageBudget,
+    value: float,
+    *,
+    band: Interval,
+    n_over_before: int = 0,
+) -> Decision:
+    """The verdict on one measurement.
+
+    Args:
+        budget: The budget.
+        value: Point estimate of the budget's metric.
+        band: Its simultaneous interval at this audit.
+        n_over_before: Consecutive audits over budget just before this one.
+
+    Raises:
+        ConfigurationError: if `value` is not finite, for a missing figure is never "within budget".
+
+    >>> band = Interval(lower=0.62, upper=0.71, confidence=0.95, method="delong")
+    >>> decide(LeakageBudget(metric="auc", limit=0.6), 0.66, band=band).stop
+    True
+    """
+    compared = {"lower": band.lower, "point": value, "upper": band.upper}[budget.rule]
+    if not (math.isfinite(value) and math.isfinite(compared)):
+        raise ConfigurationError(f"Cannot judge a {budget.label} of {value!r} ({compared!r}).")
+    what = {"lower": "lower bound of ", "upper": "upper bound of ", "point": ""}[budget.rule]
+    if compared <= budget.limit:
+        message = f"within budget: {what}{budget.label} {compared:.3f} <= {budget.limit:.3f}"
+        return Decision(False, True, message, compared, budget.limit)
+    n_over = n_over_before + 1
+    stop = n_over > budget.patience
+    message = f"over budget: {what}{budget.label} {compared:.3f} > {budget.limit:.3f}"
+    if not stop:
+        message += f", patience {n_over} of {budget.patience}"
+    return Decision(stop, False, message, compared, budget.limit, n_over)
+
+
+def failure_probability_of_look(look: int, *, n_planned: int | None, failure_probability: float) -> float:
+    """Share of the error rate that one of several audits may spend (union bound).
+
+    With a known number of audits each gets an equal share; without one, audit t gets 6/(pi^2 t^2), which
+    sums to one. The canaries are the same at every audit, so neither independence nor fresh data may be
+    assumed; the union bound needs neither. Audits beyond the plan get shares of a second
+    `failure_probability`, so that the total never exceeds twice of what was promised.
+
+    Args:
+        look: Number of this audit, from 1.
+        n_planned: Number of audits that the run will make, or None.
+        failure_probability: Error rate of the whole run, in (0, 1).
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Source: Bonferroni; the series is the Basel sum.
+
+    >>> failure_probability_of_look(3, n_planned=10, failure_probability=0.05)
+    0.005
+    >>> round(failure_probability_of_look(1, n_planned=None, failure_probability=0.05), 4)
+    0.0304
+    """
+    if look < 1 or (n_planned is not None and n_planned < 1):
+        raise ConfigurationError(
+            f"Audits are counted from 1 and at least one is planned, got look {look} of {n_planned}."
+        )
+    if not 0.0 < failure_probability < 1.0:
+        raise ConfigurationError(f"`failure_probability` must lie in (0, 1), got {failure_probability!r}.")
+    if n_planned is not None and look <= n_planned:
+        return failure_probability / n_planned
+    extra = look - (n_planned or 0)
+    return 6.0 * failure_probability / (math.pi**2 * extra**2)
+
+
+def check_resolvable(
+    budget: LeakageBudget,
+    *,
+    n_members: int,
+    n_non_members: int,
+    failure_probability: float,
+) -> None:
+    """Refuse a budget on which this canary set could never give the answer that matters.
+
+    `"lower"` and `"point"`: total leakage (every member above every non-member) must be able to cross
+    the limit. `"upper"`: a run that leaks nothing must be able to stay inside.
+
+    Args:
+        budget: The budget.
+        n_members: Number of member canaries.
+        n_non_members: Number of non-member canaries.
+        failure_probability: Error rate that the least favored audit may spend.
+
+    Raises:
+        TooFewCanariesError: naming the number of records that would do.
+
+    Source: exact pairs bound for AUC and advantage, order statistics for the threshold of TPR at FPR
+    (1 - (1 - fpr)^n), Hanley and McNeil 1982 for the standard error of AUC.
+
+    >>> check_resolvable(LeakageBudget(metric="auc", limit=0.6), n_members=100, n_non_members=100,
+    ...                  failure_probability=0.005)
+    """
+    side = failure_probability / 2.0
+    n_smaller = min(n_members, n_non_members)
+    have = f"{n_members} members and {n_non_members} non-members"
+    if budget.metric == "tpr_at_fpr":
+        if budget.rule == "point":
+            needed = math.ceil(1.0 / budget.fpr)
+        else:
+            needed = n_non_members_needed(fpr=budget.fpr, failure_probability=side / 2.0)
+        if n_non_members < needed:
+            raise TooFewCanariesError(
+                f"A budget on {budget.label} needs at least {needed} non-members, got {n_non_members}: "
+                "add non-members, raise `fpr`, or set the budget on AUC, which needs far fewer."
+            )
+        return
+    if budget.rule == "upper":
+        _check_no_leakage_can_pass(budget, n_members, n_non_members, side)
+        return
+    if budget.rule == "lower":
+        if budget.metric == "auc":
+            needed = math.ceil(math.log(side) / math.log(budget.limit))
+        else:
+            # Both empirical distribution functions are off by at most sqrt(ln(1/b) / 2n), b = side / 2.
+            needed = math.ceil(2.0 * math.log(2.0 / side) / (1.0 - budget.limit) ** 2)
+        if n_smaller < needed:
+            raise TooFewCanariesError(
+                f"Even total leakage could not cross {budget.label} {budget.limit:g} at this confidence "
+                f"with {have}: at least {needed} of each are needed."
+            )
+
+
+def _check_no_leakage_can_pass(
+    budget: LeakageBudget, n_members: int, n_non_members: int, side: float
+) -> None:
+    """Raise if a run that leaks nothing would be over budget already."""
+    if budget.metric == "auc":
+        from scipy.stats import norm
+
+        z = float(norm.isf(side))
+
+        def excess(n1: int, n0: int) -> float:
+            error = hanley_mcneil_standard_error(0.5, n_members=n1, n_non_members=n0)
+            return 0.5 + z * error - budget.limit
+
+    else:
+
+        def excess(n1: int, n0: int) -> float:
+            radius = sum(math.sqrt(math.log(2.0 / side) / (2.0 * n)) for n in (n1, n0))
+            return radius - budget.limit
+
+    if excess(n_members, n_non_members) <= 0.0:
+        return
+    needed = 10
+    while excess(needed, needed) > 0.0:
+        needed = math.ceil(needed * 1.05)
+    raise TooFewCanariesError(
+        f"With {n_members} members and {n_non_members} non-members a model that leaks nothing would "
+        f"already have an upper bound of {budget.label} above {budget.limit:g}: about {needed} of each "
+        "are needed, or a higher limit, or rule='lower'."
+    )

@@ -1,0 +1,131 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.budget import (
+    LeakageBudget,
+    check_resolvable,
+    decide,
+    failure_probability_of_look,
+)
+from ezmia_callbacks.functional.intervals import Interval
+
+
+def band(lower, upper):
+    return Interval(lower=lower, upper=upper, confidence=0.95, method="delong")
+
+
+@pytest.mark.parametrize(
+    ("rule", "lower", "value", "upper", "stop"),
+    [
+        ("lower", 0.59, 0.70, 0.80, False),
+        ("lower", 0.61, 0.70, 0.80, True),
+        ("lower", 0.60, 0.70, 0.80, False),
+        ("point", 0.40, 0.61, 0.80, True),
+        ("point", 0.40, 0.59, 0.80, False),
+        ("upper", 0.40, 0.50, 0.61, True),
+        ("upper", 0.40, 0.50, 0.59, False),
+    ],
+)
+def test_each_rule_reads_its_own_number(rule, lower, value, upper, stop):
+    decision = decide(LeakageBudget(limit=0.6, rule=rule), value, band=band(lower, upper))
+
+    assert (decision.stop, decision.is_within_budget) == (stop, not stop)
+
+
+def test_patience_tolerates_that_many_audits_in_a_row():
+    budget = LeakageBudget(limit=0.6, patience=2)
+    over = band(0.7, 0.8)
+
+    decisions = [decide(budget, 0.75, band=over, n_over_before=n) for n in range(3)]
+
+    assert [decision.stop for decision in decisions] == [False, False, True]
+    assert not any(decision.is_within_budget for decision in decisions)
+
+
+def test_the_reason_names_number_and_limit():
+    decision = decide(LeakageBudget(limit=0.6), 0.75, band=band(0.7, 0.8))
+
+    assert decision.message == "over budget: lower bound of AUC 0.700 > 0.600"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_is_never_within_budget(value):
+    with pytest.raises(ConfigurationError, match="Cannot judge"):
+        decide(LeakageBudget(limit=0.6, rule="point"), value, band=band(0.1, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"limit": 0.5}, "strictly between 0.5"),
+        ({"limit": 1.0}, "strictly between"),
+        ({"limit": math.nan}, "strictly between"),
+        ({"limit": "0.6"}, "strictly between"),
+        ({"limit": 0.01, "metric": "tpr_at_fpr"}, "strictly between 0.01"),
+        ({"limit": 0.0, "metric": "advantage"}, "strictly between 0"),
+        ({"limit": 0.6, "metric": "f1"}, "Unknown budget metric 'f1'"),
+        ({"limit": 0.6, "rule": "mean"}, "Unknown budget rule 'mean'"),
+        ({"limit": 0.6, "patience": -1}, "`patience` must be"),
+        ({"limit": 0.6, "fpr": 0.0}, "`fpr` must lie in"),
+    ],
+)
+def test_bad_fields_are_refused_when_built(fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        LeakageBudget(**fields)
+
+
+@given(n=st.integers(1, 500), alpha=st.floats(0.001, 0.5))
+def test_a_known_number_of_audits_spends_the_error_rate_and_no_more(n, alpha):
+    spent = sum(
+        failure_probability_of_look(look, n_planned=n, failure_probability=alpha) for look in range(1, n + 1)
+    )
+
+    assert spent == pytest.approx(alpha)
+
+
+@given(n=st.integers(1, 2000), planned=st.one_of(st.none(), st.integers(1, 50)))
+def test_any_number_of_audits_spends_at_most_what_is_documented(n, planned):
+    spent = sum(
+        failure_probability_of_look(look, n_planned=planned, failure_probability=0.05)
+        for look in range(1, n + 1)
+    )
+
+    assert spent <= (0.05 if planned is None else 0.1) + 1e-12
+
+
+def test_the_schedule_without_a_known_number_has_its_published_values():
+    shares = [
+        failure_probability_of_look(t, n_planned=None, failure_probability=0.05) for t in (1, 2, 3, 10)
+    ]
+
+    # methods: .05 -> .0304, .0076, .0034, ..., .0003 at t = 10
+    assert [round(share, 4) for share in shares] == [0.0304, 0.0076, 0.0034, 0.0003]
+
+
+def test_a_budget_on_tpr_names_the_non_members_it_needs():
+    budget = LeakageBudget(metric="tpr_at_fpr", limit=0.1, fpr=0.01)
+
+    with pytest.raises(TooFewCanariesError, match="needs at least 601 non-members, got 500"):
+        check_resolvable(budget, n_members=500, n_non_members=500, failure_probability=0.01 * 0.96)
+
+
+def test_too_few_records_for_any_stop_are_refused():
+    with pytest.raises(TooFewCanariesError, match="at least 54 of each"):
+        check_resolvable(
+            LeakageBudget(limit=0.9), n_members=30, n_non_members=500, failure_probability=0.007
+        )
+
+
+@pytest.mark.parametrize("metric", ["auc", "advantage"])
+def test_the_upper_rule_refuses_a_set_on_which_a_clean_run_would_stop(metric):
+    budget = LeakageBudget(metric=metric, limit=0.6 if metric == "auc" else 0.2, rule="upper")
+
+    with pytest.raises(TooFewCanariesError, match="about ([0-9]+) of each") as caught:
+        check_resolvable(budget, n_members=40, n_non_members=40, failure_probability=0.01)
+
+    needed = int(str(caught.value).split("about ")[1].split()[0])
+    check_resolvable(budget, n_members=needed, n_non_members=needed, failure_probability=0.01)
