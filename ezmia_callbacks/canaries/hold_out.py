@@ -1,0 +1,232 @@
+"""Draw canaries from a training set, and take the non-members out of it."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar, cast, overload
+
+import numpy as np
+
+from ezmia_callbacks.canaries.records import (
+    RECORD_FIELDS,
+    Record,
+    fingerprint,
+    is_empty,
+    record_key,
+    record_kind,
+)
+from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet, Provenance
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+
+RowT_co = TypeVar("RowT_co", covariant=True)
+RowT = TypeVar("RowT", bound=Record)
+ColumnarT = TypeVar("ColumnarT", bound="ColumnarDataset")
+
+
+class MapStyleDataset(Protocol[RowT_co]):
+    """What is borrowed from a PyTorch map-style dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> RowT_co: ...
+
+
+class ColumnarDataset(Protocol):
+    """What is borrowed from a `datasets.Dataset`."""
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns."""
+        ...
+
+    @property
+    def format(self) -> dict[str, object]:
+        """Output format; its `type` is `custom` where rows are transformed when read."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+    def select(self: ColumnarT, indices: Sequence[int]) -> ColumnarT:
+        """Return the rows with these indices."""
+        ...
+
+    def select_columns(self: ColumnarT, column_names: list[str]) -> ColumnarT:
+        """Return the dataset without its other columns."""
+        ...
+
+    def with_format(self: ColumnarT, type: None) -> ColumnarT:
+        """Return the dataset with rows as plain Python values."""
+        ...
+
+
+@overload
+def hold_out_canaries(
+    dataset: list[RowT], *, n_members: int, n_non_members: int, seed: int = 0
+) -> tuple[list[RowT], CanarySet]: ...
+@overload
+def hold_out_canaries(
+    dataset: tuple[RowT, ...], *, n_members: int, n_non_members: int, seed: int = 0
+) -> tuple[tuple[RowT, ...], CanarySet]: ...
+@overload
+def hold_out_canaries(
+    dataset: ColumnarT, *, n_members: int, n_non_members: int, seed: int = 0
+) -> tuple[ColumnarT, CanarySet]: ...
+@overload
+def hold_out_canaries(
+    dataset: MapStyleDataset[RowT], *, n_members: int, n_non_members: int, seed: int = 0
+) -> tuple[MapStyleDataset[RowT], CanarySet]: ...
+def hold_out_canaries(
+    dataset: object, *, n_members: int, n_non_members: int, seed: int = 0
+) -> tuple[object, CanarySet]:
+    """Draw canaries at random, and return the training set without the non-members.
+
+    Canaries are drawn from the pool of records that occur exactly once, up to case and white
+    space, and are not empty: a record that occurs several times leaks more than one does, and a
+    copy of a non-member would leave half of it in training. Repeated and empty records stay in the
+    training set as they are. Which of the drawn records are members is a second random draw, so
+    that membership is exchangeable. Members stay where they are; the order of rows is kept.
+
+    Args:
+        dataset: Training records: a list or tuple, a `datasets.Dataset` (one split), or any
+            dataset with a length and integer indexing, such as a PyTorch map-style dataset.
+        n_members: Canaries that stay in the training set, at least 10.
+        n_non_members: Canaries that leave it, at least 10.
+        seed: Seed of the draw, non-negative. The global random generators are not used.
+
+    Returns:
+        The remaining training set, and the canaries in row order with ids `row-<index>` that
+        count rows of the given dataset. A list, a tuple and a `datasets.Dataset` keep their type;
+        other datasets come back as a `torch.utils.data.Subset`.
+
+    Raises:
+        ConfigurationError: if the dataset is streamed, a dictionary of splits or not a dataset, a
+            row has no accepted shape, or the seed is not a non-negative integer.
+        TooFewCanariesError: if fewer than 10 of a kind are asked for, or the pool is too small.
+
+    >>> texts = [f"patient note {i}" for i in range(100)]
+    >>> train_texts, canaries = hold_out_canaries(texts, n_members=10, n_non_members=20, seed=0)
+    >>> len(train_texts), canaries.n_members, canaries.n_non_members
+    (80, 10, 20)
+    """
+    _check_request(n_members, n_non_members, seed)
+    source = _checked_dataset(dataset)
+    rows = _readable(source)
+    n_canaries = n_members + n_non_members
+    keys = [None if is_empty(row) else record_key(row) for row in _iterated(rows)]
+    n_copies = Counter(key for key in keys if key is not None)
+    pool = [i for i, key in enumerate(keys) if key is not None and n_copies[key] == 1]
+    n_empty = keys.count(None)
+    n_duplicates = len(keys) - n_empty - len(pool)
+    if len(pool) < n_canaries:
+        raise TooFewCanariesError(
+            f"Asked for {n_members} members and {n_non_members} non-members, {n_canaries} in all, "
+            f"but only {len(pool)} of {len(keys)} rows can be drawn ({n_duplicates} repeat another "
+            f"row, {n_empty} are empty): ask for fewer, or add different records."
+        )
+
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.choice(pool, size=n_canaries, replace=False))
+    is_member = np.zeros(n_canaries, dtype=np.bool_)
+    is_member[rng.choice(n_canaries, size=n_members, replace=False)] = True
+
+    is_kept = np.ones(len(keys), dtype=np.bool_)
+    is_kept[drawn[~is_member]] = False
+    canaries = CanarySet(
+        records=tuple(rows[int(i)] for i in drawn),
+        is_member=is_member,
+        record_ids=tuple(f"row-{i}" for i in drawn),
+        provenance=Provenance(
+            method="hold_out",
+            is_randomized=True,
+            seed=int(seed),
+            n_pool=len(pool),
+            n_duplicates_removed=n_duplicates,
+            pool_fingerprint=fingerprint(str(keys[i]) for i in pool),
+        ),
+    )
+    return _select(source, np.flatnonzero(is_kept).tolist()), canaries
+
+
+def _check_request(n_members: int, n_non_members: int, seed: int) -> None:
+    if min(n_members, n_non_members) < MINIMUM_PER_CLASS:
+        raise TooFewCanariesError(
+            f"Asked for {n_members} members and {n_non_members} non-members; at least "
+            f"{MINIMUM_PER_CLASS} of each are needed, and some hundreds for useful intervals: "
+            "raise `n_members` or `n_non_members`."
+        )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigurationError(
+            f"Got seed={seed!r}; a non-negative integer is needed for the split to be drawn again: "
+            "pass one, such as seed=0."
+        )
+
+
+def _checked_dataset(dataset: object) -> MapStyleDataset[Record]:
+    """Return the dataset if its rows can be counted and indexed."""
+    name = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        raise ConfigurationError(
+            f"Got a {name} with the keys {list(dataset)[:5]}; one training set is needed: pass one "
+            "split, such as dataset['train']."
+        )
+    # A streamed PyTorch dataset may have a length, and inherits a __getitem__ that only raises.
+    is_streamed = any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__)
+    has_rows = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if is_streamed or not has_rows:
+        raise ConfigurationError(
+            f"Got a {name}, whose rows cannot be counted and indexed; the split needs both: "
+            "materialize the part that canaries are drawn from, such as "
+            "list(dataset.take(10_000)), hold out from that, and chain the rest behind it."
+        )
+    if isinstance(dataset, str | bytes):
+        raise ConfigurationError(
+            f"Got one {name}; a collection of records is needed: pass a list with one string per "
+            "record."
+        )
+    if not _is_columnar(dataset):
+        return cast(MapStyleDataset[Record], dataset)
+    columnar = cast(ColumnarDataset, dataset)
+    # Refuses unknown columns by their full list, before any row is read.
+    if not _is_transformed(columnar):
+        record_kind(dict.fromkeys(columnar.column_names))
+    return columnar
+
+
+def _is_columnar(dataset: object) -> bool:
+    return hasattr(dataset, "select") and hasattr(dataset, "column_names")
+
+
+def _is_transformed(dataset: ColumnarDataset) -> bool:
+    return dataset.format.get("type") == "custom"
+
+
+def _readable(dataset: MapStyleDataset[Record]) -> MapStyleDataset[Record]:
+    """Return a view on a columnar dataset with plain values and only the columns that matter."""
+    if not _is_columnar(dataset):
+        return dataset
+    columnar = cast(ColumnarDataset, dataset)
+    if _is_transformed(columnar):
+        return columnar
+    columns = [name for name in columnar.column_names if name in RECORD_FIELDS]
+    return columnar.select_columns(columns).with_format(None)
+
+
+def _iterated(rows: MapStyleDataset[Record]) -> Iterable[Record]:
+    # Columnar datasets read ahead when iterated; others need not be iterable.
+    if _is_columnar(rows):
+        return cast(Iterable[Record], rows)
+    return (rows[i] for i in range(len(rows)))
+
+
+def _select(dataset: MapStyleDataset[Record], indices: list[int]) -> object:
+    if isinstance(dataset, list):
+        return [dataset[i] for i in indices]
+    if isinstance(dataset, tuple):
+        return tuple(dataset[i] for i in indices)
+    if _is_columnar(dataset):
+        return cast(ColumnarDataset, dataset).select(indices)
+    # Imported here: drawing from lists and `datasets` needs no torch.
+    from torch.utils.data import Dataset, Subset
+
+    return Subset(cast("Dataset[Record]", dataset), indices)

@@ -1,0 +1,269 @@
+"""What one training record is, in each of the four shapes that fine-tuning scripts use."""
+
+import hashlib
+import json
+import operator
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Literal, SupportsIndex, TypeAlias, cast
+
+from ezmia_callbacks.errors import ConfigurationError
+
+Record: TypeAlias = str | Mapping[str, object]
+RecordKind: TypeAlias = Literal["text", "tokenized", "prompt_completion", "messages"]
+
+# From the most to the least processed column: the first kind a row satisfies is what was trained.
+_REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
+    "tokenized": ("input_ids",),
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+}
+_OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
+    "tokenized": ("labels", "attention_mask", "completion_mask", "assistant_masks"),
+    "prompt_completion": ("tools", "chat_template_kwargs"),
+    "messages": ("tools", "chat_template_kwargs"),
+    "text": (),
+}
+RECORD_FIELDS: frozenset[str] = frozenset(
+    field for fields in (*_REQUIRED_FIELDS.values(), *_OPTIONAL_FIELDS.values()) for field in fields
+)
+_IGNORED_LABEL = -100
+
+
+def record_kind(record: Record) -> RecordKind:
+    """Name the shape of a record: the most processed one whose fields are all there.
+
+    A field that holds None counts as absent if another shape fits: rows of a `datasets.Dataset`
+    have every column.
+
+    Raises:
+        ConfigurationError: if the record has none of the accepted shapes.
+
+    >>> record_kind({"text": "a b", "input_ids": [5, 6]})
+    'tokenized'
+    """
+    if isinstance(record, str):
+        return "text"
+    if isinstance(record, Mapping):
+        present = {field for field, value in record.items() if value is not None}
+        for fields in (present, set(record)):
+            for kind, required in _REQUIRED_FIELDS.items():
+                if fields.issuperset(required):
+                    return kind
+        got = f"a row with the keys {sorted(map(str, record))}"
+    else:
+        got = f"a {type(record).__name__}"
+    raise ConfigurationError(
+        f"Got {got} as a record; a record is a string, or a mapping with 'text', 'input_ids', "
+        "'prompt' and 'completion', or 'messages': rename the columns or map the rows first."
+    )
+
+
+def record_text(record: Record) -> str | None:
+    """Return the text of a record without template, or None where only token ids are known.
+
+    Prompt and completion are concatenated if both are strings; chat messages are joined by
+    newlines.
+
+    Raises:
+        ConfigurationError: if the record, or a field of it, has no accepted shape.
+
+    >>> record_text({"messages": [{"role": "user", "content": "Hi"}]})
+    'Hi'
+    """
+    if isinstance(record, str):
+        return record
+    kind = record_kind(record)
+    if kind == "tokenized":
+        return None
+    if kind != "prompt_completion":
+        return _plain_text(record, kind)
+    prompt, completion = _plain_text(record, "prompt"), _plain_text(record, "completion")
+    is_chat = not (isinstance(record["prompt"], str) and isinstance(record["completion"], str))
+    return f"{prompt}\n{completion}" if is_chat else prompt + completion
+
+
+def record_key(record: Record) -> str:
+    """Return the SHA-256 hex digest of the normalized content: equal for duplicates.
+
+    Text is compared after NFKC, case folding and collapsing of white space; tokenized rows by the
+    token ids that the attention mask keeps; chats by roles and contents. Labels, tools and
+    template settings do not count.
+
+    Raises:
+        ConfigurationError: if the record, or a field of it, has no accepted shape.
+
+    >>> record_key("One  record.") == record_key({"text": "one record."})
+    True
+    """
+    kind = record_kind(record)
+    content: object
+    if isinstance(record, str):
+        content = _normalized(record)
+    elif kind == "tokenized":
+        content = _attended_tokens(record)
+    elif kind == "text":
+        content = _normalized(_plain_text(record, "text"))
+    else:
+        content = [_normalized_turns(record, field) for field in _REQUIRED_FIELDS[kind]]
+    return _digest([kind, content])
+
+
+def exact_key(record: Record) -> str:
+    """Return the SHA-256 hex digest of everything that decides how the record is scored.
+
+    Unlike `record_key`, case, white space, labels, masks, tools and template settings count.
+
+    >>> exact_key("One record.") == exact_key("one record.")
+    False
+    """
+    return _digest(canonical_record(record))
+
+
+def is_empty(record: Record) -> bool:
+    """Tell whether nothing in the record could be trained on and scored.
+
+    That is: no text but white space (for prompt/completion: in the completion), no token that the
+    attention mask keeps, or no label other than -100.
+
+    Raises:
+        ConfigurationError: if the record, or a field of it, has no accepted shape.
+
+    >>> is_empty({"input_ids": [5, 6], "labels": [-100, -100]})
+    True
+    """
+    if isinstance(record, str):
+        return not record.strip()
+    kind = record_kind(record)
+    if kind == "tokenized":
+        labels = _optional_integers(record, "labels")
+        has_target = labels is None or any(label != _IGNORED_LABEL for label in labels)
+        return not (_attended_tokens(record) and has_target)
+    field = "completion" if kind == "prompt_completion" else kind
+    return not _plain_text(record, field).strip()
+
+
+def canonical_record(record: Record) -> Record:
+    """Return the record with only the fields that matter, and token columns as plain lists.
+
+    The result holds no array or tensor and none of the row's other columns, and it pickles.
+
+    Raises:
+        ConfigurationError: if the record has no accepted shape, or its token columns differ in
+            length.
+
+    >>> canonical_record({"input_ids": (5, 6), "text": "a b", "source": "web"})
+    {'input_ids': [5, 6]}
+    """
+    if isinstance(record, str):
+        return record
+    kind = record_kind(record)
+    fields = [
+        field
+        for field in (*_REQUIRED_FIELDS[kind], *_OPTIONAL_FIELDS[kind])
+        if record.get(field) is not None or field in _REQUIRED_FIELDS[kind]
+    ]
+    if kind != "tokenized":
+        return {field: record[field] for field in fields}
+    columns = {field: _integers(record, field) for field in fields}
+    lengths = {field: len(column) for field, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigurationError(
+            f"Got token columns of different lengths, {lengths}; they need one value per token: "
+            "tokenize the row again."
+        )
+    return columns
+
+
+def fingerprint(keys: Iterable[str]) -> str:
+    """Return 16 hex digits that stand for an ordered list of keys.
+
+    >>> fingerprint(["a", "b"]) == fingerprint(["b", "a"])
+    False
+    """
+    return _digest(list(keys))[:16]
+
+
+def _digest(content: object) -> str:
+    # JSON keeps the borders between fields, and escapes the lone surrogates UTF-8 refuses.
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _normalized(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _plain_text(record: Mapping[str, object], field: str) -> str:
+    return "\n".join(content for _, content in _turns(record, field))
+
+
+def _normalized_turns(record: Mapping[str, object], field: str) -> list[list[str]]:
+    return [[_normalized(role), _normalized(content)] for role, content in _turns(record, field)]
+
+
+def _turns(record: Mapping[str, object], field: str) -> list[tuple[str, str]]:
+    """Return (role, content) pairs; a plain string is one turn without a role."""
+    value = record[field]
+    if value is None:
+        return []
+    if isinstance(value, str) and field != "messages":
+        return [("", value)]
+    if field != "text" and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        messages = list(value)
+        if all(isinstance(message, Mapping) and "role" in message for message in messages):
+            return [(str(message["role"]), _message_text(message)) for message in messages]
+    needed = {
+        "text": "a string",
+        "messages": "a list of {'role', 'content'} mappings",
+    }.get(field, "a string or a list of {'role', 'content'} mappings")
+    raise ConfigurationError(
+        f"Got a {type(value).__name__} in the field '{field}' of a record, which needs {needed}: "
+        "map the rows first, one record per row."
+    )
+
+
+def _message_text(message: Mapping[str, object]) -> str:
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else []
+    if isinstance(content, list | tuple):
+        # Content in parts: [{"type": "text", "text": ...}, {"type": "image", ...}].
+        parts = [
+            str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("text")
+        ]
+    if message.get("tool_calls"):
+        parts.append(json.dumps(message["tool_calls"], sort_keys=True, default=str))
+    return "\n".join(parts)
+
+
+def _attended_tokens(record: Mapping[str, object]) -> list[int]:
+    tokens = _integers(record, "input_ids")
+    mask = _optional_integers(record, "attention_mask")
+    if mask is None:
+        return tokens
+    if len(mask) != len(tokens):
+        raise ConfigurationError(
+            f"Got {len(tokens)} input_ids and {len(mask)} attention_mask values in a record, which "
+            "needs one per token: tokenize the row again."
+        )
+    return [token for token, is_attended in zip(tokens, mask, strict=True) if is_attended]
+
+
+def _optional_integers(record: Mapping[str, object], field: str) -> list[int] | None:
+    return None if record.get(field) is None else _integers(record, field)
+
+
+def _integers(record: Mapping[str, object], field: str) -> list[int]:
+    """Return a token column as a list, whatever array or tensor it came as."""
+    value = record[field]
+    if value is None:
+        return []
+    values = value.tolist() if hasattr(value, "tolist") else value
+    try:
+        return [operator.index(item) for item in cast(Iterable[SupportsIndex], values)]
+    except TypeError:
+        raise ConfigurationError(
+            f"Got a {type(value).__name__} in the field '{field}' that is not a flat sequence of "
+            "integers; a record is one row without a batch dimension: index or flatten it first."
+        ) from None

@@ -1,0 +1,303 @@
+import pickle
+import random
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from ezmia_callbacks.canaries import CanarySet, Record, hold_out_canaries
+from ezmia_callbacks.canaries.records import record_key
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+
+TEXTS = [f"Patient note number {i}" for i in range(60)]
+
+ROWS: dict[str, list[dict[str, object]]] = {
+    "text": [{"text": text} for text in TEXTS],
+    "tokenized": [
+        {"input_ids": [1, i, 0], "labels": [-100, i, -100], "attention_mask": [1, 1, 0]}
+        for i in range(60)
+    ],
+    "prompt_completion": [{"prompt": "Note:", "completion": text} for text in TEXTS],
+    "messages": [
+        {"messages": [{"role": "user", "content": "Note?"}, {"role": "assistant", "content": text}]}
+        for text in TEXTS
+    ],
+}
+
+
+class MapStyle(Dataset[Record]):
+    """The least that PyTorch asks of a dataset: no `__iter__`, no slices."""
+
+    def __init__(self, rows: list[Record]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.rows[index]
+
+
+def tensor_rows() -> MapStyle:
+    rows = [
+        {name: torch.tensor(column) for name, column in row.items()} for row in ROWS["tokenized"]
+    ]
+    return MapStyle(list(rows))
+
+
+CONTAINERS: dict[str, Callable[[list[dict[str, object]]], object]] = {
+    "list": list,
+    "tuple": tuple,
+    "datasets": datasets.Dataset.from_list,
+    "torch": lambda rows: MapStyle(list(rows)),
+}
+
+
+def rows_of(canaries: CanarySet, *, is_member: bool) -> list[int]:
+    pairs = zip(canaries.record_ids, canaries.is_member, strict=True)
+    return [int(name.removeprefix("row-")) for name, member in pairs if member == is_member]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("kind", ROWS)
+def test_non_members_and_only_they_leave(container: str, kind: str) -> None:
+    rows = ROWS[kind]
+    dataset = CONTAINERS[container](rows)
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=20)  # type: ignore[call-overload]  # any container
+
+    left = set(rows_of(canaries, is_member=False))
+    assert [kept[i] for i in range(len(kept))] == [r for i, r in enumerate(rows) if i not in left]
+    assert (canaries.n_members, canaries.n_non_members, len(kept)) == (10, 20, 40)
+    assert type(kept) is (Subset if container == "torch" else type(dataset))
+    names = [int(name.removeprefix("row-")) for name in canaries.record_ids]
+    assert canaries.records == tuple(rows[i] for i in names)
+    assert names == sorted(names)
+
+
+def test_strings_stay_strings() -> None:
+    kept, canaries = hold_out_canaries(TEXTS, n_members=10, n_non_members=10)
+
+    assert set(canaries.records) | set(kept) == set(TEXTS)
+    assert len(kept) == 50
+
+
+def test_tensors_become_lists_in_canaries_and_stay_in_training() -> None:
+    kept, canaries = hold_out_canaries(tensor_rows(), n_members=10, n_non_members=10)
+
+    first = int(canaries.record_ids[0].removeprefix("row-"))
+    assert canaries.records[0] == ROWS["tokenized"][first]
+    assert isinstance(kept[0]["input_ids"], torch.Tensor)  # type: ignore[index]  # rows are mappings
+
+
+def test_other_columns_stay_in_training_and_out_of_canaries() -> None:
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "age": list(range(60))})
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+    assert kept.column_names == ["text", "age"]
+    assert {tuple(record) for record in canaries.records} == {("text",)}
+
+
+def test_output_format_of_a_dataset_survives() -> None:
+    dataset = datasets.Dataset.from_list(ROWS["tokenized"]).with_format("torch")
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+    assert isinstance(kept[0]["input_ids"], torch.Tensor)
+    assert isinstance(canaries.records[0]["input_ids"], list)
+
+
+def test_rows_that_are_tokenized_when_read_give_tokenized_canaries() -> None:
+    dataset = datasets.Dataset.from_dict({"body": TEXTS})
+    dataset.set_transform(lambda rows: {"input_ids": [[ord(c) for c in b] for b in rows["body"]]})
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+    first = int(canaries.record_ids[0].removeprefix("row-"))
+    assert canaries.records[0] == {"input_ids": [ord(c) for c in TEXTS[first]]}
+    assert list(kept[0]) == ["input_ids"]
+
+
+def test_data_loader_iterates_the_remaining_rows() -> None:
+    kept, _ = hold_out_canaries(tensor_rows(), n_members=10, n_non_members=20)
+
+    batches = list(DataLoader(kept, batch_size=8))  # type: ignore[arg-type]  # a Subset
+
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(8, 3)] * 5
+
+
+def test_same_seed_gives_the_same_split_for_every_container() -> None:
+    splits = [
+        hold_out_canaries(make(ROWS["text"]), n_members=10, n_non_members=20, seed=7)[1]  # type: ignore[call-overload]  # any container
+        for make in CONTAINERS.values()
+    ]
+
+    assert len({canaries.fingerprint for canaries in splits}) == 1
+    assert len({canaries.provenance for canaries in splits}) == 1
+
+
+def test_another_seed_gives_another_split() -> None:
+    fingerprints = {
+        hold_out_canaries(TEXTS, n_members=10, n_non_members=20, seed=seed)[1].fingerprint
+        for seed in range(5)
+    }
+
+    assert len(fingerprints) == 5
+
+
+def test_every_row_is_drawn_and_made_a_member_equally_often() -> None:
+    n_draws = 400
+    n_drawn, n_member = np.zeros(30), np.zeros(30)
+
+    for seed in range(n_draws):
+        _, canaries = hold_out_canaries(TEXTS[:30], n_members=10, n_non_members=10, seed=seed)
+        n_drawn[rows_of(canaries, is_member=True) + rows_of(canaries, is_member=False)] += 1
+        n_member[rows_of(canaries, is_member=True)] += 1
+
+    # Binomial: five standard deviations around 2/3 and 1/3, both sd = sqrt(2/9 / n_draws).
+    tolerance = 5 * np.sqrt(2 / 9 / n_draws)
+    assert np.abs(n_drawn / n_draws - 2 / 3).max() < tolerance
+    assert np.abs(n_member / n_draws - 1 / 3).max() < tolerance
+
+
+def test_provenance_tells_how_the_split_was_drawn() -> None:
+    _, canaries = hold_out_canaries([*TEXTS, TEXTS[0]], n_members=10, n_non_members=20, seed=3)
+
+    source = canaries.provenance
+    assert (source.method, source.is_randomized, source.seed) == ("hold_out", True, 3)
+    assert (source.n_pool, source.n_duplicates_removed) == (59, 2)
+    assert "drawn at random (seed 3) from 59 records after 2 repeated" in canaries.describe()
+
+
+def test_repeated_and_empty_records_never_become_canaries_and_stay() -> None:
+    repeated = ["Twice told", "twice  TOLD ", "Thrice", "thrice", "\uff34hrice"]
+    dataset = [*repeated, *TEXTS[:20], "", "  "]
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+    assert set(canaries.records) == set(TEXTS[:20])
+    assert kept[:5] == repeated
+    assert kept[-2:] == ["", "  "]
+    assert canaries.provenance.n_duplicates_removed == 5
+
+
+def test_too_small_a_pool_is_refused_with_numbers() -> None:
+    dataset = [*TEXTS[:19], "Twice", "twice", ""]
+
+    with pytest.raises(
+        TooFewCanariesError,
+        match=r"20 in all, but only 19 of 22 rows .* \(2 repeat another row, 1 are empty\)",
+    ):
+        hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+
+@pytest.mark.parametrize(("n_members", "n_non_members"), [(9, 20), (20, 9), (0, 0), (-1, 20)])
+def test_fewer_than_ten_of_a_kind_are_refused(n_members: int, n_non_members: int) -> None:
+    message = f"{n_members} members and {n_non_members} non-members; at least 10 of each"
+
+    with pytest.raises(TooFewCanariesError, match=message):
+        hold_out_canaries(TEXTS, n_members=n_members, n_non_members=n_non_members)
+
+
+@pytest.mark.parametrize("seed", [-1, None, 0.5])
+def test_a_seed_that_cannot_be_drawn_again_is_refused(seed: object) -> None:
+    with pytest.raises(ConfigurationError, match="a non-negative integer is needed"):
+        hold_out_canaries(TEXTS, n_members=10, n_non_members=10, seed=seed)  # type: ignore[call-overload]  # wrong use
+
+
+class Streamed(IterableDataset[str]):
+    def __iter__(self):  # type: ignore[no-untyped-def]  # never called
+        return iter(TEXTS)
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Streamed(),
+        datasets.Dataset.from_list(ROWS["text"]).to_iterable_dataset(),
+        (text for text in TEXTS),
+    ],
+    ids=["torch", "datasets", "generator"],
+)
+def test_streams_are_refused_with_the_way_out(stream: object) -> None:
+    with pytest.raises(ConfigurationError, match="materialize the part"):
+        hold_out_canaries(stream, n_members=10, n_non_members=10)  # type: ignore[call-overload]  # wrong use
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS["text"])),
+            r"DatasetDict with the keys \['train'\].*dataset\['train'\]",
+        ),
+        ("one long text", "Got one str; a collection of records is needed"),
+        (datasets.Dataset.from_dict({"body": TEXTS, "id": TEXTS}), r"keys \['body', 'id'\]"),
+        ([(1, 2)] * 60, "Got a tuple as a record"),
+    ],
+    ids=["splits", "string", "unknown columns", "tuples"],
+)
+def test_what_is_no_training_set_is_refused(dataset: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        hold_out_canaries(dataset, n_members=10, n_non_members=10)  # type: ignore[call-overload]  # wrong use
+
+
+def test_global_random_states_are_untouched() -> None:
+    dataset = tensor_rows()
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what is tested
+
+    hold_out_canaries(dataset, n_members=10, n_non_members=10)
+
+    assert random.getstate() == python_state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    actual = np.random.get_state()  # noqa: NPY002 - as above
+    assert all(np.array_equal(a, b) for a, b in zip(actual, numpy_state, strict=True))
+
+
+def test_the_given_list_is_not_changed() -> None:
+    texts = list(TEXTS)
+
+    hold_out_canaries(texts, n_members=10, n_non_members=10)
+
+    assert texts == TEXTS
+
+
+def test_canaries_pickle() -> None:
+    _, canaries = hold_out_canaries(tensor_rows(), n_members=10, n_non_members=10)
+
+    actual = pickle.loads(pickle.dumps(canaries))
+
+    assert actual.records == canaries.records
+    assert actual.fingerprint == canaries.fingerprint
+    assert not actual.is_member.flags.writeable
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    extra=st.lists(st.text(alphabet="aA\u00df \uff21", max_size=3), max_size=30),
+    seed=st.integers(0, 2**64),
+    order=st.randoms(use_true_random=False),
+)
+def test_members_stay_and_no_copy_of_a_non_member_does(
+    extra: list[str], seed: int, order: random.Random
+) -> None:
+    dataset = [*TEXTS[:22], *extra]
+    order.shuffle(dataset)
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=11, seed=seed)
+
+    kept_keys = {record_key(record) for record in kept}
+    keys = np.array([record_key(record) for record in canaries.records])
+    assert set(keys[canaries.is_member]) <= kept_keys
+    assert set(keys[~canaries.is_member]).isdisjoint(kept_keys)
+    assert len(kept) == len(dataset) - 11

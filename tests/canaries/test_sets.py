@@ -1,0 +1,182 @@
+import copy
+import dataclasses
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+
+from ezmia_callbacks.canaries import CanarySet, Provenance
+from ezmia_callbacks.errors import (
+    ConfigurationError,
+    EmptyRecordError,
+    OverlappingCanariesError,
+    TooFewCanariesError,
+)
+
+MEMBERS = [f"member text {i}" for i in range(12)]
+NON_MEMBERS = [f"other text {i}" for i in range(15)]
+USER_LISTS = Provenance("user_lists", False, None, None, 0, None)
+
+
+def test_lists_become_members_then_non_members() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+
+    assert canaries.records == (*MEMBERS, *NON_MEMBERS)
+    assert canaries.is_member.tolist() == [True] * 12 + [False] * 15
+    assert (canaries.n_members, canaries.n_non_members, len(canaries)) == (12, 15, 27)
+    assert canaries.record_ids[:2] == ("member-0", "member-1")
+    assert canaries.record_ids[-1] == "non-member-14"
+    assert canaries.provenance == USER_LISTS
+
+
+def test_datasets_are_accepted_as_sides() -> None:
+    members = datasets.Dataset.from_dict({"text": MEMBERS, "id": list(range(12))})
+
+    canaries = CanarySet.from_lists(members, (text for text in NON_MEMBERS))
+
+    assert canaries.records[0] == {"text": "member text 0"}
+    assert canaries.n_non_members == 15
+
+
+def test_trainer_datasets_are_recorded_as_not_randomized() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS, method="trainer_datasets")
+
+    assert canaries.provenance == dataclasses.replace(USER_LISTS, method="trainer_datasets")
+
+
+def test_repeated_records_of_a_side_are_dropped_and_counted() -> None:
+    members = ["MEMBER  text 0", *MEMBERS]
+
+    canaries = CanarySet.from_lists(members, [*NON_MEMBERS, NON_MEMBERS[3]])
+
+    assert (canaries.n_members, canaries.n_non_members) == (12, 15)
+    assert canaries.records[0] == "MEMBER  text 0"
+    assert canaries.record_ids[:2] == ("member-0", "member-2")
+    assert canaries.provenance.n_duplicates_removed == 2
+
+
+def test_ten_copies_of_one_record_are_too_few() -> None:
+    with pytest.raises(
+        TooFewCanariesError,
+        match=r"1 members and 15 non-members \(9 repeated records not counted\); at least 10",
+    ):
+        CanarySet.from_lists(["same"] * 10, NON_MEMBERS)
+
+
+def test_own_record_ids_follow_their_records() -> None:
+    ids = [f"id-{i}" for i in range(28)]
+
+    canaries = CanarySet.from_lists([MEMBERS[0], *MEMBERS], NON_MEMBERS, record_ids=ids)
+
+    assert canaries.record_ids == ("id-0", *ids[2:])
+
+
+@pytest.mark.parametrize(
+    ("record_ids", "message"),
+    [
+        (["a"], "1 record_ids for 12 members and 15 non-members"),
+        (["a"] * 27, "26 repeated record_ids among 27"),
+    ],
+)
+def test_record_ids_must_be_one_and_unique_per_record(record_ids: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CanarySet.from_lists(MEMBERS, NON_MEMBERS, record_ids=record_ids)
+
+
+def test_overlap_is_refused_with_ids_and_without_text() -> None:
+    non_members = [*NON_MEMBERS, *(text.upper() for text in MEMBERS[:4])]
+
+    with pytest.raises(OverlappingCanariesError, match="Got 4 records") as error:
+        CanarySet.from_lists(MEMBERS, non_members)
+
+    assert "'member-2' = 'non-member-17')" in str(error.value)
+    assert "member-3" not in str(error.value)
+    assert "text" not in str(error.value).casefold()
+
+
+def test_empty_records_are_refused_with_index_and_id() -> None:
+    with pytest.raises(
+        EmptyRecordError, match=r"Got 2 canary records .* at index 12 \('non-member-0'\)"
+    ):
+        CanarySet.from_lists(MEMBERS, [" ", *NON_MEMBERS, ""])
+
+
+@pytest.mark.parametrize(("n_members", "n_non_members"), [(9, 15), (12, 9), (0, 0)])
+def test_too_few_records_are_refused_with_numbers(n_members: int, n_non_members: int) -> None:
+    message = f"Got {n_members} members and {n_non_members} non-members .*at least 10"
+
+    with pytest.raises(TooFewCanariesError, match=message):
+        CanarySet.from_lists(MEMBERS[:n_members], NON_MEMBERS[:n_non_members])
+
+
+@pytest.mark.parametrize("side", ["one text", {"text": "one row"}])
+def test_a_single_record_is_not_a_side(side: object) -> None:
+    with pytest.raises(ConfigurationError, match="as `members`, which needs a collection"):
+        CanarySet.from_lists(side, NON_MEMBERS)  # type: ignore[arg-type]  # the wrong use under test
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_member": np.ones(27)}, r"dtype float64 and shape \(27,\) for 27 records"),
+        ({"is_member": np.ones(5, dtype=bool)}, r"shape \(5,\) for 27 records"),
+        ({"record_ids": ("a",)}, "1 record_ids for 27 records"),
+    ],
+)
+def test_columns_must_fit_the_records(changes: dict[str, object], message: str) -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+
+    with pytest.raises(ConfigurationError, match=message):
+        dataclasses.replace(canaries, **changes)  # type: ignore[arg-type]  # wrong use
+
+
+def test_membership_is_a_read_only_copy() -> None:
+    is_member = np.arange(27) < 12
+    ids = tuple(f"id-{i}" for i in range(27))
+
+    canaries = CanarySet((*MEMBERS, *NON_MEMBERS), is_member, ids, USER_LISTS)
+    is_member[:] = False
+
+    assert canaries.n_members == 12
+    with pytest.raises(ValueError, match="read-only"):
+        canaries.is_member[0] = False
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles_are_equal_and_read_only(copied: object) -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+
+    actual = copied(canaries)  # type: ignore[operator]  # a function, given as a parameter
+
+    assert actual.fingerprint == canaries.fingerprint
+    assert actual.record_ids == canaries.record_ids
+    assert actual.provenance == canaries.provenance
+    assert not actual.is_member.flags.writeable
+
+
+def test_fingerprint_sees_membership_order_and_case() -> None:
+    variants = [
+        CanarySet.from_lists(MEMBERS, NON_MEMBERS),
+        CanarySet.from_lists(NON_MEMBERS, MEMBERS),
+        CanarySet.from_lists(MEMBERS[::-1], NON_MEMBERS),
+        CanarySet.from_lists([text.upper() for text in MEMBERS], NON_MEMBERS),
+        CanarySet.from_lists(MEMBERS, NON_MEMBERS, method="trainer_datasets"),
+    ]
+
+    fingerprints = [canaries.fingerprint for canaries in variants]
+
+    assert len(set(fingerprints)) == 4
+    assert fingerprints[0] == fingerprints[-1]
+
+
+def test_description_of_lists_says_that_no_epsilon_follows() -> None:
+    description = CanarySet.from_lists(MEMBERS, NON_MEMBERS).describe()
+
+    assert description.startswith("12 members and 15 non-members, taken from two lists")
+    assert "may include distribution shift and no epsilon can be derived." in description
+
+
+def test_only_the_librarys_own_draw_counts_as_randomized() -> None:
+    with pytest.raises(ConfigurationError, match="is_randomized=True with method 'user_lists'"):
+        dataclasses.replace(USER_LISTS, is_randomized=True)
