@@ -1,0 +1,225 @@
+"""Canaries as token rows with a label mask, the form in which they are scored.
+
+Score what was trained: a row that was tokenized for training (labels, masks and all) is taken as it is. Raw
+text is tokenized in the plainest way, which is right for plain language modeling; a script that does
+anything else to its records should draw its canaries after tokenization.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ezmia_callbacks.canaries.records import Record, record_kind, record_text
+from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float64, Int64
+
+__all__ = ["IGNORED_LABEL", "EncodedCanaries", "TokenRow", "Tokenizer", "encode_canaries"]
+
+IGNORED_LABEL = -100
+MINIMUM_SCORED_TOKENS = 2
+
+
+class Tokenizer(Protocol):
+    """What is borrowed of a Hugging Face tokenizer; nothing of it is ever changed."""
+
+    def __call__(self, text: str, **kwargs: Any) -> Mapping[str, Any]:
+        """Token ids of a text, under `input_ids`."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Token ids of a conversation."""
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """Text of token ids."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRow:
+    """One record as the model sees it.
+
+    Attributes:
+        input_ids: int64, (length,).
+        labels: int64, (length,): the input ids where they carry loss, -100 elsewhere.
+    """
+
+    input_ids: Int64[np.ndarray, " length"]
+    labels: Int64[np.ndarray, " length"]
+
+    @property
+    def is_scored(self) -> Bool[np.ndarray, " length_minus_1"]:
+        """Which of the predicted positions 1, 2, ... carry loss; the first token is never predicted."""
+        is_scored: Bool[np.ndarray, " length_minus_1"] = self.labels[1:] != IGNORED_LABEL
+        return is_scored
+
+    @property
+    def n_scored(self) -> int:
+        """Number of scored tokens."""
+        return int(self.is_scored.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCanaries:
+    """A canary set as token rows.
+
+    Attributes:
+        rows: The records that have at least two scored tokens.
+        is_member: bool, (n_records,).
+        record_ids: Their ids, in the same order.
+        n_dropped: Records left out because fewer than two of their tokens carry loss.
+        n_compressed_bytes: float64, (n_records,): zlib size of each text; None where text is unknown.
+    """
+
+    rows: tuple[TokenRow, ...]
+    is_member: Bool[np.ndarray, " n_records"]
+    record_ids: tuple[str, ...]
+    n_dropped: int
+    n_compressed_bytes: Float64[np.ndarray, " n_records"] | None
+
+    @property
+    def n_members(self) -> int:
+        """Number of member rows."""
+        return int(self.is_member.sum())
+
+    @property
+    def n_non_members(self) -> int:
+        """Number of non-member rows."""
+        return int((~self.is_member).sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any token, label or membership."""
+        digest = hashlib.sha256(self.is_member.tobytes())
+        for row in self.rows:
+            digest.update(len(row.input_ids).to_bytes(8, "little"))
+            digest.update(row.input_ids.tobytes())
+            digest.update(row.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def encode_canaries(
+    canaries: CanarySet, tokenizer: Tokenizer | None = None, *, max_length: int | None = None
+) -> EncodedCanaries:
+    """The canaries as token rows, without those that have fewer than two scored tokens.
+
+    Args:
+        canaries: The canary set.
+        tokenizer: Needed for raw text, prompt/completion and messages; used as it is, never changed.
+        max_length: Truncation of raw records, in tokens; give what training uses. Tokenized rows are
+            never cut.
+
+    Raises:
+        ConfigurationError: if a tokenizer is needed and missing, or a row's labels are not its tokens.
+        TooFewCanariesError: if too few records of a class have two scored tokens.
+    """
+    rows = [
+        _encode(record, tokenizer, max_length=max_length, record_id=record_id)
+        for record, record_id in zip(canaries.records, canaries.record_ids, strict=True)
+    ]
+    is_kept = np.array([row.n_scored >= MINIMUM_SCORED_TOKENS for row in rows], dtype=np.bool_)
+    is_member = canaries.is_member[is_kept]
+    for name, n_kept in (("members", int(is_member.sum())), ("non-members", int((~is_member).sum()))):
+        if n_kept < MINIMUM_PER_CLASS:
+            raise TooFewCanariesError(
+                f"Only {n_kept} {name} have at least {MINIMUM_SCORED_TOKENS} tokens that carry loss, "
+                f"{MINIMUM_PER_CLASS} are needed: check the label mask and the truncation, or add records."
+            )
+    kept = np.flatnonzero(is_kept)
+    return EncodedCanaries(
+        rows=tuple(rows[i] for i in kept),
+        is_member=is_member,
+        record_ids=tuple(canaries.record_ids[i] for i in kept),
+        n_dropped=int((~is_kept).sum()),
+        n_compressed_bytes=_compressed_sizes(
+            [canaries.records[i] for i in kept], [rows[i] for i in kept], tokenizer
+        ),
+    )
+
+
+def _encode(
+    record: Record, tokenizer: Tokenizer | None, *, max_length: int | None, record_id: str
+) -> TokenRow:
+    kind = record_kind(record)
+    if kind == "tokenized":
+        return _tokenized_row(record, record_id=record_id)  # type: ignore[arg-type]  # a mapping by kind
+    if tokenizer is None:
+        raise ConfigurationError(
+            f"Canaries of kind {kind!r} need a tokenizer: pass `tokenizer=`, or tokenized rows "
+            "with `input_ids`."
+        )
+    if kind == "text":
+        ids = _ids(tokenizer(str(record_text(record))), max_length=max_length)
+        return TokenRow(ids, ids)
+    fields: Mapping[str, Any] = record  # type: ignore[assignment]  # a mapping by kind
+    if kind == "messages":
+        ids = _template_ids(tokenizer, fields["messages"], max_length=max_length)
+        return TokenRow(ids, ids)
+    prompt, completion = fields["prompt"], fields["completion"]
+    if isinstance(prompt, str):
+        prompt_ids = _ids(tokenizer(prompt), max_length=max_length)
+        ids = _ids(tokenizer(prompt + completion), max_length=max_length)
+    else:
+        prompt_ids = _template_ids(tokenizer, prompt, max_length=max_length, add_generation_prompt=True)
+        ids = _template_ids(tokenizer, [*prompt, *completion], max_length=max_length)
+    labels = ids.copy()
+    labels[: len(prompt_ids)] = IGNORED_LABEL
+    return TokenRow(ids, labels)
+
+
+def _ids(encoded: Mapping[str, Any], *, max_length: int | None) -> Int64[np.ndarray, " length"]:
+    return np.asarray(encoded["input_ids"], dtype=np.int64)[:max_length]
+
+
+def _template_ids(
+    tokenizer: Tokenizer, messages: Any, *, max_length: int | None, **options: bool
+) -> Int64[np.ndarray, " length"]:
+    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+    return _ids(encoded, max_length=max_length)
+
+
+def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
+    ids = np.asarray(record["input_ids"], dtype=np.int64)
+    if ids.ndim != 1:
+        raise ConfigurationError(
+            f"Record {record_id}: `input_ids` must be one-dimensional, got shape {ids.shape}."
+        )
+    labels = ids if record.get("labels") is None else np.asarray(record["labels"], dtype=np.int64)
+    for name in ("completion_mask", "assistant_masks"):
+        if record.get(name) is not None:
+            labels = np.where(np.asarray(record[name], dtype=np.bool_), labels, IGNORED_LABEL)
+    if labels.shape != ids.shape:
+        raise ConfigurationError(
+            f"Record {record_id}: {len(ids)} input ids and {labels.shape} labels: they must match."
+        )
+    if record.get("attention_mask") is not None:
+        attended = np.asarray(record["attention_mask"], dtype=np.bool_)
+        ids, labels = ids[attended], labels[attended]
+    if np.any((labels != IGNORED_LABEL) & (labels != ids)):
+        raise ConfigurationError(
+            f"Record {record_id}: labels differ from the input ids where they are not "
+            f"{IGNORED_LABEL}. A causal language model is trained on its own input; labels must not be "
+            "shifted, and masked language models cannot be audited."
+        )
+    return TokenRow(ids, labels)
+
+
+def _compressed_sizes(
+    records: Sequence[Record], rows: Sequence[TokenRow], tokenizer: Tokenizer | None
+) -> Float64[np.ndarray, " n_records"] | None:
+    sizes = []
+    for record, row in zip(records, rows, strict=True):
+        text = record_text(record)
+        if text is None:
+            if tokenizer is None:
+                return None
+            text = tokenizer.decode(row.input_ids.tolist())
+        sizes.append(float(len(zlib.compress(text.encode("utf-8")))))
+    return np.array(sizes)

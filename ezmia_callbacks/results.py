@@ -1,0 +1,192 @@
+"""The result of one audit, as frozen data that goes to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ezmia_callbacks.functional.budget import Decision
+from ezmia_callbacks.functional.intervals import Interval
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+__all__ = ["AuditResult", "EdgeCounts", "Measurement"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure, with what is known about its error; or the reason why there is none.
+
+    Attributes:
+        value: Point estimate; None if the canary set cannot resolve it.
+        interval: Interval for this audit alone.
+        band: Interval that holds for all audits of the run together; decisions read this one.
+        note: Why `value`, `interval` or `band` is missing, and what would be needed.
+    """
+
+    value: float | None
+    interval: Interval | None = None
+    band: Interval | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class EdgeCounts:
+    """Records on which the EZ ratio stands on its edge rules.
+
+    Attributes:
+        n_no_errors: Records that the target model predicts without any error.
+        n_no_negative: Records whose error tokens all moved up.
+        n_low_evidence: Records with a single error token.
+    """
+
+    n_no_errors: int
+    n_no_negative: int
+    n_low_evidence: int
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """One audit: how well the attack told members from non-members at one point of the training.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: Epochs done, as a fraction; None if unknown.
+        status: `"ok"`, or `"failed"`: then there are no figures and `error` says why.
+        is_baseline: True for the audit before the first step.
+        score: Name of the score that decides.
+        n_members: Member records scored.
+        n_non_members: Non-member records scored.
+        decision: The verdict under the budget.
+        n_tokens: Scored tokens of all records.
+        metrics: Figures of the deciding score: `"auc"`, `"advantage"`, `"tpr_at_fpr_<fpr>"`.
+        auc_by_score: AUC of every other score, for comparison; these decide nothing.
+        member_loss: Mean loss over the members' tokens, nats per token.
+        non_member_loss: Mean loss over the non-members' tokens: a held-out loss.
+        member_edges: Edge records among the members.
+        non_member_edges: Edge records among the non-members.
+        error: What went wrong, if `status` is `"failed"`.
+        seconds: Wall-clock time of the audit.
+        scores: float64, (n_records,): the deciding score of each record; kept in memory only.
+    """
+
+    step: int
+    epoch: float | None
+    status: Literal["ok", "failed"]
+    is_baseline: bool
+    score: str
+    n_members: int
+    n_non_members: int
+    decision: Decision
+    n_tokens: int = 0
+    metrics: Mapping[str, Measurement] = field(default_factory=dict)
+    auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
+    member_loss: float | None = None
+    non_member_loss: float | None = None
+    member_edges: EdgeCounts | None = None
+    non_member_edges: EdgeCounts | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain dicts, strings, numbers and None, without the records' scores."""
+        return {
+            key: _plain(asdict(value) if hasattr(value, "__dataclass_fields__") else value)
+            for key, value in vars(self).items()
+            if key != "scores"
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> AuditResult:
+        """The result that `to_dict` was called on."""
+        fields = dict(row)
+        for name in ("metrics", "auc_by_score"):
+            fields[name] = {key: _measurement(value) for key, value in fields[name].items()}
+        for name in ("member_edges", "non_member_edges"):
+            fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
+        fields["decision"] = Decision(**fields["decision"])
+        return cls(**fields)
+
+    def to_metrics(self) -> dict[str, float]:
+        """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
+
+        Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<score>` of the other scores,
+        `member_loss`, `non_member_loss`; with a budget `budget` and `over_budget` (0 or 1); `failed` is 1
+        for a failed audit, which has nothing else.
+        """
+        if self.status == "failed":
+            return {"failed": 1.0}
+        flat: dict[str, float] = {}
+        for name, measurement in self.metrics.items():
+            if measurement.value is not None:
+                flat[name] = measurement.value
+            band = measurement.band or measurement.interval
+            if band is not None:
+                flat[f"{name}_lower"] = band.lower
+                flat[f"{name}_upper"] = band.upper
+        for name, measurement in self.auc_by_score.items():
+            if measurement.value is not None:
+                flat[f"auc_{name}"] = measurement.value
+        if self.member_loss is not None and self.non_member_loss is not None:
+            flat["member_loss"] = self.member_loss
+            flat["non_member_loss"] = self.non_member_loss
+        if self.decision.limit is not None:
+            flat["budget"] = self.decision.limit
+            flat["over_budget"] = 0.0 if self.decision.is_within_budget else 1.0
+        return {name: float(value) for name, value in flat.items()}
+
+    def describe(self) -> str:
+        """The result as one line for the console.
+
+        Figures carry the band that the decision reads; TPR at FPR the interval of this audit alone where
+        the set cannot carry a band.
+        """
+        when = "baseline" if self.is_baseline else f"step {self.step}"
+        if self.epoch is not None and not self.is_baseline:
+            when = f"epoch {self.epoch:.3g} ({when})"
+        if self.status == "failed":
+            return f"privacy audit {when}: FAILED, leakage unknown: {self.error}"
+        parts = []
+        for name, measurement in self.metrics.items():
+            if name != "advantage":
+                parts.append(_describe(name, measurement))
+        if self.non_member_loss is not None:
+            parts.append(f"loss members {self.member_loss:.3f} / held out {self.non_member_loss:.3f}")
+        line = f"privacy audit {when}: " + ", ".join(parts)
+        if self.decision.limit is not None:
+            line += f" | {self.decision.message}" + (" -> STOP" if self.decision.stop else "")
+        return line
+
+
+def _describe(name: str, measurement: Measurement) -> str:
+    label = "AUC" if name == "auc" else name
+    if name.startswith("tpr_at_fpr_"):
+        label = f"TPR@{100 * float(name.removeprefix('tpr_at_fpr_')):g}%FPR"
+    if measurement.value is None:
+        return f"{label} not resolved ({measurement.note})"
+    text = f"{label} {measurement.value:.3f}"
+    band = measurement.band or measurement.interval
+    return f"{text} ({measurement.note})" if band is None else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
+
+
+def _measurement(row: Mapping[str, Any]) -> Measurement:
+    fields = dict(row)
+    for name in ("interval", "band"):
+        fields[name] = Interval(**fields[name]) if fields[name] else None
+    return Measurement(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Nested dataclasses inside mappings turned into dicts, NumPy numbers into Python ones."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

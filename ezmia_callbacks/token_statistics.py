@@ -1,0 +1,195 @@
+"""Token statistics: all that is kept of a forward pass, and every score computed from it.
+
+No text, no token ids and no logits are kept: 13 bytes for each scored token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
+from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.functional import scores
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Float64, Int64
+
+__all__ = ["SCORES", "TokenStatistics", "load_statistics", "save_statistics", "score_records"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStatistics:
+    """What a model says about the scored tokens of a set of records.
+
+    Only scored positions are held (label != -100), all records one after the other: the tokens of record
+    `i` are `offsets[i]:offsets[i + 1]`.
+
+    Attributes:
+        log_probs: float32, (n_tokens,): natural logarithm of the true token's probability, <= 0.
+        is_correct: bool, (n_tokens,): no other token was more probable than the true one.
+        means: float32, (n_tokens,): mean log-probability under the model's own distribution, <= 0.
+        standard_deviations: float32, (n_tokens,): its standard deviation, >= 0.
+        offsets: int64, (n_records + 1,), from 0 to n_tokens.
+    """
+
+    log_probs: Float32[np.ndarray, " n_tokens"]
+    is_correct: Bool[np.ndarray, " n_tokens"]
+    means: Float32[np.ndarray, " n_tokens"]
+    standard_deviations: Float32[np.ndarray, " n_tokens"]
+    offsets: Int64[np.ndarray, " n_records_plus_1"]
+
+    def __post_init__(self) -> None:
+        """Check that the arrays belong together."""
+        n_tokens = int(self.offsets[-1])
+        for name in ("log_probs", "is_correct", "means", "standard_deviations"):
+            if getattr(self, name).shape != (n_tokens,):
+                raise ConfigurationError(
+                    f"`{name}` has shape {getattr(self, name).shape}, `offsets` ends at {n_tokens}."
+                )
+
+    @property
+    def n_records(self) -> int:
+        """Number of records."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of scored tokens."""
+        return int(self.offsets[-1])
+
+
+Scorer = Callable[
+    [TokenStatistics, TokenStatistics, "Float64[np.ndarray, ' n_records'] | None"],
+    "Float64[np.ndarray, ' n_records']",
+]
+
+SCORES: Mapping[str, Scorer] = {
+    "ez": lambda target, reference, _: scores.ez_score(
+        target.log_probs,
+        reference.log_probs,
+        target.is_correct,
+        reference.is_correct,
+        offsets=target.offsets,
+    ),
+    "loss_difference": lambda target, reference, _: scores.loss_difference_score(
+        target.log_probs, reference.log_probs, offsets=target.offsets
+    ),
+    "wbc": lambda target, reference, _: scores.wbc_score(
+        target.log_probs, reference.log_probs, offsets=target.offsets
+    ),
+    "calibrated_min_k_plus_plus": lambda target, reference, _: scores.calibrated_min_k_plus_plus_score(
+        _moments(target), _moments(reference), offsets=target.offsets
+    ),
+    "ratio": lambda target, reference, _: scores.ratio_score(
+        target.log_probs, reference.log_probs, offsets=target.offsets
+    ),
+    "loss": lambda target, _reference, _: scores.loss_score(target.log_probs, offsets=target.offsets),
+    "min_k": lambda target, _reference, _: scores.min_k_score(target.log_probs, offsets=target.offsets),
+    "min_k_plus_plus": lambda target, _reference, _: scores.min_k_plus_plus_score(
+        target.log_probs, target.means, target.standard_deviations, offsets=target.offsets
+    ),
+    "zlib": lambda target, _reference, n_bytes: scores.zlib_score(
+        target.log_probs, n_compressed_bytes=_required(n_bytes), offsets=target.offsets
+    ),
+}
+"""Every score by its name: (target statistics, reference statistics, compressed bytes) -> scores."""
+
+
+def _moments(statistics: TokenStatistics) -> scores.TokenMoments:
+    return scores.TokenMoments(statistics.log_probs, statistics.means, statistics.standard_deviations)
+
+
+def _required(n_bytes: Float64[np.ndarray, " n_records"] | None) -> Float64[np.ndarray, " n_records"]:
+    if n_bytes is None:
+        raise ConfigurationError("The zlib score needs the text of every record: these have none.")
+    return n_bytes
+
+
+def score_records(
+    name: str,
+    target: TokenStatistics,
+    reference: TokenStatistics,
+    *,
+    n_compressed_bytes: Float64[np.ndarray, " n_records"] | None = None,
+) -> Float64[np.ndarray, " n_records"]:
+    """Membership score of every record; higher means more likely a member.
+
+    Args:
+        name: A key of `SCORES`.
+        target: Statistics of the model under audit.
+        reference: Statistics of the model before fine-tuning, for the same tokens.
+        n_compressed_bytes: zlib-compressed size of each record's text; needed by `"zlib"` alone.
+
+    Raises:
+        ConfigurationError: if the score is unknown or the two statistics do not cover the same tokens.
+    """
+    if name not in SCORES:
+        raise ConfigurationError(f"Unknown score {name!r}: use one of {', '.join(SCORES)}.")
+    if not np.array_equal(target.offsets, reference.offsets):
+        raise ConfigurationError(
+            f"Target and reference cover different tokens: {target.n_records} records with "
+            f"{target.n_tokens} tokens against {reference.n_records} with {reference.n_tokens}."
+        )
+    return SCORES[name](target, reference, n_compressed_bytes)
+
+
+def save_statistics(path: Path, statistics: TokenStatistics, *, fingerprint: str) -> None:
+    """Write statistics to a safetensors file, whole or not at all.
+
+    Args:
+        path: File to write; its folder is created.
+        statistics: What to write.
+        fingerprint: Identifies the scored tokens; `load_statistics` asks for it again.
+    """
+    arrays = {
+        "log_probs": statistics.log_probs,
+        "is_correct": statistics.is_correct,
+        "means": statistics.means,
+        "standard_deviations": statistics.standard_deviations,
+        "offsets": statistics.offsets,
+    }
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays.values())).hexdigest()
+    metadata = {"ezmia": json.dumps({"version": 1, "fingerprint": fingerprint, "sha256": digest})}
+    write_atomically(path, save(arrays, metadata=metadata))
+
+
+def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
+    """Statistics read back from a file that `save_statistics` wrote.
+
+    Raises:
+        ReferenceMismatchError: if the file is missing, damaged, or was made for other canaries.
+    """
+    advice = (
+        "Resume in the folder of the original run with the same canaries, or start again from the "
+        "original weights: the trained weights cannot stand in for the reference."
+    )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {})["ezmia"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise ReferenceMismatchError(
+            f"The reference statistics at {path} cannot be read ({error}). {advice}"
+        ) from error
+    if metadata["fingerprint"] != fingerprint:
+        raise ReferenceMismatchError(
+            f"The reference statistics at {path} belong to other canaries (fingerprint "
+            f"{metadata['fingerprint']}, these have {fingerprint}). {advice}"
+        )
+    statistics = TokenStatistics(**arrays)
+    ordered = ("log_probs", "is_correct", "means", "standard_deviations", "offsets")
+    digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in ordered)).hexdigest()
+    if digest != metadata["sha256"]:
+        raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
+    return statistics
