@@ -98,9 +98,7 @@ def test_any_number_of_audits_spends_at_most_what_is_documented(n, planned):
 
 
 def test_the_schedule_without_a_known_number_has_its_published_values():
-    shares = [
-        failure_probability_of_look(t, n_planned=None, failure_probability=0.05) for t in (1, 2, 3, 10)
-    ]
+    shares = [failure_probability_of_look(t, n_planned=None, failure_probability=0.05) for t in (1, 2, 3, 10)]
 
     # methods: .05 -> .0304, .0076, .0034, ..., .0003 at t = 10
     assert [round(share, 4) for share in shares] == [0.0304, 0.0076, 0.0034, 0.0003]
@@ -115,16 +113,14 @@ def test_a_budget_on_tpr_names_the_non_members_it_needs():
 
 def test_too_few_records_for_any_stop_are_refused():
     with pytest.raises(TooFewCanariesError, match="at least 54 of each"):
-        check_resolvable(
-            LeakageBudget(limit=0.9), n_members=30, n_non_members=500, failure_probability=0.007
-        )
+        check_resolvable(LeakageBudget(limit=0.9), n_members=30, n_non_members=500, failure_probability=0.007)
 
 
 @pytest.mark.parametrize("metric", ["auc", "advantage"])
 def test_the_upper_rule_refuses_a_set_on_which_a_clean_run_would_stop(metric):
     budget = LeakageBudget(metric=metric, limit=0.6 if metric == "auc" else 0.2, rule="upper")
 
-    with pytest.raises(TooFewCanariesError, match="about ([0-9]+) of each") as caught:
+    with pytest.raises(TooFewCanariesError, match=r"about \d+ of each") as caught:
         check_resolvable(budget, n_members=40, n_non_members=40, failure_probability=0.01)
 
     needed = int(str(caught.value).split("about ")[1].split()[0])

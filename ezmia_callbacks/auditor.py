@@ -1,0 +1,442 @@
+"""The audit itself, for a hand-written loop; the framework callbacks are thin shells over it."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, rank
+from ezmia_callbacks.encoding import EncodedCanaries, Tokenizer, encode_canaries
+from ezmia_callbacks.errors import AuditError, ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.budget import (
+    Decision,
+    LeakageBudget,
+    check_resolvable,
+    decide,
+    failure_probability_of_look,
+)
+from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.inference import LogitsFunction, call_for_logits, check_model, token_statistics
+from ezmia_callbacks.measurement import edge_counts, mean_loss, measure_auc, measure_scores
+from ezmia_callbacks.results import AuditResult, Measurement
+from ezmia_callbacks.snapshot import WeightSnapshot
+from ezmia_callbacks.token_statistics import (
+    SCORES,
+    TokenStatistics,
+    load_statistics,
+    save_statistics,
+    score_records,
+)
+
+__all__ = ["PrivacyAuditor"]
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["warn", "raise"]
+
+# Shown beside the deciding score; they decide nothing.
+_COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
+
+
+class PrivacyAuditor:
+    """Measures membership leakage of a model while it is trained, and judges it against a budget.
+
+    Call `begin` before the first optimizer step, while the model still is the reference, then `audit` as
+    often as wanted. The model is left exactly as it was found.
+
+    Args:
+        canaries: Records with known membership; see `hold_out_canaries`.
+        budget: When to stop; None only measures.
+        score: The score that decides, a key of `token_statistics.SCORES`.
+        fpr_levels: False-positive rates at which the true-positive rate is reported.
+        confidence: Confidence of intervals, and of all decisions of the run together, in (0, 1).
+        n_audits: Number of audits the run will make after the baseline; the error rate is shared among
+            them. None if unknown: then early audits get more of it and late ones less.
+        tokenizer: Needed for canaries that are not tokenized.
+        max_length: Truncation of canaries that are not tokenized; give what training uses.
+        batch_size: Records in a forward pass.
+        output_dir: Folder for reference statistics, history and kept weights; None keeps all in memory.
+        restore: Keep the weights of the last audit inside the budget, for `restore_within_budget`.
+        on_error: What an error in an audit after the first step does: `"warn"` marks the audit as failed
+            and lets training go on, `"raise"` ends it. Errors in `begin` are always raised.
+        logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
+            input ids and the attention mask; the default calls it like a Hugging Face model.
+        autocast: Makes the context under which training runs its forward pass.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+        CanaryError: if the canaries cannot be encoded, or cannot resolve the budget.
+
+    Examples:
+        >>> auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6))  # doctest: +SKIP
+        >>> auditor.begin(model)  # doctest: +SKIP
+        >>> for epoch in range(3):  # doctest: +SKIP
+        ...     train_one_epoch(model)
+        ...     if auditor.audit(model, epoch=epoch + 1).decision.stop:
+        ...         auditor.restore_within_budget(model)
+        ...         break
+    """
+
+    def __init__(
+        self,
+        canaries: CanarySet,
+        *,
+        budget: LeakageBudget | None = None,
+        score: str = "ez",
+        fpr_levels: Sequence[float] = (0.01, 0.1),
+        confidence: float = 0.95,
+        n_audits: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        max_length: int | None = None,
+        batch_size: int = 16,
+        output_dir: str | Path | None = None,
+        restore: bool = True,
+        on_error: OnError = "warn",
+        logits_fn: LogitsFunction = call_for_logits,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        check_arguments(
+            budget=budget,
+            score=score,
+            fpr_levels=fpr_levels,
+            confidence=confidence,
+            batch_size=batch_size,
+            on_error=on_error,
+        )
+        if n_audits is not None and n_audits < 1:
+            raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
+        self.canaries = canaries
+        self.encoded: EncodedCanaries = encode_canaries(canaries, tokenizer, max_length=max_length)
+        self.history = AuditHistory((), budget, confidence, canaries.describe())
+        self._score = score
+        self._fpr_levels = _with_budget_level(fpr_levels, budget)
+        self._n_audits = n_audits
+        self._batch_size = batch_size
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._on_error = on_error
+        self._logits_fn = logits_fn
+        self._autocast = autocast
+        self._reference: TokenStatistics | None = None
+        keeps_weights = restore and budget is not None
+        path = self._output_dir and self._output_dir / f"last_within_budget-{rank()}.pt"
+        self._snapshot = WeightSnapshot(path) if keeps_weights else None
+        if self.encoded.n_dropped:
+            logger.warning(
+                "%d canaries have fewer than two tokens that carry loss and are left out.",
+                self.encoded.n_dropped,
+            )
+        if budget is not None:
+            least = failure_probability_of_look(
+                n_audits or 1, n_planned=n_audits, failure_probability=1.0 - confidence
+            )
+            check_resolvable(
+                budget,
+                n_members=self.encoded.n_members,
+                n_non_members=self.encoded.n_non_members,
+                failure_probability=least,
+            )
+
+    @property
+    def reference(self) -> TokenStatistics | None:
+        """Statistics of the reference model; None before `begin`."""
+        return self._reference
+
+    @property
+    def _reference_path(self) -> Path | None:
+        return self._output_dir and self._output_dir / "reference.safetensors"
+
+    def begin(self, model: nn.Module, *, step: int = 0, epoch: float | None = 0.0) -> AuditResult:
+        """Take the model, as it is now, for the reference, and make the baseline audit.
+
+        At the baseline nothing was trained: every reference-based score ties and its AUC is 0.5 by
+        construction. The AUC of the bare loss is the one to look at: away from 0.5 it says that members
+        and non-members differed before any training.
+
+        Args:
+            model: The model before the first optimizer step.
+            step: Optimizer steps done, normally 0.
+            epoch: Epochs done.
+
+        Raises:
+            UnsupportedModelError: if the model is not a causal language model with logits.
+            NonFiniteLogitsError: if it returns NaN or infinite logits.
+        """
+        check_model(model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast)
+        started = time.perf_counter()
+        reference = self._statistics(model)
+        self._reference = reference
+        if self._reference_path is not None and is_main_process():
+            save_statistics(self._reference_path, reference, fingerprint=self.encoded.fingerprint)
+        self.history = self.history.with_results([])
+        result = self._result(
+            reference, step=step, epoch=epoch, is_baseline=True, started=started, band_confidence=None
+        )
+        self._record(result)
+        if self._snapshot is not None:
+            self._snapshot.save(model)
+        self._warn_of_shift(result)
+        return result
+
+    def resume(self, history: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
+
+        The model's weights were trained already and are never taken for the reference.
+
+        Args:
+            history: The audits so far, as `AuditHistory.to_dicts` gave them.
+            step: Optimizer steps done in the checkpoint that training resumes from.
+
+        Raises:
+            ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
+            ConfigurationError: if there is no `output_dir` to read it from.
+        """
+        if self._reference_path is None:
+            raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
+        self._reference = load_statistics(self._reference_path, fingerprint=self.encoded.fingerprint)
+        self.history = self.history.with_results(history).up_to_step(step)
+
+    def restart(self, *, n_audits: int | None) -> None:
+        """Start a new run with the reference kept: the weights were trained in between.
+
+        Args:
+            n_audits: Number of audits that the new run will make.
+        """
+        baseline = [r for r in self.history if r.is_baseline]
+        self.history = self.history.with_results([r.to_dict() for r in baseline])
+        self._n_audits = n_audits
+
+    def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
+        """Measure the leakage of the model as it is now, and judge it.
+
+        Args:
+            model: The model in training; left exactly as it was found.
+            step: Optimizer steps done; by default one more than at the last audit.
+            epoch: Epochs done.
+
+        Returns:
+            The result; without a budget its `decision` says that there is nothing to stop for.
+
+        Raises:
+            ConfigurationError: if `begin` was not called.
+            Exception: whatever went wrong in the audit, if `on_error` is `"raise"`.
+        """
+        if self._reference is None:
+            raise ConfigurationError(
+                "`begin(model)` must be called before the first optimizer step: the trained model cannot "
+                "stand in for the reference."
+            )
+        if step is None:
+            step = self.history[-1].step + 1 if len(self.history) else 1
+        started = time.perf_counter()
+        band_confidence = 1.0 - failure_probability_of_look(
+            len(self.history.looks) + 1,
+            n_planned=self._n_audits,
+            failure_probability=1.0 - self.history.confidence,
+        )
+        try:
+            result = self._result(
+                self._statistics(model),
+                step=step,
+                epoch=epoch,
+                is_baseline=False,
+                started=started,
+                band_confidence=band_confidence,
+            )
+        except Exception as error:
+            result = self._failed(error, step=step, epoch=epoch, started=started)
+            self._record(result)
+            if self._on_error == "raise":
+                raise
+            logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
+            return result
+        self._record(result)
+        if result.decision.is_within_budget:
+            self._keep_weights(model, step=step)
+        return result
+
+    def restore_within_budget(self, model: nn.Module) -> AuditResult:
+        """Put back, in place, the weights of the last audit inside the budget; returns that audit.
+
+        Raises:
+            AuditError: if no such weights were kept.
+        """
+        if self._snapshot is None:
+            raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
+        self._snapshot.restore(model)
+        result = self.history.last_within_budget
+        if result is None:
+            raise AuditError("No audit was inside the budget.")
+        return result
+
+    def finish(self) -> None:
+        """Remove the kept weights; the reference and the history stay."""
+        if self._snapshot is not None:
+            self._snapshot.discard()
+
+    def _statistics(self, model: nn.Module) -> TokenStatistics:
+        return token_statistics(
+            model,
+            self.encoded.rows,
+            batch_size=self._batch_size,
+            logits_fn=self._logits_fn,
+            autocast=self._autocast,
+        )
+
+    def _scores(self, name: str, target: TokenStatistics) -> np.ndarray:
+        reference = target if self._reference is None else self._reference
+        return score_records(name, target, reference, n_compressed_bytes=self.encoded.n_compressed_bytes)
+
+    def _result(
+        self,
+        target: TokenStatistics,
+        *,
+        step: int,
+        epoch: float | None,
+        is_baseline: bool,
+        started: float,
+        band_confidence: float | None,
+    ) -> AuditResult:
+        is_member, confidence = self.encoded.is_member, self.history.confidence
+        scores = self._scores(self._score, target)
+        metrics = measure_scores(
+            scores,
+            is_member,
+            fpr_levels=self._fpr_levels,
+            confidence=confidence,
+            band_confidence=band_confidence or confidence,
+        )
+        compared = {
+            name: measure_auc(self._scores(name, target), is_member, confidence=confidence)
+            for name in _COMPARED_SCORES
+            if name != self._score
+        }
+        member_edges, non_member_edges = edge_counts(
+            target, target if self._reference is None else self._reference, is_member
+        )
+        result = AuditResult(
+            step=step,
+            epoch=epoch,
+            status="ok",
+            is_baseline=is_baseline,
+            score=self._score,
+            n_members=self.encoded.n_members,
+            n_non_members=self.encoded.n_non_members,
+            n_tokens=target.n_tokens,
+            metrics=metrics,
+            auc_by_score=compared,
+            member_loss=mean_loss(target, is_member),
+            non_member_loss=mean_loss(target, ~is_member),
+            member_edges=member_edges,
+            non_member_edges=non_member_edges,
+            decision=self._decide(metrics, is_baseline=is_baseline),
+            seconds=time.perf_counter() - started,
+            scores=scores,
+        )
+        return broadcast_from_main(result)
+
+    def _decide(self, metrics: Mapping[str, Measurement], *, is_baseline: bool) -> Decision:
+        budget = self.history.budget
+        if is_baseline:
+            return Decision(False, True, "baseline: nothing was trained yet")
+        if budget is None:
+            return Decision(False, None, "no budget")
+        decided = metrics[budget.name]
+        if decided.value is None or decided.band is None:
+            raise TooFewCanariesError(f"{budget.label} is not resolved: {decided.note}.")
+        n_over_before = self.history.n_over_in_a_row
+        return decide(budget, decided.value, band=decided.band, n_over_before=n_over_before)
+
+    def _failed(self, error: Exception, *, step: int, epoch: float | None, started: float) -> AuditResult:
+        return AuditResult(
+            step=step,
+            epoch=epoch,
+            status="failed",
+            is_baseline=False,
+            score=self._score,
+            n_members=self.encoded.n_members,
+            n_non_members=self.encoded.n_non_members,
+            decision=Decision(False, None, "the audit failed: leakage is unknown"),
+            error=f"{type(error).__name__}: {error}",
+            seconds=time.perf_counter() - started,
+        )
+
+    def _record(self, result: AuditResult) -> None:
+        self.history = self.history.with_result(result)
+        if not is_main_process():
+            return
+        logger.info("%s", result.describe())
+        if self._output_dir is None:
+            return
+        try:
+            self.history.save(self._output_dir / "history.jsonl")
+        except OSError as error:
+            # Before the first step a folder that cannot be written is the user's to mend.
+            if result.is_baseline or self._on_error == "raise":
+                raise
+            logger.warning("The audit history could not be written: %s", error)
+
+    def _keep_weights(self, model: nn.Module, *, step: int) -> None:
+        try:
+            if self._snapshot is not None:
+                self._snapshot.save(model)
+        except OSError as error:
+            if self._on_error == "raise":
+                raise
+            logger.warning(
+                "The weights of step %d could not be kept (%s): a stop would put back older ones.",
+                step,
+                error,
+            )
+
+    def _warn_of_shift(self, baseline: AuditResult) -> None:
+        measured: Measurement | None = baseline.auc_by_score.get("loss")
+        if measured is None or measured.interval is None or 0.5 in measured.interval:
+            return
+        if is_main_process():
+            logger.warning(
+                "Members and non-members differ before any training: AUC of the bare loss %.3f "
+                "[%.3f, %.3f] should contain 0.5. Leakage figures will include this difference; draw both "
+                "from one pool with `hold_out_canaries`.",
+                measured.value,
+                measured.interval.lower,
+                measured.interval.upper,
+            )
+
+
+def check_arguments(
+    *,
+    budget: LeakageBudget | None,
+    score: str,
+    fpr_levels: Sequence[float],
+    confidence: float,
+    batch_size: int | None,
+    on_error: OnError,
+) -> None:
+    """Raise ConfigurationError for an argument that can never work; every shell calls this when built."""
+    if budget is not None and not isinstance(budget, LeakageBudget):
+        raise ConfigurationError(
+            f"`budget` must be a LeakageBudget or None, got {budget!r}: try LeakageBudget(limit=0.6)."
+        )
+    if score not in SCORES:
+        raise ConfigurationError(f"Unknown score {score!r}: use one of {', '.join(SCORES)}.")
+    if not all(0.0 < fpr < 1.0 for fpr in fpr_levels):
+        raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(fpr_levels)!r}.")
+    if not 0.0 < confidence < 1.0:
+        raise ConfigurationError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size!r}.")
+    if on_error not in ("warn", "raise"):
+        raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+
+
+def _with_budget_level(fpr_levels: Sequence[float], budget: LeakageBudget | None) -> tuple[float, ...]:
+    levels = set(fpr_levels)
+    if budget is not None and budget.metric == "tpr_at_fpr":
+        levels.add(budget.fpr)
+    return tuple(sorted(levels))

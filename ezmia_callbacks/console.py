@@ -1,0 +1,33 @@
+"""One line per audit on the console of a script that configured no logging.
+
+Python shows warnings only, by default, and a progress bar would be torn by a plain handler. As soon as the
+user configures logging, theirs is used and this does nothing.
+"""
+
+import logging
+
+from tqdm import tqdm
+
+__all__ = ["show_audit_lines"]
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record to standard error."""
+        try:
+            tqdm.write(self.format(record), file=None)
+        except Exception:  # logging must never end a training run
+            self.handleError(record)
+
+
+def show_audit_lines() -> None:
+    """Let the package's INFO lines reach the console, unless logging was configured already."""
+    package = logging.getLogger("ezmia_callbacks")
+    if package.handlers or logging.getLogger().handlers or package.level != logging.NOTSET:
+        return
+    handler = _TqdmHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)

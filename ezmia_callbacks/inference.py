@@ -1,0 +1,261 @@
+"""One forward pass over the canaries, reduced on the spot to token statistics.
+
+The pass must leave no trace: dropout and the random state, the training flag of every submodule and the
+autocast cache are put back exactly as they were found.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ezmia_callbacks.encoding import IGNORED_LABEL, TokenRow
+from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
+from ezmia_callbacks.token_statistics import TokenStatistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+__all__ = ["LogitsFunction", "check_model", "token_statistics", "undisturbed"]
+
+LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""
+
+# float32 copies of the logits are made in pieces of this size.
+_CHUNK_BYTES = 64 * 2**20
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, without gradients, and leave no trace afterwards.
+
+    Training flags are written directly: some adapters merge weights in an overridden `train()`/`eval()`,
+    which costs bits, and a plain `model.train()` would wake submodules that the user froze in
+    evaluation mode.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
+    for module, _ in flags:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in flags:
+            module.training = was_training
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if has_cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+        # Weights cast without gradients must not be found again by a training step under autocast.
+        torch.clear_autocast_cache()
+
+
+def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Logits of a Hugging Face causal language model, or of a module that returns them directly.
+
+    No labels are passed: fused losses would return no logits.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    options = {"use_cache": False} if "use_cache" in parameters or takes_any else {}
+    output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    length = input_ids.shape[1]
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < length:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returned no logits of shape (batch, {length}, vocabulary), got {got}: "
+            "a causal language model is needed, or a `logits_fn` that returns its logits."
+        )
+    # Prompt tuning prepends virtual tokens.
+    return logits[:, -length:]
+
+
+def check_model(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    *,
+    logits_fn: LogitsFunction = call_for_logits,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Refuse a model that is not causal, returns no logits, or is too small for the rows.
+
+    Causality is tried, not guessed from a name: changing a token must not change what was predicted
+    before it.
+
+    Raises:
+        UnsupportedModelError: for encoders, encoder-decoders and models without logits.
+        ConfigurationError: if a row is longer, or a token id larger, than the model can take.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder: only causal language models can be audited."
+        )
+    longest = max(rows, key=lambda row: len(row.input_ids))
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < len(longest.input_ids):
+        raise ConfigurationError(
+            f"A canary has {len(longest.input_ids)} tokens, the model takes {limit}: pass `max_length=`, the "
+            "truncation that training uses."
+        )
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    n_vocabulary = getattr(embeddings, "num_embeddings", None)
+    largest = max(int(row.input_ids.max()) for row in rows)
+    if isinstance(n_vocabulary, int) and largest >= n_vocabulary:
+        raise ConfigurationError(
+            f"A canary holds token id {largest}, the model has {n_vocabulary} embeddings: was it encoded "
+            "with this model's tokenizer?"
+        )
+    shortest = min(rows, key=lambda row: len(row.input_ids))
+    ids = torch.from_numpy(shortest.input_ids[None].copy()).to(_device_of(model))
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0] if ids[0, -1] != ids[0, 0] else (ids[0, -1] + 1) % (n_vocabulary or 2)
+    mask = torch.ones_like(ids)
+    with undisturbed(model), autocast():
+        before = logits_fn(model, ids, mask)[:, :-1].float()
+        after = logits_fn(model, changed, mask)[:, :-1].float()
+    # A causal model computes the earlier positions from the same numbers and hits the same bits.
+    if bool((before - after).abs().max() > 1e-3 * before.std()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} looks ahead: changing the last token changed earlier predictions. Only "
+            "causal language models can be audited."
+        )
+
+
+def token_statistics(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    *,
+    batch_size: int = 16,
+    logits_fn: LogitsFunction = call_for_logits,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> TokenStatistics:
+    """Statistics of every scored token, from one forward pass over the rows.
+
+    Rows are sorted by length, padded on the right, and scored on the model's device; logits of one batch
+    at most are held. The result is in the order of `rows`, and the batches are the same at each call with
+    the same rows, so that rounding is the same for the reference and for every audit.
+
+    Args:
+        model: A causal language model; left exactly as it was found.
+        rows: Token rows.
+        batch_size: Rows in a forward pass.
+        logits_fn: How to get logits out of the model.
+        autocast: Makes the context under which training runs its forward pass.
+
+    Raises:
+        NonFiniteLogitsError: if a logit that matters is NaN or infinite.
+        UnsupportedModelError: if the model returns no logits.
+    """
+    longest_first = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+    n_scored = np.array([row.n_scored for row in rows], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64)
+    log_probs = np.empty(offsets[-1], dtype=np.float32)
+    is_correct = np.empty(offsets[-1], dtype=np.bool_)
+    means = np.empty(offsets[-1], dtype=np.float32)
+    deviations = np.empty(offsets[-1], dtype=np.float32)
+    device = _device_of(model)
+    with undisturbed(model):
+        for start in range(0, len(rows), batch_size):
+            chosen = longest_first[start : start + batch_size]
+            batch = _collate([rows[i] for i in chosen], device)
+            with autocast():
+                logits = logits_fn(model, batch.input_ids, batch.attention_mask)
+            reduced = _reduce(logits[:, :-1], batch.input_ids[:, 1:], batch.is_scored)
+            del logits
+            position = 0
+            for i in chosen:
+                into, out = slice(offsets[i], offsets[i + 1]), slice(position, position + n_scored[i])
+                log_probs[into] = reduced.log_probs[out]
+                is_correct[into] = reduced.is_correct[out]
+                means[into] = reduced.means[out]
+                deviations[into] = reduced.standard_deviations[out]
+                position += int(n_scored[i])
+    return TokenStatistics(log_probs, is_correct, means, deviations, offsets)
+
+
+class _Batch(NamedTuple):
+    input_ids: Int[Tensor, "batch length"]
+    attention_mask: Int[Tensor, "batch length"]
+    is_scored: Bool[Tensor, "batch length_minus_1"]
+
+
+def _collate(rows: Sequence[TokenRow], device: torch.device) -> _Batch:
+    length = max(len(row.input_ids) for row in rows)
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORED_LABEL, dtype=np.int64)
+    for i, row in enumerate(rows):
+        n = len(row.input_ids)
+        ids[i, :n], mask[i, :n], labels[i, :n] = row.input_ids, 1, row.labels
+    is_scored = labels[:, 1:] != IGNORED_LABEL
+    return _Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, is_scored)))
+
+
+def _reduce(
+    logits: Float[Tensor, "batch length vocabulary"],
+    targets: Int[Tensor, "batch length"],
+    is_scored: Bool[Tensor, "batch length"],
+) -> TokenStatistics:
+    """Statistics of the scored positions, row by row, in float32 and in pieces of bounded size."""
+    positions = is_scored.flatten().nonzero().squeeze(1)
+    flat_logits, flat_targets = logits.flatten(0, 1), targets.flatten()[positions]
+    size = max(1, _CHUNK_BYTES // (4 * flat_logits.shape[-1]))
+    pieces = []
+    for start in range(0, len(positions), size):
+        piece = slice(start, start + size)
+        scored = flat_logits[positions[piece]].float()
+        pieces.append(_reduce_piece(scored, flat_targets[piece, None]))
+    log_probs, is_correct, means, deviations, is_finite = (
+        torch.cat(columns) for columns in zip(*pieces, strict=True)
+    )
+    if not bool(is_finite.all()):
+        raise NonFiniteLogitsError(
+            f"{int((~is_finite).sum())} of {len(is_finite)} scored tokens in a batch have NaN or infinite "
+            "logits: the model has diverged, or its precision overflows."
+        )
+    return TokenStatistics(
+        log_probs.cpu().numpy(),
+        is_correct.cpu().numpy(),
+        means.cpu().numpy(),
+        deviations.cpu().numpy(),
+        np.array([0, len(positions)], dtype=np.int64),
+    )
+
+
+def _reduce_piece(
+    logits: Float[Tensor, "n vocabulary"], targets: Int[Tensor, "n 1"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    true_logits = logits.gather(1, targets)
+    # A tie with the true token counts as correct: argmax alone would depend on the order of the vocabulary.
+    is_correct = (true_logits >= logits.amax(1, keepdim=True)).squeeze(1)
+    all_log_probs = logits.log_softmax(1)
+    log_probs = all_log_probs.gather(1, targets).squeeze(1)
+    probs = all_log_probs.exp()
+    # Tokens that a model rules out have log-probability -inf and weight 0.
+    all_log_probs = all_log_probs.masked_fill_(probs == 0, 0.0)
+    means = (probs * all_log_probs).sum(1)
+    centered = all_log_probs.sub_(means[:, None]).square_()
+    deviations = centered.mul_(probs).sum(1).sqrt()
+    is_finite = log_probs.isfinite() & means.isfinite() & deviations.isfinite()
+    return log_probs, is_correct, means, deviations, is_finite
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Device that takes the token ids: that of the input embeddings, else of the first parameter."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    first = next(embeddings.parameters() if embeddings is not None else model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

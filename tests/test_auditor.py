@@ -1,0 +1,318 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_model, make_rows, make_texts
+
+from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks.errors import (
+    AuditError,
+    ConfigurationError,
+    NonFiniteLogitsError,
+    ReferenceMismatchError,
+    TooFewCanariesError,
+    UnsupportedModelError,
+)
+
+
+def draw(*, n=120, n_members=30, n_non_members=60, seed=0):
+    return hold_out_canaries(
+        make_rows(make_texts(n)), n_members=n_members, n_non_members=n_non_members, seed=seed
+    )
+
+
+def train_one_epoch(model, rows, optimizer):
+    model.train()
+    for start in range(0, len(rows), 8):
+        ids = torch.tensor([row["input_ids"] for row in rows[start : start + 8]])
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+def run(auditor, rows, *, learning_rate=1e-2, n_epochs=6, model=None):
+    model = model or make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    auditor.begin(model)
+    for epoch in range(1, n_epochs + 1):
+        train_one_epoch(model, rows, optimizer)
+        if auditor.audit(model, epoch=epoch).decision.stop:
+            break
+    return model
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(model, expected):
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_memorizing_run_is_stopped_and_its_last_good_weights_come_back(tmp_path, in_memory):
+    rows, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(
+        canaries, budget=LeakageBudget(limit=0.6), n_audits=30, output_dir=None if in_memory else tmp_path
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    auditor.begin(model)
+    kept = weights(model)
+    for _ in range(30):
+        train_one_epoch(model, rows, optimizer)
+        result = auditor.audit(model)
+        if result.decision.stop:
+            break
+        kept = weights(model)
+
+    restored = auditor.restore_within_budget(model)
+
+    assert result.decision.stop
+    assert result.metrics["auc"].band.lower > 0.6
+    assert restored.decision.is_within_budget
+    assert restored is auditor.history.last_within_budget
+    assert_same_weights(model, kept)
+
+
+def test_a_run_that_goes_on_regardless_reads_as_total_leakage():
+    """Past the point where every token is learned the released score falls to 0; ours must not."""
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, n_audits=40)
+
+    run(auditor, rows, n_epochs=40)
+
+    aucs = [result.metrics["auc"].value for result in auditor.history]
+    assert max(aucs) > 0.95
+    assert min(aucs[20:]) > 0.95
+    assert auditor.history[-1].member_edges.n_no_errors > 0
+
+
+def test_without_training_every_audit_reads_chance_and_never_stops():
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6), n_audits=5)
+
+    run(auditor, rows, learning_rate=0.0, n_epochs=5)
+
+    assert [result.metrics["auc"].value for result in auditor.history] == [0.5] * 6
+    assert auditor.history.stopped is None
+    assert all(result.metrics["advantage"].value == 0.0 for result in auditor.history)
+
+
+def test_the_band_is_wider_than_the_interval_of_one_audit():
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, n_audits=4)
+
+    run(auditor, rows, n_epochs=1)
+
+    measured = auditor.history[-1].metrics["auc"]
+    assert measured.band.confidence == pytest.approx(1 - 0.05 / 4)
+    assert measured.band.lower < measured.interval.lower < measured.value
+    assert measured.value < measured.interval.upper < measured.band.upper
+
+
+def test_the_history_file_holds_every_audit(tmp_path):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, n_audits=2, output_dir=tmp_path)
+
+    run(auditor, rows, n_epochs=2)
+
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert lines == auditor.history.to_dicts()
+
+
+def test_auditing_before_begin_is_refused():
+    _, canaries = draw()
+
+    with pytest.raises(ConfigurationError, match="must be called before the first optimizer step"):
+        PrivacyAuditor(canaries).audit(make_model())
+
+
+def test_a_budget_beyond_the_canaries_is_refused_when_built():
+    _, canaries = draw()
+
+    with pytest.raises(TooFewCanariesError, match="needs at least 437 non-members, got 60"):
+        PrivacyAuditor(
+            canaries, budget=LeakageBudget(metric="tpr_at_fpr", limit=0.1), n_audits=1, confidence=0.95
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": "magic"}, "Unknown score 'magic': use one of ez"),
+        ({"confidence": 1.0}, "`confidence` must lie in"),
+        ({"fpr_levels": (0.0,)}, "`fpr_levels` must lie in"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"on_error": "ignore"}, "`on_error` must be"),
+        ({"budget": 0.6}, "must be a LeakageBudget"),
+        ({"n_audits": 0}, "`n_audits` must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused_when_built(arguments, message):
+    _, canaries = draw()
+
+    with pytest.raises(ConfigurationError, match=message):
+        PrivacyAuditor(canaries, **arguments)
+
+
+def test_a_model_that_cannot_be_audited_is_refused_before_training():
+    _, canaries = draw()
+
+    with pytest.raises(UnsupportedModelError, match="returned no logits"):
+        PrivacyAuditor(canaries).begin(make_model().transformer)
+
+
+def diverge(model):
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(float("nan"))
+
+
+def test_nan_logits_mark_the_audit_as_failed_and_never_as_zero(caplog):
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6), n_audits=2)
+    auditor.begin(model)
+    diverge(model)
+
+    result = auditor.audit(model)
+
+    assert result.status == "failed"
+    assert "NaN or infinite" in result.error
+    assert result.metrics == {}
+    assert result.to_metrics() == {"failed": 1.0}
+    assert result.decision.is_within_budget is None
+    assert "leakage unknown" in result.describe()
+    assert "failed; training goes on" in caplog.text
+
+
+def test_errors_can_be_raised_and_are_still_in_the_history():
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, on_error="raise")
+    auditor.begin(model)
+    diverge(model)
+
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite"):
+        auditor.audit(model)
+
+    assert auditor.history.n_failed == 1
+
+
+def test_nan_logits_at_the_baseline_are_always_raised():
+    _, canaries = draw()
+    model = make_model()
+    diverge(model)
+
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite"):
+        PrivacyAuditor(canaries, on_error="warn").begin(model)
+
+
+def test_a_failed_audit_keeps_the_weights_of_the_last_good_one():
+    rows, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=2)
+    auditor.begin(model)
+    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-3))
+    auditor.audit(model)
+    good = weights(model)
+    diverge(model)
+    auditor.audit(model)
+
+    auditor.restore_within_budget(model)
+
+    assert_same_weights(model, good)
+
+
+def test_sides_that_differ_before_training_are_reported(caplog):
+    members = make_rows(make_texts(60, n_words=12))
+    non_members = [{"input_ids": [row["input_ids"][0]] * 12} for row in make_rows(make_texts(200, seed=5))]
+    model = make_model(seed=3)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)
+
+    auditor = PrivacyAuditor(CanarySet.from_lists(members, non_members))
+    auditor.begin(model)
+
+    assert "differ before any training: AUC of the bare loss" in caplog.text
+
+
+def test_a_resumed_run_has_the_original_reference_and_history(tmp_path):
+    rows, canaries = draw()
+    first = PrivacyAuditor(canaries, n_audits=3, output_dir=tmp_path)
+    model = run(first, rows, n_epochs=2)
+
+    second = PrivacyAuditor(canaries, n_audits=3, output_dir=tmp_path)
+    second.resume(first.history.to_dicts(), step=2)
+    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
+    result = second.audit(model)
+
+    np.testing.assert_array_equal(second.reference.log_probs, first.reference.log_probs)
+    assert [r.step for r in second.history] == [0, 1, 2, 3]
+    assert result.metrics["auc"].value > 0.5
+
+
+def test_resuming_without_the_reference_is_refused_with_the_way_out(tmp_path):
+    _, canaries = draw()
+
+    with pytest.raises(ReferenceMismatchError, match="the trained weights cannot stand in"):
+        PrivacyAuditor(canaries, output_dir=tmp_path).resume([], step=3)
+
+
+def test_resuming_with_other_canaries_is_refused(tmp_path):
+    _, canaries = draw()
+    PrivacyAuditor(canaries, output_dir=tmp_path).begin(make_model())
+    _, others = draw(seed=1)
+
+    with pytest.raises(ReferenceMismatchError, match="belong to other canaries"):
+        PrivacyAuditor(others, output_dir=tmp_path).resume([], step=3)
+
+
+def test_restoring_without_a_budget_is_refused():
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries)
+    auditor.begin(model)
+
+    with pytest.raises(AuditError, match="that needs a `budget`"):
+        auditor.restore_within_budget(model)
+
+
+def test_finish_removes_the_kept_weights_and_nothing_else(tmp_path):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=1, output_dir=tmp_path)
+    run(auditor, rows, n_epochs=1)
+    assert list(tmp_path.glob("*.pt"))
+
+    auditor.finish()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "reference.safetensors"]
+
+
+def test_an_unwritable_history_does_not_end_training(tmp_path, caplog, monkeypatch):
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, n_audits=1, output_dir=tmp_path)
+    auditor.begin(model)
+
+    def full(*_args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ezmia_callbacks.history.write_atomically", full)
+    result = auditor.audit(model)
+
+    assert result.status == "ok"
+    assert "history could not be written: No space left" in caplog.text
+
+
+def test_patience_needs_that_many_audits_over_budget():
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6, patience=2), n_audits=30)
+
+    run(auditor, rows, n_epochs=30)
+
+    over = [result for result in auditor.history if result.decision.is_within_budget is False]
+    assert [result.decision.n_over_in_a_row for result in over[-3:]] == [1, 2, 3]
+    assert auditor.history.stopped is over[-1]
