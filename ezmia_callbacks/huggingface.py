@@ -1,0 +1,388 @@
+"""`PrivacyAuditCallback` for the Hugging Face Trainer and everything built on it.
+
+A leaf: nothing in the package imports this module, and it is the only one that imports transformers. It
+translates hooks, obeys the decision, logs, and keeps state; measuring is the auditor's work.
+"""
+
+import logging
+import math
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ezmia_callbacks import console
+from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
+from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.distributed import is_main_process
+from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.inference import undisturbed
+from ezmia_callbacks.results import AuditResult
+from ezmia_callbacks.trainer_rows import (
+    as_trained,
+    check_against_training_rows,
+    draw_from_trainer,
+)
+
+try:
+    import transformers
+except ImportError:
+    raise MissingDependencyError(
+        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"'
+    ) from None
+
+__all__ = ["PrivacyAuditCallback"]
+
+logger = logging.getLogger(__name__)
+
+# Not a class name, so that Trainer leaves it alone and still saves it with every checkpoint.
+_STATE_KEY = "ezmia/privacy_audit"
+_FOLDER = "privacy_audit"
+_CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
+# Streams report their number of epochs as a huge integer.
+_MANY_EPOCHS = 10_000
+
+
+class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc]  # skipped import
+    """Audits membership leakage while a Hugging Face trainer trains, and stops it at the budget.
+
+    Before the first step the model's token statistics on the canaries are kept as the reference. At each
+    audit one forward pass over the canaries shows what training changed; figures go to
+    `trainer.state.log_history` and every tracker, one line goes to the console, and everything to
+    `<output_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last audit
+    inside it are put back at once, nothing over budget is saved, and training ends. Training itself is
+    not changed by one bit.
+
+    Args:
+        canaries: Records with known membership, from `hold_out_canaries`. None draws members from the
+            trainer's training set and non-members from its evaluation set: the split is then the user's,
+            and figures include any difference between the two sets.
+        budget: When to stop; None only measures.
+        every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
+            (0, 1). The last step is always audited.
+        score: The score that decides; the others are shown beside it.
+        fpr_levels: False-positive rates at which the true-positive rate is reported.
+        confidence: Confidence of intervals, and of all decisions of the run together.
+        n_members: Members drawn when no canaries are given, at most.
+        n_non_members: Non-members drawn when no canaries are given, at most.
+        seed: Seed of that draw.
+        max_length: Truncation of canaries that are raw text; give what training uses. TRL trainers and
+            tokenized canaries do not need it.
+        batch_size: Records in a forward pass; by default the trainer's evaluation batch size.
+        output_dir: Folder for history and reference; by default `privacy_audit` in the trainer's own.
+        restore: Put back the weights of the last audit inside the budget when stopping.
+        prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
+        on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
+            lets training go on, `"raise"` ends it.
+        trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
+
+    Attributes:
+        history: All audits so far.
+        auditor: The auditor; None before training begins.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Examples:
+        >>> from transformers import Trainer
+        >>> callback = PrivacyAuditCallback(budget=LeakageBudget(metric="auc", limit=0.60))
+        >>> trainer = Trainer(..., callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        canaries: CanarySet | None = None,
+        *,
+        budget: LeakageBudget | None = None,
+        every: Literal["epoch"] | int | float = "epoch",
+        score: str = "ez",
+        fpr_levels: Sequence[float] = (0.01, 0.1),
+        confidence: float = 0.95,
+        n_members: int = 500,
+        n_non_members: int = 1000,
+        seed: int = 0,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        output_dir: str | Path | None = None,
+        restore: bool = True,
+        prefix: str = "privacy/",
+        on_error: OnError = "warn",
+        trainer: Any = None,
+    ) -> None:
+        check_arguments(
+            budget=budget,
+            score=score,
+            fpr_levels=fpr_levels,
+            confidence=confidence,
+            batch_size=batch_size,
+            on_error=on_error,
+        )
+        _check_every(every)
+        if canaries is not None and not isinstance(canaries, CanarySet):
+            raise ConfigurationError(
+                f"`canaries` must be a CanarySet, got {type(canaries).__name__}: use `hold_out_canaries` or "
+                "`CanarySet.from_lists(members, non_members)`."
+            )
+        self.canaries = canaries
+        self.budget = budget
+        self.every = every
+        self.score = score
+        self.fpr_levels = tuple(fpr_levels)
+        self.confidence = confidence
+        self.n_members = n_members
+        self.n_non_members = n_non_members
+        self.seed = seed
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.output_dir = output_dir
+        self.restore = restore
+        self.prefix = prefix
+        self.on_error = on_error
+        self.auditor: PrivacyAuditor | None = None
+        self._trainer = None if trainer is None else weakref.ref(trainer)
+        self._begun_with: weakref.ref[nn.Module] | None = None
+        self._is_publishing = False
+        console.show_audit_lines()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray and spawn pickle callbacks; trainer, model and auditor belong to this process.
+        return {**self.__dict__, "_trainer": None, "_begun_with": None, "auditor": None}
+
+    @property
+    def history(self) -> AuditHistory:
+        """All audits so far, the baseline first."""
+        if self.auditor is None:
+            return AuditHistory((), self.budget, self.confidence)
+        return self.auditor.history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the reference and make the baseline audit, before the first optimizer step."""
+        trainer, model = self._find_trainer(), kwargs["model"]
+        _refuse_unsupported(trainer)
+        is_restart = self._begun_with is not None and self._begun_with() is model
+        if state.global_step == 0 and is_restart and self.auditor is not None:
+            self._restart(trainer, state)
+            return
+        # Tokenizers, collators and datasets may draw random numbers.
+        with undisturbed(model):
+            canaries = self._prepare_canaries(trainer)
+        self.auditor = PrivacyAuditor(
+            canaries,
+            budget=self.budget,
+            score=self.score,
+            fpr_levels=self.fpr_levels,
+            confidence=self.confidence,
+            n_audits=self._n_audits(state),
+            tokenizer=getattr(trainer, "processing_class", None),
+            batch_size=self.batch_size or args.per_device_eval_batch_size,
+            output_dir=self.output_dir or Path(args.output_dir) / _FOLDER,
+            restore=self.restore,
+            on_error=self.on_error,
+            autocast=lambda: _autocast(trainer),
+        )
+        self._begun_with = weakref.ref(model)
+        if state.global_step > 0:
+            saved = state.stateful_callbacks.get(_STATE_KEY, {})
+            self.auditor.resume(saved.get("history", []), step=state.global_step)
+            return
+        if is_main_process():
+            logger.info("%s", self.auditor.canaries.describe())
+            if self.budget is not None:
+                logger.info("leakage budget: %s", self.budget.describe())
+        result = self.auditor.begin(model, step=0, epoch=0.0)
+        self._publish(trainer, state, control, result)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Audit every `every` steps, or every fraction of an epoch."""
+        interval = self._steps_between_audits(state)
+        if interval is not None and state.global_step % interval == 0:
+            self._audit(state, control, kwargs["model"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Audit at the end of each epoch, and at the end of training in any case."""
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        if self.every == "epoch" or is_last:
+            self._audit(state, control, kwargs["model"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Offer the last audit's figures as `eval_privacy_*`, for `metric_for_best_model`."""
+        if metrics is not None and self.auditor is not None and len(self.history):
+            for name, value in self.history[-1].to_metrics().items():
+                metrics[f"eval_privacy_{name}"] = value
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the audit's many figures out of the progress bar's echo: they have a line of their own.
+
+        Trackers come before this callback and have them all; a callback of the user's that comes after it
+        gets them all, too.
+        """
+        if not self._is_publishing or logs is None:
+            return
+        callbacks = self._find_trainer().callback_handler.callbacks
+        after = callbacks[callbacks.index(self) + 1 :]
+        if all(type(callback).__name__ in _CONSOLE_CALLBACKS for callback in after):
+            shown = {f"{self.prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
+            for name in [name for name in logs if name.startswith(self.prefix) and name not in shown]:
+                del logs[name]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say what the run came to, and remove the kept weights."""
+        if self.auditor is None:
+            return
+        if self.history.n_failed and is_main_process():
+            logger.warning(
+                "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
+                self.history.n_failed,
+                len(self.history.looks),
+            )
+        self.auditor.finish()
+
+    def _audit(self, state: Any, control: Any, model: nn.Module) -> None:
+        auditor = self.auditor
+        if auditor is None:
+            raise ConfigurationError(
+                "The callback was added after training began: pass it in `callbacks=[...]`."
+            )
+        # A stop in mid-epoch still fires the end of the epoch.
+        if len(auditor.history) and auditor.history[-1].step == state.global_step:
+            return
+        result = auditor.audit(model, step=state.global_step, epoch=state.epoch)
+        self._publish(self._find_trainer(), state, control, result)
+        if result.decision.is_within_budget is False and self.restore:
+            # The end-of-epoch save comes after this hook: an over-budget checkpoint is never written.
+            control.should_save = False
+        if result.decision.stop:
+            control.should_training_stop = True
+            if self.restore:
+                self._put_back(state, model)
+
+    def _put_back(self, state: Any, model: nn.Module) -> None:
+        auditor = self.auditor
+        if auditor is None:
+            return
+        kept = auditor.restore_within_budget(model)
+        # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
+        best_step = _step_of(state.best_model_checkpoint)
+        if best_step is not None and best_step > kept.step:
+            state.best_model_checkpoint = None
+        if is_main_process():
+            what = "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}"
+            logger.warning(
+                "Training stopped by the leakage budget at step %d; the model holds %s again, the last that "
+                "were inside it.%s",
+                state.global_step,
+                what,
+                " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
+            )
+
+    def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
+        """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
+        payload = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        # Logging resets the flag by which Trainer is about to log its own loss.
+        should_log = control.should_log
+        self._is_publishing = True
+        try:
+            # The base class's method: TRL's would drain its own metrics into this record.
+            transformers.Trainer.log(trainer, payload)
+        finally:
+            control.should_log = should_log
+            self._is_publishing = False
+        state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
+
+    def _restart(self, trainer: Any, state: Any) -> None:
+        """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
+        logger.warning(
+            "Training starts again with weights that this callback has seen before: the reference taken "
+            "before the first step is kept."
+        )
+        if self.auditor is not None:
+            self.auditor.restart(n_audits=self._n_audits(state))
+            state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
+
+    def _prepare_canaries(self, trainer: Any) -> CanarySet:
+        if self.canaries is None:
+            canaries = draw_from_trainer(
+                trainer,
+                n_members=self.n_members,
+                n_non_members=self.n_non_members,
+                seed=self.seed,
+            )
+        else:
+            canaries = as_trained(trainer, self.canaries, max_length=self.max_length)
+        check_against_training_rows(trainer, canaries)
+        return canaries
+
+    def _steps_between_audits(self, state: Any) -> int | None:
+        if isinstance(self.every, int):
+            return self.every
+        if not isinstance(self.every, float):
+            return None
+        if state.num_train_epochs >= _MANY_EPOCHS:
+            raise ConfigurationError(
+                f"every={self.every} is a fraction of an epoch, and the length of an epoch is unknown: give "
+                "a number of steps."
+            )
+        return max(1, round(self.every * int(state.max_steps) / int(state.num_train_epochs)))
+
+    def _n_audits(self, state: Any) -> int | None:
+        interval = self._steps_between_audits(state)
+        if interval is not None:
+            return math.ceil(int(state.max_steps) / interval)
+        n_epochs = int(state.num_train_epochs)
+        return None if n_epochs >= _MANY_EPOCHS else n_epochs
+
+    def _find_trainer(self) -> Any:
+        """The trainer that calls this hook: no argument carries it, so it is looked for up the stack."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None:
+            return trainer
+        frame = sys._getframe(1)
+        while frame is not None:
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, transformers.Trainer) and any(
+                callback is self for callback in candidate.callback_handler.callbacks
+            ):
+                self._trainer = weakref.ref(candidate)
+                return candidate
+            frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+        raise ConfigurationError(
+            "No Trainer was found: pass the callback in `callbacks=[...]`, or give it `trainer=`."
+        )
+
+
+def _check_every(every: object) -> None:
+    is_epoch = every == "epoch"
+    is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    is_fraction = isinstance(every, float) and 0.0 < every < 1.0
+    if not (is_epoch or is_steps or is_fraction):
+        raise ConfigurationError(
+            f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
+            f"{every!r}."
+        )
+
+
+def _refuse_unsupported(trainer: Any) -> None:
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    if getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False):
+        raise ConfigurationError(
+            "Context and sequence parallelism split a record over processes, which the audit cannot score: "
+            "switch them off or audit checkpoints afterwards."
+        )
+
+
+def _autocast(trainer: Any) -> AbstractContextManager[object]:
+    context: AbstractContextManager[object] = trainer.accelerator.autocast()
+    return context
+
+
+def _step_of(checkpoint: str | None) -> int | None:
+    if checkpoint is None:
+        return None
+    number = Path(checkpoint).name.rpartition("-")[2]
+    return int(number) if number.isdigit() else None
