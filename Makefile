@@ -1,0 +1,45 @@
+# Everything runs in .venv, made on first use; the package index is the only thing reached over a network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Two cores and many small matrices: more threads only wait for each other.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(INSTALLED) ## Fine-tune and audit a small model on real text, without a network
+	env -u OMP_NUM_THREADS $(BIN)/ezmia demo
+
+test: $(INSTALLED) ## Run the tests and the doctests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(INSTALLED) ## Check lint, formatting, types and the import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(INSTALLED) ## Format the code and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment, caches and built files
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,227 @@
+"""Who may import what: every module imports from its own row or from rows above it, never from below."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ezmia_callbacks
+
+PACKAGE = "ezmia_callbacks"
+ROOT = Path(ezmia_callbacks.__file__).parent
+
+
+class Row(NamedTuple):
+    """Modules that stand side by side, and the packages that they may import besides those of rows above."""
+
+    modules: frozenset[str]
+    packages: frozenset[str]
+
+
+# A name stands for its submodules too; "" is the package itself, which loads the lower rows lazily.
+ROWS = (
+    Row(frozenset({"errors", "canaries", "functional"}), frozenset({"numpy", "scipy", "sklearn"})),
+    Row(
+        frozenset({"files", "token_statistics", "results", "measurement", "history", "encoding", "report"}),
+        frozenset({"safetensors"}),
+    ),
+    Row(
+        frozenset({"inference", "snapshot", "distributed", "auditor", "console"}),
+        frozenset({"torch", "tqdm"}),
+    ),
+    Row(frozenset({"huggingface", "trainer_rows"}), frozenset({"transformers"})),
+    Row(frozenset({"", "cli", "demo"}), frozenset({"typer", "rich", "peft"})),
+)
+
+# Allowed inside functions only: {(module, package): reason}.
+EXCEPTIONS = {
+    ("canaries.hold_out", "torch"): "a subset of a torch dataset; drawing from anything else needs no torch",
+    ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
+    ("trainer_rows", "datasets"): "TRL prepares nothing else, and brings it along",
+    ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
+}
+
+
+class Import(NamedTuple):
+    """One import statement's target."""
+
+    target: str
+    line: int
+    is_in_function: bool
+    is_for_typing: bool
+
+
+def imports_of(source: str, *, module: str, is_package: bool = False) -> list[Import]:
+    """Everything that a module imports, wherever the statement stands; targets are absolute dotted names."""
+    here = [PACKAGE, *module.split(".")] if module else [PACKAGE]
+
+    def targets(node: ast.AST) -> list[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = here[: len(here) - node.level + is_package]
+                base = ".".join([*parents, *filter(None, [node.module])])
+            return [f"{base}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("import_module", "__import__"):
+                return [str(node.args[0].value)]
+        return []
+
+    def walk(node: ast.AST, *, in_function: bool, for_typing: bool) -> Iterator[Import]:
+        for target in targets(node):
+            yield Import(target, getattr(node, "lineno", 0), in_function, for_typing)
+        in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.body:
+                yield from walk(child, in_function=in_function, for_typing=True)
+            for child in node.orelse:
+                yield from walk(child, in_function=in_function, for_typing=for_typing)
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, in_function=in_function, for_typing=for_typing)
+
+    return list(walk(ast.parse(source), in_function=False, for_typing=False))
+
+
+def row_of(module: str) -> int | None:
+    """Number of the row in which a module stands, without the package's name; None if in none."""
+    parts = module.split(".")
+    for i, row in enumerate(ROWS):
+        if any(".".join(parts[:n]) in row.modules for n in range(len(parts), 0, -1)):
+            return i
+    return None
+
+
+def violations(source: str, *, module: str, is_package: bool = False) -> list[str]:
+    """What a module imports against the table; empty if nothing."""
+    own_row = row_of(module)
+    if own_row is None:
+        return [f"{module} stands in no row: give it a place in the table of tests/test_layers.py"]
+    packages = frozenset().union(*(row.packages for row in ROWS[: own_row + 1]))
+    found = []
+    for target, line, is_in_function, is_for_typing in imports_of(
+        source, module=module, is_package=is_package
+    ):
+        top, _, rest = target.partition(".")
+        if top == PACKAGE:
+            # A name that is no module is taken from the package itself.
+            row = row_of(rest)
+            row = row_of("") if row is None else row
+            if row is None or row > own_row:
+                found.append(f"{module}:{line} imports {target} from a row below its own")
+        elif not (
+            is_for_typing
+            or top in sys.stdlib_module_names
+            or top in packages
+            or (is_in_function and (module, top) in EXCEPTIONS)
+        ):
+            found.append(f"{module}:{line} imports {top}, which its row may not")
+    return found
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_from_their_own_row_or_above(module):
+    path = MODULES[module]
+
+    found = violations(path.read_text("utf-8"), module=module, is_package=path.name == "__init__.py")
+
+    assert found == []
+
+
+def test_the_package_itself_loads_only_the_rows_without_torch():
+    eager = [
+        found.target.partition(".")[2]
+        for found in imports_of(MODULES[""].read_text("utf-8"), module="", is_package=True)
+        if found.target.startswith(PACKAGE) and not found.is_for_typing
+    ]
+
+    assert eager
+    assert {row_of(target) for target in eager} <= {0, 1}
+
+
+def test_every_exception_is_still_used_and_has_a_reason():
+    used = {
+        (module, found.target.partition(".")[0])
+        for module, path in MODULES.items()
+        for found in imports_of(path.read_text("utf-8"), module=module, is_package=path.name == "__init__.py")
+        if not found.is_for_typing
+    }
+
+    assert set(EXCEPTIONS) <= used
+    assert all(EXCEPTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("functional.roc", "import torch"),
+        ("functional.roc", "import safetensors.numpy"),
+        ("functional.roc", "import pandas as pd"),
+        ("functional.roc", "import jaxtyping"),
+        ("functional.roc", "def f():\n    import torch"),
+        ("functional.roc", "class A:\n    async def f(self):\n        from torch import nn"),
+        ("functional.roc", "try:\n    import torch\nexcept ImportError:\n    torch = None"),
+        ("functional.roc", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch"),
+        ("functional.roc", "import importlib\nimportlib.import_module('torch')"),
+        ("functional.roc", "from ezmia_callbacks.history import AuditHistory"),
+        ("functional.roc", "from ezmia_callbacks import history"),
+        ("functional.roc", "from ezmia_callbacks import AuditHistory"),
+        ("functional.roc", "from ..history import AuditHistory"),
+        ("functional.roc", "from .. import history"),
+        ("functional", "from ..history import AuditHistory"),
+        ("canaries.hold_out", "import torch"),
+        ("canaries.sets", "def f():\n    import torch"),
+        ("results", "import torch"),
+        ("report.plots", "import matplotlib"),
+        ("report.plots", "from ezmia_callbacks.auditor import PrivacyAuditor"),
+        ("auditor", "import transformers"),
+        ("auditor", "from ezmia_callbacks.huggingface import PrivacyAuditCallback"),
+        ("auditor", "from ezmia_callbacks.trainer_rows import as_trained"),
+        ("auditor", "def f():\n    from ezmia_callbacks import huggingface"),
+        ("auditor", "if TYPE_CHECKING:\n    from ezmia_callbacks.huggingface import PrivacyAuditCallback"),
+        ("huggingface", "import lightning"),
+        ("huggingface", "from ezmia_callbacks.cli import main"),
+        ("trainer_rows", "import datasets"),
+        ("brand_new", "import math"),
+    ],
+)
+def test_a_forbidden_import_is_caught(module, source):
+    assert len(violations(source, module=module, is_package=module == "functional")) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("functional.roc", "import math, numpy.linalg\nfrom scipy import stats"),
+        ("functional.roc", "if TYPE_CHECKING:\n    from jaxtyping import Bool"),
+        (
+            "functional.roc",
+            "from . import scores\nfrom .scores import ez_score\nfrom ..errors import AuditError",
+        ),
+        ("functional", "from . import scores\nfrom .scores import ez_score\nfrom ..errors import AuditError"),
+        ("canaries.hold_out", "def f():\n    from torch.utils.data import Subset"),
+        ("history", "from ezmia_callbacks.functional import auc"),
+        ("auditor", "import torch.distributed\nfrom ezmia_callbacks import history"),
+        ("huggingface", "import transformers\nfrom ezmia_callbacks.auditor import PrivacyAuditor"),
+        ("cli", "import typer\nfrom ezmia_callbacks import __version__, huggingface"),
+    ],
+)
+def test_an_allowed_import_is_let_through(module, source):
+    assert violations(source, module=module, is_package=module == "functional") == []

@@ -1,0 +1,109 @@
+import inspect
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+import ezmia_callbacks
+from ezmia_callbacks import functional
+
+HEAVY = ("torch", "transformers", "lightning", "datasets", "matplotlib", "typer", "tqdm", "jaxtyping")
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(ezmia_callbacks.__path__, "ezmia_callbacks.")
+)
+
+
+def loaded_after(statement: str, packages: tuple[str, ...]) -> set[str]:
+    """Which of the packages a fresh interpreter has loaded after a statement."""
+    script = f"import sys\n{statement}\nprint(*(p for p in {packages!r} if p in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def import_without_jaxtyping(modules: list[str]) -> str:
+    """What a fresh interpreter without jaxtyping says when it imports the modules; empty if all went well."""
+    script = (
+        "import sys\nfrom importlib import import_module\nsys.modules['jaxtyping'] = None\n"
+        f"for name in {modules!r}:\n    import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr
+
+
+def test_public_names_are_exactly_those_that_can_be_imported():
+    own = {
+        name
+        for name in dir(ezmia_callbacks)
+        if not name.startswith("_")
+        and not isinstance(value := getattr(ezmia_callbacks, name), ModuleType)
+        and getattr(value, "__module__", "").startswith("ezmia_callbacks")
+    }
+
+    assert own == set(ezmia_callbacks.__all__)
+
+
+@pytest.mark.parametrize("module", [ezmia_callbacks, functional], ids=lambda module: module.__name__)
+def test_public_names_are_listed_once_and_exist(module):
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_public_names_of_the_package_are_sorted():
+    assert list(ezmia_callbacks.__all__) == sorted(ezmia_callbacks.__all__)
+
+
+@pytest.mark.parametrize("name", ezmia_callbacks.__all__)
+def test_public_names_say_what_they_are(name):
+    value = getattr(ezmia_callbacks, name)
+
+    assert value.__doc__
+    # A dataclass without a docstring gets its signature for one.
+    assert not value.__doc__.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_functions_say_what_they_return(name):
+    value = getattr(functional, name)
+
+    if inspect.isfunction(value) or inspect.isclass(value):
+        assert value.__doc__
+        assert not value.__doc__.startswith(f"{name}(")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'ezmia_callbacks' has no attribute 'PrivacyAudit'"):
+        ezmia_callbacks.PrivacyAudit  # noqa: B018
+
+
+def test_importing_the_package_loads_no_framework():
+    assert loaded_after("import ezmia_callbacks", HEAVY) == set()
+
+
+def test_the_probe_for_loaded_packages_sees_what_is_loaded():
+    assert loaded_after("import tqdm.std", HEAVY) == {"tqdm"}
+
+
+def test_modules_without_torch_import_without_jaxtyping():
+    names = ["ezmia_callbacks", *(f"ezmia_callbacks.{name}" for name in ("encoding", "measurement"))]
+
+    assert import_without_jaxtyping(names) == ""
+
+
+def test_the_probe_without_jaxtyping_sees_an_import_of_it():
+    assert "jaxtyping" in import_without_jaxtyping(["jaxtyping"])
+
+
+@pytest.mark.slow
+def test_every_module_imports_without_jaxtyping():
+    assert "ezmia_callbacks.huggingface" in MODULES
+    assert import_without_jaxtyping(MODULES) == ""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_list_what_they_export(name):
+    module = import_module(name)
+
+    assert [listed for listed in getattr(module, "__all__", []) if not hasattr(module, listed)] == []
