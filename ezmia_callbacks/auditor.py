@@ -1,17 +1,17 @@
 """The audit itself, for a hand-written loop; the framework callbacks are thin shells over it."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, rank
+from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, rank
 from ezmia_callbacks.encoding import EncodedCanaries, Tokenizer, encode_canaries
 from ezmia_callbacks.errors import AuditError, ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
@@ -55,7 +55,7 @@ class PrivacyAuditor:
         budget: When to stop; None only measures.
         score: The score that decides, a key of `token_statistics.SCORES`.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
-        confidence: Confidence of intervals, and of all decisions of the run together, in (0, 1).
+        confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
             them. None if unknown: then early audits get more of it and late ones less.
         tokenizer: Needed for canaries that are not tokenized.
@@ -65,6 +65,7 @@ class PrivacyAuditor:
         restore: Keep the weights of the last audit inside the budget, for `restore_within_budget`.
         on_error: What an error in an audit after the first step does: `"warn"` marks the audit as failed
             and lets training go on, `"raise"` ends it. Errors in `begin` are always raised.
+        is_progress_shown: Show a bar while an audit takes longer than two seconds.
         logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
             input ids and the attention mask; the default calls it like a Hugging Face model.
         autocast: Makes the context under which training runs its forward pass.
@@ -98,6 +99,7 @@ class PrivacyAuditor:
         output_dir: str | Path | None = None,
         restore: bool = True,
         on_error: OnError = "warn",
+        is_progress_shown: bool = False,
         logits_fn: LogitsFunction = call_for_logits,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
@@ -120,6 +122,7 @@ class PrivacyAuditor:
         self._batch_size = batch_size
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._on_error = on_error
+        self._is_progress_shown = is_progress_shown
         self._logits_fn = logits_fn
         self._autocast = autocast
         self._reference: TokenStatistics | None = None
@@ -133,7 +136,7 @@ class PrivacyAuditor:
             )
         if budget is not None:
             least = failure_probability_of_look(
-                n_audits or 1, n_planned=n_audits, failure_probability=1.0 - confidence
+                n_audits or 1, n_planned=n_audits, failure_probability=1.0 - budget.confidence
             )
             check_resolvable(
                 budget,
@@ -168,27 +171,26 @@ class PrivacyAuditor:
             NonFiniteLogitsError: if it returns NaN or infinite logits.
         """
         check_model(model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast)
+        _check_epoch(epoch)
         started = time.perf_counter()
-        reference = self._statistics(model)
-        self._reference = reference
-        if self._reference_path is not None and is_main_process():
-            save_statistics(self._reference_path, reference, fingerprint=self.encoded.fingerprint)
+        self._reference = None
         self.history = self.history.with_results([])
-        result = self._result(
-            reference, step=step, epoch=epoch, is_baseline=True, started=started, band_confidence=None
-        )
+        result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
+        if self._reference_path is not None and self._reference is not None and is_main_process():
+            save_statistics(self._reference_path, self._reference, fingerprint=self.encoded.fingerprint)
         self._record(result)
         if self._snapshot is not None:
-            self._snapshot.save(model)
+            self._snapshot.save(model, step=step)
         self._warn_of_shift(result)
         return result
 
-    def resume(self, history: Sequence[dict[str, Any]], *, step: int) -> None:
+    def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
         """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
 
         The model's weights were trained already and are never taken for the reference.
 
         Args:
+            model: The model, with the checkpoint's weights.
             history: The audits so far, as `AuditHistory.to_dicts` gave them.
             step: Optimizer steps done in the checkpoint that training resumes from.
 
@@ -200,6 +202,14 @@ class PrivacyAuditor:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
         self._reference = load_statistics(self._reference_path, fingerprint=self.encoded.fingerprint)
         self.history = self.history.with_results(history).up_to_step(step)
+        if self._snapshot is None:
+            return
+        # Weights kept after the checkpoint belong to a future that this run will not have.
+        if (self._snapshot.step or 0) > step:
+            self._snapshot.discard()
+        last = self.history.last_within_budget
+        if last is not None and last.step == step:
+            self._keep_weights(model, step=step)
 
     def restart(self, *, n_audits: int | None) -> None:
         """Start a new run with the reference kept: the weights were trained in between.
@@ -233,21 +243,10 @@ class PrivacyAuditor:
             )
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
+        _check_epoch(epoch)
         started = time.perf_counter()
-        band_confidence = 1.0 - failure_probability_of_look(
-            len(self.history.looks) + 1,
-            n_planned=self._n_audits,
-            failure_probability=1.0 - self.history.confidence,
-        )
         try:
-            result = self._result(
-                self._statistics(model),
-                step=step,
-                epoch=epoch,
-                is_baseline=False,
-                started=started,
-                band_confidence=band_confidence,
-            )
+            result = self._measure(model, step=step, epoch=epoch, is_baseline=False, started=started)
         except Exception as error:
             result = self._failed(error, step=step, epoch=epoch, started=started)
             self._record(result)
@@ -263,34 +262,47 @@ class PrivacyAuditor:
     def restore_within_budget(self, model: nn.Module) -> AuditResult:
         """Put back, in place, the weights of the last audit inside the budget; returns that audit.
 
+        It is the last one whose weights could be kept: after a full disk, an earlier one.
+
         Raises:
             AuditError: if no such weights were kept.
         """
         if self._snapshot is None:
             raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
-        self._snapshot.restore(model)
-        result = self.history.last_within_budget
-        if result is None:
-            raise AuditError("No audit was inside the budget.")
-        return result
+        step = self._snapshot.restore(model)
+        return next(result for result in reversed(self.history.results) if result.step == step)
 
     def finish(self) -> None:
         """Remove the kept weights; the reference and the history stay."""
         if self._snapshot is not None:
             self._snapshot.discard()
 
-    def _statistics(self, model: nn.Module) -> TokenStatistics:
-        return token_statistics(
-            model,
-            self.encoded.rows,
-            batch_size=self._batch_size,
-            logits_fn=self._logits_fn,
-            autocast=self._autocast,
-        )
-
-    def _scores(self, name: str, target: TokenStatistics) -> np.ndarray:
-        reference = target if self._reference is None else self._reference
-        return score_records(name, target, reference, n_compressed_bytes=self.encoded.n_compressed_bytes)
+    def _measure(
+        self, model: nn.Module, *, step: int, epoch: float | None, is_baseline: bool, started: float
+    ) -> AuditResult:
+        """One result for all processes; an error on any of them is an error on all, for none may wait."""
+        result, own_error = None, None
+        try:
+            target = token_statistics(
+                model,
+                self.encoded.rows,
+                batch_size=self._batch_size,
+                logits_fn=self._logits_fn,
+                autocast=self._autocast,
+                is_progress_shown=self._is_progress_shown and is_main_process(),
+            )
+            if is_baseline:
+                self._reference = target
+            result = self._result(target, step=step, epoch=epoch, is_baseline=is_baseline, started=started)
+        except Exception as error:  # told to the other processes before it is raised here
+            own_error = error
+        failures = gather("" if own_error is None else f"{type(own_error).__name__}: {own_error}")
+        if own_error is not None:
+            raise own_error
+        for process, failure in enumerate(failures):
+            if failure:
+                raise AuditError(f"The audit failed on process {process}: {failure}")
+        return broadcast_from_main(result)  # type: ignore[return-value]  # set where nothing failed
 
     def _result(
         self,
@@ -300,26 +312,23 @@ class PrivacyAuditor:
         epoch: float | None,
         is_baseline: bool,
         started: float,
-        band_confidence: float | None,
     ) -> AuditResult:
+        reference = self._reference if self._reference is not None else target
         is_member, confidence = self.encoded.is_member, self.history.confidence
-        scores = self._scores(self._score, target)
+        n_bytes = self.encoded.n_compressed_bytes
+        scores = {
+            name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
+            for name in (self._score, *_COMPARED_SCORES)
+        }
         metrics = measure_scores(
-            scores,
+            scores[self._score],
             is_member,
             fpr_levels=self._fpr_levels,
             confidence=confidence,
-            band_confidence=band_confidence or confidence,
+            band_confidence=None if is_baseline else self._band_confidence(),
         )
-        compared = {
-            name: measure_auc(self._scores(name, target), is_member, confidence=confidence)
-            for name in _COMPARED_SCORES
-            if name != self._score
-        }
-        member_edges, non_member_edges = edge_counts(
-            target, target if self._reference is None else self._reference, is_member
-        )
-        result = AuditResult(
+        member_edges, non_member_edges = edge_counts(target, reference, is_member)
+        return AuditResult(
             step=step,
             epoch=epoch,
             status="ok",
@@ -329,16 +338,27 @@ class PrivacyAuditor:
             n_non_members=self.encoded.n_non_members,
             n_tokens=target.n_tokens,
             metrics=metrics,
-            auc_by_score=compared,
+            auc_by_score={
+                name: measure_auc(scores[name], is_member, confidence=confidence)
+                for name in _COMPARED_SCORES
+                if name != self._score
+            },
             member_loss=mean_loss(target, is_member),
             non_member_loss=mean_loss(target, ~is_member),
             member_edges=member_edges,
             non_member_edges=non_member_edges,
             decision=self._decide(metrics, is_baseline=is_baseline),
             seconds=time.perf_counter() - started,
-            scores=scores,
+            scores=scores[self._score],
         )
-        return broadcast_from_main(result)
+
+    def _band_confidence(self) -> float:
+        """Confidence of the next audit's bands that makes the bands of all audits hold together."""
+        return 1.0 - failure_probability_of_look(
+            len(self.history.looks) + 1,
+            n_planned=self._n_audits,
+            failure_probability=1.0 - self.history.band_confidence,
+        )
 
     def _decide(self, metrics: Mapping[str, Measurement], *, is_baseline: bool) -> Decision:
         budget = self.history.budget
@@ -384,7 +404,7 @@ class PrivacyAuditor:
     def _keep_weights(self, model: nn.Module, *, step: int) -> None:
         try:
             if self._snapshot is not None:
-                self._snapshot.save(model)
+                self._snapshot.save(model, step=step)
         except OSError as error:
             if self._on_error == "raise":
                 raise
@@ -440,3 +460,8 @@ def _with_budget_level(fpr_levels: Sequence[float], budget: LeakageBudget | None
     if budget is not None and budget.metric == "tpr_at_fpr":
         levels.add(budget.fpr)
     return tuple(sorted(levels))
+
+
+def _check_epoch(epoch: float | None) -> None:
+    if epoch is not None and not math.isfinite(epoch):
+        raise ConfigurationError(f"`epoch` must be a finite number or None, got {epoch!r}.")

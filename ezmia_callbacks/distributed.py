@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-__all__ = ["broadcast_from_main", "is_main_process", "rank"]
+__all__ = ["broadcast_from_main", "gather", "is_main_process", "rank"]
 
 T = TypeVar("T")
 
@@ -33,3 +33,12 @@ def broadcast_from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks; each of them must call this."""
+    if not _is_distributed():
+        return [value]
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -21,7 +21,7 @@ from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float64, Int64
+    from jaxtyping import Bool, Int64
 
 __all__ = ["IGNORED_LABEL", "EncodedCanaries", "TokenRow", "Tokenizer", "encode_canaries"]
 
@@ -75,14 +75,14 @@ class EncodedCanaries:
         is_member: bool, (n_records,).
         record_ids: Their ids, in the same order.
         n_dropped: Records left out because fewer than two of their tokens carry loss.
-        n_compressed_bytes: float64, (n_records,): zlib size of each text; None where text is unknown.
+        n_compressed_bytes: int64, (n_records,): zlib size of each text; None where text is unknown.
     """
 
     rows: tuple[TokenRow, ...]
     is_member: Bool[np.ndarray, " n_records"]
     record_ids: tuple[str, ...]
     n_dropped: int
-    n_compressed_bytes: Float64[np.ndarray, " n_records"] | None
+    n_compressed_bytes: Int64[np.ndarray, " n_records"] | None
 
     @property
     def n_members(self) -> int:
@@ -213,7 +213,7 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
 
 def _compressed_sizes(
     records: Sequence[Record], rows: Sequence[TokenRow], tokenizer: Tokenizer | None
-) -> Float64[np.ndarray, " n_records"] | None:
+) -> Int64[np.ndarray, " n_records"] | None:
     sizes = []
     for record, row in zip(records, rows, strict=True):
         text = record_text(record)
@@ -221,5 +221,5 @@ def _compressed_sizes(
             if tokenizer is None:
                 return None
             text = tokenizer.decode(row.input_ids.tolist())
-        sizes.append(float(len(zlib.compress(text.encode("utf-8")))))
-    return np.array(sizes)
+        sizes.append(len(zlib.compress(text.encode("utf-8"))))
+    return np.array(sizes, dtype=np.int64)

@@ -21,7 +21,7 @@ class AuditHistory:
     Attributes:
         results: The audits, in the order in which they were made.
         budget: The budget that the run was held against.
-        confidence: Confidence of the intervals, and of the bands over all audits together.
+        confidence: Confidence of the intervals, each for its audit alone.
         about: How the canaries were drawn and what that means for the figures, one sentence.
     """
 
@@ -29,6 +29,11 @@ class AuditHistory:
     budget: LeakageBudget | None = None
     confidence: float = 0.95
     about: str = ""
+
+    @property
+    def band_confidence(self) -> float:
+        """Confidence with which the bands of all audits hold together: the budget's, if there is one."""
+        return self.confidence if self.budget is None else self.budget.confidence
 
     def __len__(self) -> int:
         return len(self.results)
@@ -106,5 +111,5 @@ class AuditHistory:
         try:
             text = Path(path).read_text(encoding="utf-8")
             return cls().with_results([json.loads(line) for line in text.splitlines()])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"{path} is not an audit history: {error}.") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ezmia_callbacks.encoding import IGNORED_LABEL, TokenRow
 from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
@@ -28,8 +29,9 @@ __all__ = ["LogitsFunction", "check_model", "token_statistics", "undisturbed"]
 LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""
 
-# float32 copies of the logits are made in pieces of this size.
+# float32 copies of the logits are made in pieces of this size: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES_ON_CPU = 2**20
 
 
 @contextmanager
@@ -142,6 +144,7 @@ def token_statistics(
     batch_size: int = 16,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    is_progress_shown: bool = False,
 ) -> TokenStatistics:
     """Statistics of every scored token, from one forward pass over the rows.
 
@@ -155,6 +158,7 @@ def token_statistics(
         batch_size: Rows in a forward pass.
         logits_fn: How to get logits out of the model.
         autocast: Makes the context under which training runs its forward pass.
+        is_progress_shown: Show a bar if the pass takes longer than two seconds.
 
     Raises:
         NonFiniteLogitsError: if a logit that matters is NaN or infinite.
@@ -169,7 +173,13 @@ def token_statistics(
     deviations = np.empty(offsets[-1], dtype=np.float32)
     device = _device_of(model)
     with undisturbed(model):
-        for start in range(0, len(rows), batch_size):
+        for start in tqdm(
+            range(0, len(rows), batch_size),
+            desc="privacy audit",
+            leave=False,
+            delay=2.0,
+            disable=not is_progress_shown,
+        ):
             chosen = longest_first[start : start + batch_size]
             batch = _collate([rows[i] for i in chosen], device)
             with autocast():
@@ -213,7 +223,8 @@ def _reduce(
     """Statistics of the scored positions, row by row, in float32 and in pieces of bounded size."""
     positions = is_scored.flatten().nonzero().squeeze(1)
     flat_logits, flat_targets = logits.flatten(0, 1), targets.flatten()[positions]
-    size = max(1, _CHUNK_BYTES // (4 * flat_logits.shape[-1]))
+    n_bytes = _CHUNK_BYTES_ON_CPU if logits.device.type == "cpu" else _CHUNK_BYTES
+    size = max(1, n_bytes // (4 * flat_logits.shape[-1]))
     pieces = []
     for start in range(0, len(positions), size):
         piece = slice(start, start + size)

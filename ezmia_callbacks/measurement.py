@@ -42,7 +42,7 @@ def measure_scores(
     *,
     fpr_levels: Sequence[float],
     confidence: float,
-    band_confidence: float,
+    band_confidence: float | None = None,
 ) -> dict[str, Measurement]:
     """Every figure of one score: AUC, membership advantage, and TPR at each false-positive rate.
 
@@ -53,23 +53,26 @@ def measure_scores(
         is_member: bool, (n_records,).
         fpr_levels: False-positive rates, each in (0, 1).
         confidence: Confidence of each figure's own interval.
-        band_confidence: Confidence at this audit that makes the bands of all audits hold together.
+        band_confidence: Confidence at this audit that makes the bands of all audits hold together; None
+            for an audit that nothing is decided by.
     """
-    levels = {"confidence": confidence, "band_confidence": band_confidence}
-    measured = {"auc": measure_auc(scores, is_member, **levels)}
+    measured = {"auc": measure_auc(scores, is_member, confidence=confidence, band_confidence=band_confidence)}
     for fpr in fpr_levels:
-        name = metric_name("tpr_at_fpr", fpr=fpr)
-        measured[name] = _measure_tpr(scores, is_member, fpr=fpr, **levels)
+        measured[metric_name("tpr_at_fpr", fpr=fpr)] = _measure_tpr(
+            scores, is_member, fpr=fpr, confidence=confidence, band_confidence=band_confidence
+        )
     measured["advantage"] = Measurement(
         value=roc.membership_advantage(scores, is_member),
         interval=intervals.advantage_interval(scores, is_member, confidence=confidence),
-        band=intervals.advantage_interval(scores, is_member, confidence=band_confidence),
+        band=None
+        if band_confidence is None
+        else intervals.advantage_interval(scores, is_member, confidence=band_confidence),
     )
     return measured
 
 
 def _measure_tpr(
-    scores: Scores, is_member: Membership, *, fpr: float, confidence: float, band_confidence: float
+    scores: Scores, is_member: Membership, *, fpr: float, confidence: float, band_confidence: float | None
 ) -> Measurement:
     n_non_members = int((~is_member).sum())
     # Below one allowed false positive the threshold lies beyond every non-member that was seen.
@@ -77,15 +80,18 @@ def _measure_tpr(
         needed = int(np.ceil(1.0 / fpr))
         return Measurement(value=None, note=f"needs {needed} non-members for a value, got {n_non_members}")
     interval = _certificate(scores, is_member, fpr=fpr, confidence=confidence)
-    band = _certificate(scores, is_member, fpr=fpr, confidence=band_confidence)
-    lacking = confidence if interval is None else band_confidence
-    # Two sides, each shared between the threshold and the members.
-    needed = intervals.n_non_members_needed(fpr=fpr, failure_probability=(1.0 - lacking) / 4.0)
+    band, lacking = None, None if interval is not None else confidence
+    if band_confidence is not None:
+        band = _certificate(scores, is_member, fpr=fpr, confidence=band_confidence)
+        if band is None and lacking is None:
+            lacking = band_confidence
+    note = None
+    if lacking is not None:
+        # Two sides, each shared between the threshold and the members.
+        needed = intervals.n_non_members_needed(fpr=fpr, failure_probability=(1.0 - lacking) / 4.0)
+        note = f"bounds need {needed} non-members, got {n_non_members}"
     return Measurement(
-        value=roc.tpr_at_fpr(scores, is_member, fpr=fpr),
-        interval=interval,
-        band=band,
-        note=None if band is not None else f"bounds need {needed} non-members, got {n_non_members}",
+        value=roc.tpr_at_fpr(scores, is_member, fpr=fpr), interval=interval, band=band, note=note
     )
 
 

@@ -1,8 +1,11 @@
 """The weights of the last audit inside the budget, kept so that they can be put back."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,11 @@ from torch import Tensor, nn
 from ezmia_callbacks.errors import AuditError
 
 __all__ = ["WeightSnapshot"]
+
+
+class _Kept(TypedDict):
+    step: int
+    tensors: dict[str, Tensor]
 
 
 class WeightSnapshot:
@@ -24,44 +32,62 @@ class WeightSnapshot:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._tensors: dict[str, Tensor] | None = None
+        self._in_memory: _Kept | None = None
 
     @property
     def exists(self) -> bool:
         """Whether there are weights to put back."""
-        return self._tensors is not None or (self._path is not None and self._path.exists())
+        return self._in_memory is not None or (self._path is not None and self._path.exists())
 
-    def save(self, model: nn.Module) -> None:
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps that the kept weights had seen; None if there are none.
+
+        Raises:
+            AuditError: if the file is damaged.
+        """
+        kept = self._load()
+        return None if kept is None else kept["step"]
+
+    def save(self, model: nn.Module, *, step: int) -> None:
         """Keep the model's present weights; what was kept before is lost only once this succeeded.
+
+        Args:
+            model: The model.
+            step: Optimizer steps done.
 
         Raises:
             OSError: if the file cannot be written.
         """
         if self._path is None:
-            self._tensors = {name: t.detach().cpu().clone() for name, t in _changing(model)}
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in _changing(model)}
+            self._in_memory = {"step": step, "tensors": tensors}
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                torch.save({name: tensor.detach() for name, tensor in _changing(model)}, file)
+                try:
+                    tensors = {name: tensor.detach() for name, tensor in _changing(model)}
+                    torch.save({"step": step, "tensors": tensors}, file)
+                except RuntimeError as error:  # torch's name for a failed write, e.g. on a full disk
+                    raise OSError(f"The weights cannot be written to {self._path}: {error}") from error
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def restore(self, model: nn.Module) -> None:
-        """Write the kept weights back into the model, in place.
+    def restore(self, model: nn.Module) -> int:
+        """Write the kept weights back into the model, in place; returns the step they are from.
 
         Raises:
-            AuditError: if nothing was kept, or the model trains weights that were not kept.
+            AuditError: if nothing was kept, the file is damaged, or the model's weights are others now.
         """
-        kept = self._tensors
-        if self._path is not None and self._path.exists():
-            kept = torch.load(self._path, map_location="cpu", weights_only=True)
-        if kept is None:
+        loaded = self._load()
+        if loaded is None:
             raise AuditError("There are no weights to put back: no audit inside the budget kept any.")
+        kept = loaded["tensors"]
         missing = sorted(dict(_changing(model)).keys() - kept.keys())
         if missing:
             raise AuditError(
@@ -69,16 +95,37 @@ class WeightSnapshot:
                 f"{missing[0]}): the model was changed during training and cannot be put back."
             )
         # All that was kept goes back, also what was frozen since: it may have been trained in between.
-        present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        present = dict(_everything(model))
+        lost = sorted(kept.keys() - present.keys())
+        if lost:
+            raise AuditError(
+                f"{len(lost)} kept weights are no longer in the model (first: {lost[0]}): the model was "
+                "changed during training and cannot be put back."
+            )
         with torch.no_grad():
             for name, tensor in kept.items():
                 present[name].copy_(tensor)
+        return loaded["step"]
 
     def discard(self) -> None:
         """Forget the kept weights and remove their file."""
-        self._tensors = None
+        self._in_memory = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def _load(self) -> _Kept | None:
+        if self._path is None or not self._path.exists():
+            return self._in_memory
+        try:
+            kept: _Kept = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has no common parent for what a damaged file raises
+            raise AuditError(f"The kept weights at {self._path} are damaged: {error}") from error
+        return kept
+
+
+def _everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _changing(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -67,8 +67,10 @@ class TokenStatistics:
         return int(self.offsets[-1])
 
 
+_ARRAYS = ("log_probs", "is_correct", "means", "standard_deviations", "offsets")
+
 Scorer = Callable[
-    [TokenStatistics, TokenStatistics, "Float64[np.ndarray, ' n_records'] | None"],
+    [TokenStatistics, TokenStatistics, "Int64[np.ndarray, ' n_records'] | None"],
     "Float64[np.ndarray, ' n_records']",
 ]
 
@@ -108,7 +110,7 @@ def _moments(statistics: TokenStatistics) -> scores.TokenMoments:
     return scores.TokenMoments(statistics.log_probs, statistics.means, statistics.standard_deviations)
 
 
-def _required(n_bytes: Float64[np.ndarray, " n_records"] | None) -> Float64[np.ndarray, " n_records"]:
+def _required(n_bytes: Int64[np.ndarray, " n_records"] | None) -> Int64[np.ndarray, " n_records"]:
     if n_bytes is None:
         raise ConfigurationError("The zlib score needs the text of every record: these have none.")
     return n_bytes
@@ -119,7 +121,7 @@ def score_records(
     target: TokenStatistics,
     reference: TokenStatistics,
     *,
-    n_compressed_bytes: Float64[np.ndarray, " n_records"] | None = None,
+    n_compressed_bytes: Int64[np.ndarray, " n_records"] | None = None,
 ) -> Float64[np.ndarray, " n_records"]:
     """Membership score of every record; higher means more likely a member.
 
@@ -150,15 +152,8 @@ def save_statistics(path: Path, statistics: TokenStatistics, *, fingerprint: str
         statistics: What to write.
         fingerprint: Identifies the scored tokens; `load_statistics` asks for it again.
     """
-    arrays = {
-        "log_probs": statistics.log_probs,
-        "is_correct": statistics.is_correct,
-        "means": statistics.means,
-        "standard_deviations": statistics.standard_deviations,
-        "offsets": statistics.offsets,
-    }
-    digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays.values())).hexdigest()
-    metadata = {"ezmia": json.dumps({"version": 1, "fingerprint": fingerprint, "sha256": digest})}
+    arrays = {name: getattr(statistics, name) for name in _ARRAYS}
+    metadata = {"ezmia": json.dumps({"version": 1, "fingerprint": fingerprint, "sha256": _digest(arrays)})}
     write_atomically(path, save(arrays, metadata=metadata))
 
 
@@ -175,21 +170,27 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})["ezmia"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+        found, digest = metadata["fingerprint"], metadata["sha256"]
     except FileNotFoundError:
         raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} cannot be read ({error}). {advice}"
         ) from error
-    if metadata["fingerprint"] != fingerprint:
+    if found != fingerprint:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} belong to other canaries (fingerprint "
-            f"{metadata['fingerprint']}, these have {fingerprint}). {advice}"
+            f"{found}, these have {fingerprint}). {advice}"
         )
-    statistics = TokenStatistics(**arrays)
-    ordered = ("log_probs", "is_correct", "means", "standard_deviations", "offsets")
-    digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in ordered)).hexdigest()
-    if digest != metadata["sha256"]:
+    if digest != _digest(arrays):
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
-    return statistics
+    return TokenStatistics(**arrays)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import make_model, make_rows, make_texts
+from tiny import make_model, make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.errors import (
@@ -14,6 +14,7 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.token_statistics import SCORES
 
 
 def draw(*, n=120, n_members=30, n_non_members=60, seed=0):
@@ -245,7 +246,7 @@ def test_a_resumed_run_has_the_original_reference_and_history(tmp_path):
     model = run(first, rows, n_epochs=2)
 
     second = PrivacyAuditor(canaries, n_audits=3, output_dir=tmp_path)
-    second.resume(first.history.to_dicts(), step=2)
+    second.resume(model, first.history.to_dicts(), step=2)
     train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
     result = second.audit(model)
 
@@ -258,7 +259,7 @@ def test_resuming_without_the_reference_is_refused_with_the_way_out(tmp_path):
     _, canaries = draw()
 
     with pytest.raises(ReferenceMismatchError, match="the trained weights cannot stand in"):
-        PrivacyAuditor(canaries, output_dir=tmp_path).resume([], step=3)
+        PrivacyAuditor(canaries, output_dir=tmp_path).resume(make_model(), [], step=3)
 
 
 def test_resuming_with_other_canaries_is_refused(tmp_path):
@@ -267,7 +268,7 @@ def test_resuming_with_other_canaries_is_refused(tmp_path):
     _, others = draw(seed=1)
 
     with pytest.raises(ReferenceMismatchError, match="belong to other canaries"):
-        PrivacyAuditor(others, output_dir=tmp_path).resume([], step=3)
+        PrivacyAuditor(others, output_dir=tmp_path).resume(make_model(), [], step=3)
 
 
 def test_restoring_without_a_budget_is_refused():
@@ -316,3 +317,146 @@ def test_patience_needs_that_many_audits_over_budget():
     over = [result for result in auditor.history if result.decision.is_within_budget is False]
     assert [result.decision.n_over_in_a_row for result in over[-3:]] == [1, 2, 3]
     assert auditor.history.stopped is over[-1]
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_every_score_can_decide(score):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(
+        canaries,
+        budget=LeakageBudget(limit=0.6),
+        score=score,
+        n_audits=30,
+        tokenizer=make_tokenizer(),
+        restore=False,
+    )
+
+    run(auditor, rows, n_epochs=30)
+
+    assert auditor.history[-1].score == score
+    assert auditor.history[-1].metrics["auc"].value > 0.6
+
+
+def test_weights_that_could_not_be_kept_are_not_claimed_to_be_back(tmp_path, caplog, monkeypatch):
+    rows, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=2, output_dir=tmp_path)
+    auditor.begin(model)
+    start = weights(model)
+
+    def full(*_args, **_options):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ezmia_callbacks.snapshot.torch.save", full)
+        train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-3))
+        auditor.audit(model)
+
+    restored = auditor.restore_within_budget(model)
+
+    assert "weights of step 1 could not be kept" in caplog.text
+    assert restored.is_baseline
+    assert_same_weights(model, start)
+
+
+def test_weights_kept_after_the_checkpoint_are_forgotten_on_resume(tmp_path):
+    rows, canaries = draw()
+    budget = LeakageBudget(limit=0.8)
+    first = PrivacyAuditor(canaries, budget=budget, n_audits=3, output_dir=tmp_path)
+    model = make_model()
+    first.begin(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    train_one_epoch(model, rows, optimizer)
+    first.audit(model)
+    checkpoint = weights(model)
+    train_one_epoch(model, rows, optimizer)
+    first.audit(model)
+
+    resumed = make_model()
+    resumed.load_state_dict(checkpoint)
+    second = PrivacyAuditor(canaries, budget=budget, n_audits=3, output_dir=tmp_path)
+    second.resume(resumed, first.history.to_dicts(), step=1)
+    train_one_epoch(resumed, rows, torch.optim.Adam(resumed.parameters(), lr=1e-2))
+    restored = second.restore_within_budget(resumed)
+
+    assert restored.step == 1
+    assert_same_weights(resumed, checkpoint)
+
+
+@pytest.mark.parametrize("epoch", [float("nan"), float("inf")])
+def test_an_epoch_that_is_not_a_number_is_refused(epoch):
+    _, canaries = draw()
+    auditor = PrivacyAuditor(canaries)
+
+    with pytest.raises(ConfigurationError, match="`epoch` must be a finite number"):
+        auditor.begin(make_model(), epoch=epoch)
+
+
+def test_the_budget_brings_its_own_confidence():
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(
+        canaries, budget=LeakageBudget(limit=0.6, confidence=0.8), n_audits=2, restore=False
+    )
+
+    run(auditor, rows, n_epochs=1)
+
+    measured = auditor.history[-1].metrics["auc"]
+    assert measured.interval.confidence == 0.95
+    assert measured.band.confidence == pytest.approx(0.9)
+
+
+def test_the_baseline_decides_nothing_and_has_no_band():
+    _, canaries = draw()
+
+    baseline = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6)).begin(make_model())
+
+    assert all(measured.band is None for measured in baseline.metrics.values())
+    assert not baseline.decision.stop
+
+
+def audit_in_process(rank, folder, failing_rank):
+    """One of two processes; each leaves its outcome in a file."""
+    import datetime
+    import os
+
+    import torch.distributed as dist
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=40),
+    )
+    rows, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, n_audits=2, output_dir=folder / "audit")
+    auditor.begin(model)
+    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
+    if rank == 1:
+        with torch.no_grad():  # rounding that differs from process to process
+            model.transformer.ln_f.weight.mul_(1 + 1e-3)
+    if rank == failing_rank:
+        diverge(model)
+    result = auditor.audit(model)
+    (folder / f"outcome-{rank}.json").write_text(json.dumps(result.to_dict()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("failing_rank", [None, 1])
+def test_two_processes_agree_on_the_result_and_on_a_failure(tmp_path, failing_rank):
+    import torch.multiprocessing as mp
+
+    context = mp.spawn(audit_in_process, args=(tmp_path, failing_rank), nprocs=2, join=False)
+    # Each call waits for one process to end.
+    assert any(context.join(timeout=60) for _ in range(2)), "a process hangs"
+
+    outcomes = [json.loads((tmp_path / f"outcome-{rank}.json").read_text()) for rank in range(2)]
+    if failing_rank is None:
+        assert outcomes[0] == outcomes[1]
+        assert outcomes[0]["status"] == "ok"
+        assert len((tmp_path / "audit" / "history.jsonl").read_text().splitlines()) == 2
+    else:
+        assert [outcome["status"] for outcome in outcomes] == ["failed", "failed"]
+        assert "failed on process 1: NonFiniteLogitsError" in outcomes[0]["error"]

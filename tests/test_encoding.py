@@ -126,4 +126,5 @@ def test_compressed_sizes_are_known_for_text_and_with_a_tokenizer_only():
     of_rows = encode_canaries(as_canaries(rows[:10], rows[10:]), make_tokenizer())
 
     np.testing.assert_array_equal(of_text.n_compressed_bytes, of_rows.n_compressed_bytes)
+    assert of_text.n_compressed_bytes.dtype == np.int64
     assert encode_canaries(as_canaries(rows[:10], rows[10:])).n_compressed_bytes is None

@@ -92,7 +92,7 @@ def test_a_small_chunk_changes_nothing(monkeypatch):
     model, rows = make_model(), mixed_rows()
     expected = token_statistics(model, rows)
 
-    monkeypatch.setattr("ezmia_callbacks.inference._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("ezmia_callbacks.inference._CHUNK_BYTES_ON_CPU", 1000)
     found = token_statistics(model, rows)
 
     np.testing.assert_array_equal(found.log_probs, expected.log_probs)
