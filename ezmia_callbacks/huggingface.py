@@ -19,7 +19,7 @@ from ezmia_callbacks import console
 from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process
-from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import undisturbed
@@ -68,7 +68,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             (0, 1). The last step is always audited.
         score: The score that decides; the others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
-        confidence: Confidence of intervals, and of all decisions of the run together.
+        confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
         n_non_members: Non-members drawn when no canaries are given, at most.
         seed: Seed of that draw.
@@ -164,7 +164,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._find_trainer(), kwargs["model"]
-        _refuse_unsupported(trainer)
+        _refuse_unsupported(trainer, model, restore=self.restore and self.budget is not None)
         is_restart = self._begun_with is not None and self._begun_with() is model
         if state.global_step == 0 and is_restart and self.auditor is not None:
             self._restart(trainer, state)
@@ -184,12 +184,13 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             output_dir=self.output_dir or Path(args.output_dir) / _FOLDER,
             restore=self.restore,
             on_error=self.on_error,
+            is_progress_shown=not args.disable_tqdm,
             autocast=lambda: _autocast(trainer),
         )
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(_STATE_KEY, {})
-            self.auditor.resume(saved.get("history", []), step=state.global_step)
+            self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
         if is_main_process():
             logger.info("%s", self.auditor.canaries.describe())
@@ -266,7 +267,16 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         auditor = self.auditor
         if auditor is None:
             return
-        kept = auditor.restore_within_budget(model)
+        try:
+            kept = auditor.restore_within_budget(model)
+        except AuditError as error:
+            logger.error(
+                "Training stopped by the leakage budget at step %d, but older weights could not be put back: "
+                "%s The model is OVER BUDGET.",
+                state.global_step,
+                error,
+            )
+            return
         # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
         best_step = _step_of(state.best_model_checkpoint)
         if best_step is not None and best_step > kept.step:
@@ -367,7 +377,12 @@ def _check_every(every: object) -> None:
         )
 
 
-def _refuse_unsupported(trainer: Any) -> None:
+def _refuse_unsupported(trainer: Any, model: nn.Module, *, restore: bool) -> None:
+    if restore and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ConfigurationError(
+            "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be put back yet: pass `restore=False` "
+            "and keep checkpoints to return to."
+        )
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     if getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False):
         raise ConfigurationError(

@@ -257,6 +257,23 @@ def test_the_first_audit_over_budget_puts_back_the_starting_weights_and_says_so(
         assert torch.equal(tensor, start[name]), name
 
 
+def test_a_stop_without_weights_to_put_back_says_so_and_ends_cleanly(tmp_path, caplog):
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6))
+
+    class LoseWeights(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            audit.auditor.finish()
+
+    trainer = make_trainer(tmp_path, rows, [audit, LoseWeights()], num_train_epochs=30)
+    trainer.train()
+
+    # The weights of each epoch are kept, then lost before the next: none are there at the stop.
+    assert audit.history.stopped is not None
+    assert "could not be put back" in caplog.text
+    assert "OVER BUDGET" in caplog.text
+
+
 def test_restore_can_be_declined(tmp_path):
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6), restore=False)

@@ -181,8 +181,7 @@ def _checked_dataset(dataset: object) -> MapStyleDataset[Record]:
         )
     if isinstance(dataset, str | bytes):
         raise ConfigurationError(
-            f"Got one {name}; a collection of records is needed: pass a list with one string per "
-            "record."
+            f"Got one {name}; a collection of records is needed: pass a list with one string per record."
         )
     if not _is_columnar(dataset):
         return cast(MapStyleDataset[Record], dataset)

@@ -229,9 +229,7 @@ def _message_text(message: Mapping[str, object]) -> str:
     parts = [content] if isinstance(content, str) else []
     if isinstance(content, list | tuple):
         # Content in parts: [{"type": "text", "text": ...}, {"type": "image", ...}].
-        parts = [
-            str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("text")
-        ]
+        parts = [str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("text")]
     if message.get("tool_calls"):
         parts.append(json.dumps(message["tool_calls"], sort_keys=True, default=str))
     return "\n".join(parts)

@@ -206,8 +206,7 @@ class CanarySet:
             return (
                 f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} records after "
                 f"{source.n_duplicates_removed} repeated ones were set aside, so that the two "
-                "sides differ by chance and training only, and an epsilon lower bound can be "
-                "derived."
+                "sides differ by chance and training only."
             )
         origin = {
             "hold_out": "held out without a random draw",
@@ -229,8 +228,7 @@ class CanarySet:
             )
         if len(self.record_ids) != n_records:
             raise ConfigurationError(
-                f"Got {len(self.record_ids)} record_ids for {n_records} records; one per record is "
-                "needed."
+                f"Got {len(self.record_ids)} record_ids for {n_records} records; one per record is needed."
             )
         if len(set(self.record_ids)) != n_records:
             n_repeated = n_records - len(set(self.record_ids))

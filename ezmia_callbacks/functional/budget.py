@@ -58,6 +58,7 @@ class LeakageBudget:
             most 1 - confidence over all its audits. `"upper"`: the upper end, excess cannot be ruled
             out; a run whose true leakage exceeds the limit goes on with probability at most
             1 - confidence. `"point"`: the bare estimate, no guarantee either way.
+        confidence: Confidence of all decisions of the run together, in (0, 1).
         patience: Number of consecutive audits over budget that are tolerated before the stop.
 
     Raises:
@@ -71,6 +72,7 @@ class LeakageBudget:
     metric: BudgetMetric = "auc"
     fpr: float = 0.01
     rule: BudgetRule = "lower"
+    confidence: float = 0.95
     patience: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class LeakageBudget:
             raise ConfigurationError(f"Unknown budget rule {self.rule!r}: use 'lower', 'point' or 'upper'.")
         if not 0.0 < self.fpr < 1.0:
             raise ConfigurationError(f"`fpr` must lie in (0, 1), got {self.fpr!r}.")
+        if not 0.0 < self.confidence < 1.0:
+            raise ConfigurationError(f"`confidence` must lie in (0, 1), got {self.confidence!r}.")
         chance = self.chance
         if not (isinstance(self.limit, int | float) and chance < self.limit < 1.0):
             raise ConfigurationError(

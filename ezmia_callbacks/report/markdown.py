@@ -213,8 +213,8 @@ def _legend(history: AuditHistory) -> str:
     lines = [
         "Losses are means over the canaries' scored tokens, in nats per token; the non-members give the "
         "held-out loss.",
-        f"A band holds for all audits of the run together, an interval for its own audit alone, both at "
-        f"{percent}; the baseline has an interval only.",
+        f"A band holds for all audits of the run together at {_percent(history.band_confidence)}, "
+        f"an interval for its own audit alone at {percent}; the baseline has an interval only.",
     ]
     if any(result.member_edges is not None for result in history):
         lines.append(
@@ -299,8 +299,8 @@ def _shift(history: AuditHistory) -> list[str]:
 
 
 def _promise(history: AuditHistory) -> str:
-    percent = _percent(history.confidence)
-    risk = f"{100 * (1 - history.confidence):.3g} %"
+    percent = _percent(history.band_confidence)
+    risk = f"{100 * (1 - history.band_confidence):.3g} %"
     text = f"**Confidence.** The bands hold for all audits of this run together at {percent} (union bound)."
     if history.budget is None:
         return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -391,8 +391,13 @@ def _counts(runs: Mapping[str, AuditHistory]) -> str:
     return "; ".join(f"{label}: {line}" for label, line in lines.items())
 
 
+def _percents(confidences: Iterable[float]) -> str:
+    return " / ".join(dict.fromkeys(f"{100 * confidence:.4g} %" for confidence in confidences))
+
+
 def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str) -> str:
-    confidences = " / ".join(dict.fromkeys(f"{100 * history.confidence:.4g} %" for history in runs.values()))
+    at_bands = _percents(history.band_confidence for history in runs.values())
+    at_intervals = _percents(history.confidence for history in runs.values())
     looks = [
         result.metrics[metric]
         for history in runs.values()
@@ -401,12 +406,12 @@ def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str) -> str:
     ]
     text = f"{_counts(runs)}. "
     if any(measurement.band is not None for measurement in looks):
-        text += f"Bands hold for all audits of a run together at {confidences} (baseline: interval)"
+        text += f"Bands hold for all audits of a run together at {at_bands} (baseline: interval)"
         if any(measurement.band is None and measurement.interval is not None for measurement in looks):
             text += "; where none is resolved, the interval of that audit alone"
         text += "."
     elif any(measurement.interval is not None for measurement in looks):
-        text += f"Shaded: interval of each audit alone at {confidences}."
+        text += f"Shaded: interval of each audit alone at {at_intervals}."
     n_failed = sum(history.n_failed for history in runs.values())
     if n_failed:
         n_audits = sum(len(history) for history in runs.values())

@@ -19,8 +19,7 @@ TEXTS = [f"Patient note number {i}" for i in range(60)]
 ROWS: dict[str, list[dict[str, object]]] = {
     "text": [{"text": text} for text in TEXTS],
     "tokenized": [
-        {"input_ids": [1, i, 0], "labels": [-100, i, -100], "attention_mask": [1, 1, 0]}
-        for i in range(60)
+        {"input_ids": [1, i, 0], "labels": [-100, i, -100], "attention_mask": [1, 1, 0]} for i in range(60)
     ],
     "prompt_completion": [{"prompt": "Note:", "completion": text} for text in TEXTS],
     "messages": [
@@ -44,9 +43,7 @@ class MapStyle(Dataset[Record]):
 
 
 def tensor_rows() -> MapStyle:
-    rows = [
-        {name: torch.tensor(column) for name, column in row.items()} for row in ROWS["tokenized"]
-    ]
+    rows = [{name: torch.tensor(column) for name, column in row.items()} for row in ROWS["tokenized"]]
     return MapStyle(list(rows))
 
 
@@ -254,13 +251,13 @@ def test_what_is_no_training_set_is_refused(dataset: object, message: str) -> No
 def test_global_random_states_are_untouched() -> None:
     dataset = tensor_rows()
     python_state, torch_state = random.getstate(), torch.get_rng_state()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what is tested
+    numpy_state = np.random.get_state()
 
     hold_out_canaries(dataset, n_members=10, n_non_members=10)
 
     assert random.getstate() == python_state
     assert torch.equal(torch.get_rng_state(), torch_state)
-    actual = np.random.get_state()  # noqa: NPY002 - as above
+    actual = np.random.get_state()
     assert all(np.array_equal(a, b) for a, b in zip(actual, numpy_state, strict=True))
 
 

@@ -149,9 +149,7 @@ def test_records_without_anything_to_score_are_empty(record: Record) -> None:
     assert is_empty(record)
 
 
-@pytest.mark.parametrize(
-    "record", ["a", {"input_ids": [0]}, {"prompt": "", "completion": "b"}, CHAT]
-)
+@pytest.mark.parametrize("record", ["a", {"input_ids": [0]}, {"prompt": "", "completion": "b"}, CHAT])
 def test_records_with_something_to_score_are_not_empty(record: Record) -> None:
     assert not is_empty(record)
 

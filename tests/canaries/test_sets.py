@@ -96,9 +96,7 @@ def test_overlap_is_refused_with_ids_and_without_text() -> None:
 
 
 def test_empty_records_are_refused_with_index_and_id() -> None:
-    with pytest.raises(
-        EmptyRecordError, match=r"Got 2 canary records .* at index 12 \('non-member-0'\)"
-    ):
+    with pytest.raises(EmptyRecordError, match=r"Got 2 canary records .* at index 12 \('non-member-0'\)"):
         CanarySet.from_lists(MEMBERS, [" ", *NON_MEMBERS, ""])
 
 

@@ -1,0 +1,1 @@
+"""A complete audited fine-tune on real text, without a network: `ezmia demo`."""
