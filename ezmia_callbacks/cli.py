@@ -38,7 +38,7 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for picture and summary.")] = Path("ezmia-demo"),
     limit: Annotated[float, typer.Option(help="Largest tolerated AUC, in (0.5, 1).")] = 0.7,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each run, at most.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each run, at most.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:
     """Fine-tune a model twice, with full weights and with LoRA, under one leakage budget."""

@@ -45,7 +45,7 @@ class BaseModelRecipe:
     n_layers: int = 2
     n_heads: int = 4
     n_positions: int = 256
-    n_steps: int = 900
+    n_steps: int = 500
     batch_size: int = 4
     block_length: int = 128
     learning_rate: float = 3e-3

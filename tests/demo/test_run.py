@@ -1,0 +1,117 @@
+import io
+import json
+
+import matplotlib as mpl
+import pytest
+from rich.console import Console
+
+from ezmia_callbacks import AuditHistory
+from ezmia_callbacks.demo import run as demo
+from ezmia_callbacks.demo.base_model import BaseModelRecipe, train_base_model
+from ezmia_callbacks.demo.corpus import standard_library_docstrings
+from ezmia_callbacks.demo.run import FULL, LORA, DemoSettings, run_demo
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+
+mpl.use("Agg")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.*:FutureWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return standard_library_docstrings()[:240]
+
+
+@pytest.fixture
+def small_base(monkeypatch, records):
+    """A base model of a few steps, so that the demo's own path takes seconds."""
+    recipe = BaseModelRecipe(vocabulary_size=400, hidden_size=32, n_steps=3, n_positions=64, block_length=32)
+
+    def train(texts, *, seed, is_progress_shown):
+        return train_base_model(texts, seed=seed, recipe=recipe)
+
+    monkeypatch.setattr(demo, "train_base_model", train)
+    monkeypatch.setattr(demo, "standard_library_docstrings", lambda: records)
+
+
+@pytest.fixture
+def data(tmp_path, records):
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in records))
+    return path
+
+
+def show(settings):
+    text = io.StringIO()
+    histories = run_demo(settings, console=Console(file=text, width=160))
+    return histories, text.getvalue()
+
+
+def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, small_base, data):
+    settings = DemoSettings(
+        data=data,
+        output_dir=tmp_path / "out",
+        n_epochs=12,
+        n_train=60,
+        n_members=40,
+        n_non_members=60,
+        max_length=24,
+        limit=0.6,
+        full_learning_rate=2e-2,
+        lora_learning_rate=1e-4,
+    )
+
+    histories, printed = show(settings)
+
+    assert list(histories) == [FULL, LORA]
+    assert histories[FULL].stopped is not None
+    assert histories[LORA].stopped is None
+    assert "over budget -> STOP" in printed
+    kept = histories[FULL].last_within_budget
+    where = "the starting weights" if kept.is_baseline else f"epoch {kept.epoch:g}"
+    assert f"the model holds {where} again" in printed
+    assert "LoRA stayed within the budget" in printed
+    for name in (FULL, LORA):
+        for result in histories[name]:
+            assert f"{result.metrics['auc'].value:.3f} [" in printed
+        saved = tmp_path / "out" / name.split()[0].lower() / "privacy_audit" / "history.jsonl"
+        assert AuditHistory.load(saved).to_dicts() == histories[name].to_dicts()
+    assert (tmp_path / "out" / "leakage.png").read_bytes().startswith(b"\x89PNG")
+    assert "# ezmia demo" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_a_model_of_the_users_own_is_fine_tuned(tmp_path, small_base, data, records):
+    recipe = BaseModelRecipe(vocabulary_size=400, hidden_size=32, n_steps=1, n_positions=64, block_length=32)
+    trained = train_base_model(records, seed=1, recipe=recipe)
+    trained.model.save_pretrained(tmp_path / "model")
+    trained.tokenizer.save_pretrained(tmp_path / "model")
+    settings = DemoSettings(
+        model=str(tmp_path / "model"),
+        data=data,
+        output_dir=tmp_path / "out",
+        n_epochs=1,
+        n_train=40,
+        n_members=20,
+        n_non_members=40,
+        max_length=16,
+    )
+
+    histories, _ = show(settings)
+
+    assert [len(history) for history in histories.values()] == [2, 2]
+    assert str(tmp_path / "model") in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_a_model_that_is_not_there_gets_one_clear_line(tmp_path, data):
+    with pytest.raises(ConfigurationError, match="No causal language model with a tokenizer at 'no/such'"):
+        show(DemoSettings(model="no/such", data=data, output_dir=tmp_path))
+
+
+def test_a_file_with_too_few_records_says_how_many_it_holds(tmp_path, small_base):
+    path = tmp_path / "few.txt"
+    path.write_text("One short record.\n\nAnother short record.\n")
+
+    with pytest.raises(TooFewCanariesError, match=r"few\.txt holds 2 records, at least 30 are needed"):
+        show(DemoSettings(data=path, output_dir=tmp_path / "out"))
