@@ -158,6 +158,11 @@ def _encode(
     if kind == "text":
         ids = _ids(tokenizer(str(record_text(record))), max_length=max_length)
         return TokenRow(ids, ids)
+    if kind == "preference":
+        raise ConfigurationError(
+            "Preference pairs are scored as their trainer prepares them: pass the canaries to the callback "
+            "of a DPOTrainer, or map them to 'prompt' and 'completion'."
+        )
     fields: Mapping[str, Any] = record  # type: ignore[assignment]  # a mapping by kind
     if kind == "messages":
         ids = _template_ids(tokenizer, fields["messages"], max_length=max_length)

@@ -6,30 +6,50 @@ truncation, end-of-sequence tokens and label mask are those of the training.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.canaries.records import Record, is_empty, record_kind, record_text
-from ezmia_callbacks.encoding import Tokenizer, encode_canaries
+from ezmia_callbacks.canaries.records import is_empty, record_kind
+from ezmia_callbacks.distributed import is_main_process
+from ezmia_callbacks.encoding import IGNORED_LABEL, Tokenizer, encode_canaries
 from ezmia_callbacks.errors import (
     CanaryError,
     ConfigurationError,
     OverlappingCanariesError,
     TooFewCanariesError,
 )
+from ezmia_callbacks.presence import check_presence, is_indexable, keys_of
+from ezmia_callbacks.trl_rows import (
+    PreparedRows,
+    as_row,
+    is_cut_by_packing,
+    is_packed,
+    is_trl,
+    prepared_by_trl,
+    prepares_rows,
+)
 
-__all__ = ["as_trained", "check_against_training_rows", "draw_from_trainer"]
+__all__ = ["as_trained", "draw_from_trainer"]
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-# Reading every training row of a huge set would cost more than the audit it protects.
-_MAX_ROWS_CHECKED = 200_000
+_ADVICE = (
+    "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
+    "and pass them as PrivacyAuditCallback(canaries, ...)."
+)
+
+
+class DrawnRow(NamedTuple):
+    """A row as the trainer's dataset has it, and as the collator hands it to the model."""
+
+    as_stored: Row
+    as_fed: Row
 
 
 def draw_from_trainer(trainer: Any, *, n_members: int, n_non_members: int, seed: int) -> CanarySet:
@@ -39,82 +59,83 @@ def draw_from_trainer(trainer: Any, *, n_members: int, n_non_members: int, seed:
     two sets.
 
     Raises:
-        CanaryError: if a set is missing or cannot be indexed, or has too few distinct records.
+        CanaryError: if a set is missing or cannot be indexed, is packed, or has too few distinct records.
+        OverlappingCanariesError: if a record of the evaluation set is trained on.
     """
-    advice = (
-        "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
-        "and pass them as PrivacyAuditCallback(canaries, ...)."
-    )
     if trainer.eval_dataset is None:
         raise CanaryError(
-            "No canaries were given and the trainer has no `eval_dataset` to draw non-members from. " + advice
+            "No canaries were given and the trainer has no `eval_dataset` to draw non-members from. "
+            + _ADVICE
         )
     if isinstance(trainer.eval_dataset, Mapping):
         raise CanaryError(
             f"No canaries were given and the trainer has {len(trainer.eval_dataset)} evaluation sets: it is "
-            "not clear which one matches the training set. " + advice
+            "not clear which one matches the training set. " + _ADVICE
         )
     rng = np.random.default_rng(seed)
-    sides: list[list[Row]] = []
-    for name, dataset, n_wanted in (
-        ("train_dataset", trainer.train_dataset, n_members),
-        ("eval_dataset", trainer.eval_dataset, n_non_members),
-    ):
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise CanaryError(
-                f"No canaries were given and `{name}` is a stream that cannot be drawn from. " + advice
-            )
-        side: list[Row] = []
-        for index in rng.permutation(len(dataset)):
-            row = dataset[int(index)]
-            if "seq_lengths" in row:
-                raise CanaryError(f"`{name}` is packed: one row holds several records. " + advice)
-            row = collated(trainer, row)
-            if not is_empty(row):
-                side.append(row)
-            if len(side) == n_wanted:
-                break
-        sides.append(side)
+    members = _drawn(trainer, "train_dataset", n_members, rng=rng)
+    non_members = _drawn(trainer, "eval_dataset", n_non_members, rng=rng)
+    drawn = members | non_members
     try:
-        return CanarySet.from_lists(*sides, method="trainer_datasets")
+        canaries = CanarySet.from_lists(
+            [row.as_fed for row in members.values()],
+            [row.as_fed for row in non_members.values()],
+            record_ids=list(drawn),
+            method="trainer_datasets",
+        )
     except OverlappingCanariesError as error:
         raise OverlappingCanariesError(
             f"`train_dataset` and `eval_dataset` share records ({error}). Records trained on cannot be "
             "non-members: deduplicate before splitting."
         ) from error
     except TooFewCanariesError as error:
-        raise TooFewCanariesError(f"{error} " + advice) from error
+        raise TooFewCanariesError(f"{error} " + _ADVICE) from error
+    _report_presence(trainer, canaries, {name: row.as_stored for name, row in drawn.items()})
+    return canaries
 
 
 def as_trained(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> CanarySet:
     """The same canaries as token rows, with the labels that the trainer's collator gives them.
 
-    Raw records go through the preparation of a TRL trainer where there is one, else through the
-    trainer's tokenizer.
+    Records go through the preparation of a TRL trainer where there is one; elsewhere raw text goes through
+    the trainer's tokenizer. Records of which nothing is trained, and records that have become equal, are
+    left out: neither choice looks at membership, so a random split stays one.
 
     Raises:
-        ConfigurationError: if the trainer has no tokenizer and the canaries are not tokenized.
-        TooFewCanariesError: if the preparation drops too many records.
+        ConfigurationError: if the trainer cannot make rows of the canaries.
+        TooFewCanariesError: if too few records are left.
+        OverlappingCanariesError: if a non-member is among the training rows.
     """
-    is_tokenized = all(record_kind(record) == "tokenized" for record in canaries.records)
-    kept: Sequence[int] = range(len(canaries))
-    rows: Sequence[Row]
-    if is_tokenized:
-        rows = [record for record in canaries.records if isinstance(record, Mapping)]
-    elif hasattr(trainer, "_prepare_dataset"):
-        rows, kept = _prepared_by_trl(trainer, canaries.records)
-    else:
-        rows = _tokenized(trainer, canaries, max_length=max_length)
-    return CanarySet(
-        records=tuple(collated(trainer, row) for row in rows),
-        is_member=canaries.is_member[list(kept)],
-        record_ids=tuple(canaries.record_ids[i] for i in kept),
-        provenance=canaries.provenance,
+    prepared = _prepared(trainer, canaries, max_length=max_length)
+    fed = [collated(trainer, row) for row in prepared.rows]
+    n_copies = Counter(tuple(row["input_ids"]) for row in fed)
+    usable = [i for i, row in enumerate(fed) if not is_empty(row) and n_copies[tuple(row["input_ids"])] == 1]
+    kept = [prepared.kept[i] for i in usable]
+    record_ids = tuple(canaries.record_ids[i] for i in kept)
+    left_out = (
+        f"{len(canaries) - len(kept)} of {len(canaries)} canaries are left out: as the trainer prepares them "
+        "(template, label mask, truncation to `max_length`), no token of theirs carries loss, or they are "
+        "the same as another."
     )
+    try:
+        as_fed = CanarySet(
+            records=tuple(fed[i] for i in usable),
+            is_member=canaries.is_member[kept],
+            record_ids=record_ids,
+            provenance=canaries.provenance,
+        )
+    except TooFewCanariesError as error:
+        raise TooFewCanariesError(f"{left_out} {error}") from error
+    if len(kept) < len(canaries) and is_main_process():
+        logger.warning("%s", left_out)
+    _report_presence(trainer, as_fed, dict(zip(record_ids, (prepared.rows[i] for i in usable), strict=True)))
+    return as_fed
 
 
 def collated(trainer: Any, row: Row) -> Row:
     """One row as the collator hands it to the model: input ids and labels, without padding.
+
+    Of a preference pair it is the prompt, without loss, and the chosen side.
 
     Raises:
         ConfigurationError: if the collator fails on the row, or returns no labels for it.
@@ -129,91 +150,75 @@ def collated(trainer: Any, row: Row) -> Row:
             f"The trainer's collator cannot make a batch of one canary with the columns {sorted(row)}: "
             f"{error}. Draw the canaries from the dataset that the trainer is given."
         ) from error
-    labels = batch.get("labels")
-    if labels is None:
+    columns = batch if isinstance(batch, Mapping) else {}
+    mask_name = "completion_mask" if "chosen_ids" in row else "labels"
+    if "input_ids" not in columns or columns.get(mask_name) is None:
         raise ConfigurationError(
-            f"The trainer's collator returns no `labels` (got {sorted(batch)}): without them there is no "
+            f"The trainer's collator returns no `labels` (got {sorted(columns)}): without them there is no "
             "telling which tokens are trained. Use DataCollatorForLanguageModeling(tokenizer, mlm=False), "
-            "or give every row a `labels` column."
+            "or give every row a `labels` column. Of TRL's trainers, SFTTrainer and DPOTrainer can be "
+            "audited."
         )
-    ids = _as_array(batch["input_ids"])
-    mask = batch.get("attention_mask")
-    is_attended = np.ones(len(ids), dtype=np.bool_) if mask is None else _as_array(mask) != 0
-    return {
-        "input_ids": ids[is_attended].tolist(),
-        "labels": _as_array(labels)[is_attended].tolist(),
-    }
+    n_rows = 2 if mask_name == "completion_mask" else 1
+    ids, labels = (_first(columns[name], n_rows=n_rows) for name in ("input_ids", mask_name))
+    if mask_name == "completion_mask":
+        labels = np.where(labels != 0, ids, IGNORED_LABEL)
+    if columns.get("attention_mask") is not None:
+        is_attended = _first(columns["attention_mask"], n_rows=n_rows) != 0
+    else:
+        # Without a mask, padding can only be what the row did not have.
+        is_attended = np.arange(len(ids)) < len(row.get("input_ids", ids))
+    return {"input_ids": ids[is_attended].tolist(), "labels": labels[is_attended].tolist()}
 
 
-def check_against_training_rows(trainer: Any, canaries: CanarySet) -> None:
-    """Hold canaries against the rows that will be trained on, token for token.
+def _drawn(
+    trainer: Any, name: Literal["train_dataset", "eval_dataset"], n: int, *, rng: np.random.Generator
+) -> dict[str, DrawnRow]:
+    """At most `n` rows of one of the trainer's datasets of which something is trained, by their names."""
+    dataset = getattr(trainer, name)
+    if not is_indexable(dataset):
+        raise CanaryError(
+            f"No canaries were given and `{name}` is a stream that cannot be drawn from. " + _ADVICE
+        )
+    rows: dict[str, DrawnRow] = {}
+    for index in rng.permutation(len(dataset)):
+        row = dataset[int(index)]
+        if is_packed(trainer, name) or "seq_lengths" in row:
+            raise CanaryError(
+                f"No canaries were given and `{name}` is packed: a row is not a record. " + _ADVICE
+            )
+        as_fed = collated(trainer, row)
+        if not is_empty(as_fed):
+            rows[f"{name}-{index}"] = DrawnRow(row, as_fed)
+        if len(rows) == n:
+            break
+    return rows
 
-    The mistake that this catches reads as "no leakage": keeping the training set that one had before
-    `hold_out_canaries`, so that the non-members are trained on as well.
 
-    Raises:
-        OverlappingCanariesError: if a non-member is among the training rows.
-    """
+def _prepared(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> PreparedRows:
+    """Rows such as the trainer's dataset has."""
+    if prepares_rows(trainer):
+        return prepared_by_trl(trainer, canaries.records)
+    is_tokenized = all(record_kind(record) == "tokenized" for record in canaries.records)
+    if not (is_tokenized or is_trl(trainer) or _is_tokenized_later(trainer)):
+        return _tokenized(trainer, canaries, max_length=max_length)
+    text_field = getattr(trainer.args, "dataset_text_field", "text")
+    rows = [as_row(record, text_field=text_field) for record in canaries.records]
+    return PreparedRows(rows, range(len(canaries)))
+
+
+def _is_tokenized_later(trainer: Any) -> bool:
+    """Whether the collator gets raw records."""
+    first = _first_training_row(trainer)
+    return isinstance(first, Mapping) and bool(first) and "input_ids" not in first
+
+
+def _first_training_row(trainer: Any) -> Any:
     dataset = trainer.train_dataset
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        logger.warning("Training on a stream: it cannot be checked that non-members are absent from it.")
-        return
-    if len(dataset) > _MAX_ROWS_CHECKED:
-        logger.warning(
-            "Only the first %d of %d training rows are checked for canaries.",
-            _MAX_ROWS_CHECKED,
-            len(dataset),
-        )
-    id_of = {
-        _key(record["input_ids"]): i
-        for i, record in enumerate(canaries.records)
-        if isinstance(record, Mapping)
-    }
-    found = {
-        id_of[key] for ids in islice(_token_ids(dataset), _MAX_ROWS_CHECKED) if (key := _key(ids)) in id_of
-    }
-    trained_on = sorted(i for i in found if not canaries.is_member[i])
-    if trained_on:
-        examples = ", ".join(canaries.record_ids[i] for i in trained_on[:3])
-        raise OverlappingCanariesError(
-            f"{len(trained_on)} of {canaries.n_non_members} non-members are in the training set (first: "
-            f"{examples}): leakage would read far too low. Train on the dataset that `hold_out_canaries` "
-            "returned, not on the one it was given."
-        )
-    n_found = len(found)
-    if n_found < canaries.n_members and len(dataset) <= _MAX_ROWS_CHECKED:
-        logger.warning(
-            "%d of %d members were not found among the training rows, token for token. If they are packed "
-            "or processed on the fly that is expected; otherwise they are not trained on, and leakage will "
-            "read too low.",
-            canaries.n_members - n_found,
-            canaries.n_members,
-        )
+    return dataset[0] if is_indexable(dataset) and len(dataset) else None
 
 
-def _key(ids: Any) -> bytes:
-    return _as_array(ids).astype(np.int64).tobytes()
-
-
-def _token_ids(dataset: Any) -> Iterator[Any]:
-    """Input ids of every row; a dataset with columns is read without its other columns."""
-    if "input_ids" in (getattr(dataset, "column_names", None) or ()):
-        yield from (row["input_ids"] for row in dataset.select_columns(["input_ids"]).with_format(None))
-        return
-    for index in range(len(dataset)):
-        row = dataset[index]
-        if not (isinstance(row, Mapping) and "input_ids" in row):
-            return
-        yield row["input_ids"]
-
-
-def _as_array(values: Any) -> np.ndarray:
-    """A row of a batch of one, or a bare row, from a list, an array or a tensor."""
-    array = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
-    return array[0] if array.ndim == 2 and len(array) == 1 else array
-
-
-def _tokenized(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> list[Row]:
+def _tokenized(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> PreparedRows:
     tokenizer: Tokenizer | None = getattr(trainer, "processing_class", None) or getattr(
         trainer, "tokenizer", None
     )
@@ -223,32 +228,42 @@ def _tokenized(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> 
             "the trainer, or draw the canaries from the tokenized dataset."
         )
     encoded = encode_canaries(canaries, tokenizer, max_length=max_length)
-    first = trainer.train_dataset[0] if hasattr(trainer.train_dataset, "__getitem__") else {}
+    first = _first_training_row(trainer)
     has_labels = isinstance(first, Mapping) and "labels" in first
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for row in encoded.rows:
         fields = {"input_ids": row.input_ids.tolist(), "attention_mask": [1] * len(row.input_ids)}
         if has_labels:
             fields["labels"] = row.labels.tolist()
         rows.append(fields)
-    return rows
+    index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
+    return PreparedRows(rows, [index_of[record_id] for record_id in encoded.record_ids])
 
 
-def _prepared_by_trl(trainer: Any, records: Sequence[Record]) -> tuple[list[Row], list[int]]:
-    """Rows made by the trainer's own preparation, and which records they are: it may drop some."""
-    from datasets import Dataset
+def _report_presence(trainer: Any, canaries: CanarySet, rows: Mapping[str, Row]) -> None:
+    if is_cut_by_packing(trainer):
+        problems = [
+            "Packing with the strategy 'wrapped' cuts training records: it cannot be checked that members "
+            "are among them and non-members are not. The strategy 'bfd' keeps records whole."
+        ]
+    else:
+        keys = {record_id: keys_of(rows[record_id]) for record_id in canaries.record_ids}
+        problems = check_presence(
+            trainer.train_dataset, canaries, {name: found[0] for name, found in keys.items() if found}
+        )
+    if is_main_process():
+        for problem in problems:
+            logger.warning("%s", problem)
 
-    fields = [
-        dict(record) if isinstance(record, Mapping) else {"text": record_text(record)} for record in records
-    ]
-    dataset = Dataset.from_list([{**row, "canary": i} for i, row in enumerate(fields)])
-    prepared = trainer._prepare_dataset(
-        dataset,
-        trainer.processing_class,
-        trainer.args,
-        False,
-        getattr(trainer, "_formatting_func", None),
-        "canary",
+
+def _first(values: Any, *, n_rows: int) -> np.ndarray:
+    """The first row of a batch, or a bare row, from a list, an array or a tensor."""
+    array = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
+    if array.ndim == 2 and len(array) == n_rows:
+        return np.asarray(array[0])
+    if array.ndim == 1:
+        return array
+    raise ConfigurationError(
+        f"The trainer's collator makes an array of shape {array.shape} of one record, and {n_rows} rows of "
+        "tokens are needed: audit checkpoints with PrivacyAuditor and tokenized canaries instead."
     )
-    rows = sorted(prepared, key=lambda row: int(row["canary"]))
-    return rows, [int(row["canary"]) for row in rows]

@@ -128,3 +128,11 @@ def test_compressed_sizes_are_known_for_text_and_with_a_tokenizer_only():
     np.testing.assert_array_equal(of_text.n_compressed_bytes, of_rows.n_compressed_bytes)
     assert of_text.n_compressed_bytes.dtype == np.int64
     assert encode_canaries(as_canaries(rows[:10], rows[10:])).n_compressed_bytes is None
+
+
+def test_preference_pairs_are_left_to_the_trainer_that_prepares_them():
+    pairs = [{"prompt": "the", "chosen": text, "rejected": "a"} for text in make_texts(20)]
+    canaries = CanarySet.from_lists(pairs[:10], pairs[10:])
+
+    with pytest.raises(ConfigurationError, match="callback of a DPOTrainer"):
+        encode_canaries(canaries, make_tokenizer())

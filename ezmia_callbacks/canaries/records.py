@@ -1,4 +1,4 @@
-"""What one training record is, in each of the four shapes that fine-tuning scripts use."""
+"""What one training record is, in each of the five shapes that fine-tuning scripts use."""
 
 import hashlib
 import json
@@ -10,17 +10,20 @@ from typing import Literal, SupportsIndex, TypeAlias, cast
 from ezmia_callbacks.errors import ConfigurationError
 
 Record: TypeAlias = str | Mapping[str, object]
-RecordKind: TypeAlias = Literal["text", "tokenized", "prompt_completion", "messages"]
+RecordKind: TypeAlias = Literal["text", "tokenized", "preference", "prompt_completion", "messages"]
 
 # From the most to the least processed column: the first kind a row satisfies is what was trained.
 _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "tokenized": ("input_ids",),
+    "preference": ("chosen", "rejected"),
     "prompt_completion": ("prompt", "completion"),
     "messages": ("messages",),
     "text": ("text",),
 }
 _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "tokenized": ("labels", "attention_mask", "completion_mask", "assistant_masks"),
+    # Without a prompt, it is the common beginning of both sides.
+    "preference": ("prompt", "tools", "chat_template_kwargs"),
     "prompt_completion": ("tools", "chat_template_kwargs"),
     "messages": ("tools", "chat_template_kwargs"),
     "text": (),
@@ -56,7 +59,8 @@ def record_kind(record: Record) -> RecordKind:
         got = f"a {type(record).__name__}"
     raise ConfigurationError(
         f"Got {got} as a record; a record is a string, or a mapping with 'text', 'input_ids', "
-        "'prompt' and 'completion', or 'messages': rename the columns or map the rows first."
+        "'prompt' and 'completion', 'chosen' and 'rejected', or 'messages': rename the columns or map the "
+        "rows first."
     )
 
 
@@ -64,7 +68,7 @@ def record_text(record: Record) -> str | None:
     """Return the text of a record without template, or None where only token ids are known.
 
     Prompt and completion are concatenated if both are strings; chat messages are joined by
-    newlines.
+    newlines. Of a preference pair it is the prompt and the chosen side.
 
     Raises:
         ConfigurationError: if the record, or a field of it, has no accepted shape.
@@ -77,19 +81,17 @@ def record_text(record: Record) -> str | None:
     kind = record_kind(record)
     if kind == "tokenized":
         return None
-    if kind != "prompt_completion":
-        return _plain_text(record, kind)
-    prompt, completion = _plain_text(record, "prompt"), _plain_text(record, "completion")
-    is_chat = not (isinstance(record["prompt"], str) and isinstance(record["completion"], str))
-    return f"{prompt}\n{completion}" if is_chat else prompt + completion
+    fields = _scored_fields(record, kind)
+    is_chat = not all(isinstance(record[field], str) for field in fields)
+    return ("\n" if is_chat else "").join(_plain_text(record, field) for field in fields)
 
 
 def record_key(record: Record) -> str:
     """Return the SHA-256 hex digest of the normalized content: equal for duplicates.
 
     Text is compared after NFKC, case folding and collapsing of white space; tokenized rows by the
-    token ids that the attention mask keeps; chats by roles and contents. Labels, tools and
-    template settings do not count.
+    token ids that the attention mask keeps; chats by roles and contents; preference pairs by the
+    prompt and the chosen side. Labels, tools and template settings do not count.
 
     Raises:
         ConfigurationError: if the record, or a field of it, has no accepted shape.
@@ -106,7 +108,7 @@ def record_key(record: Record) -> str:
     elif kind == "text":
         content = _normalized(_plain_text(record, "text"))
     else:
-        content = [_normalized_turns(record, field) for field in _REQUIRED_FIELDS[kind]]
+        content = [_normalized_turns(record, field) for field in _scored_fields(record, kind)]
     return _digest([kind, content])
 
 
@@ -124,8 +126,8 @@ def exact_key(record: Record) -> str:
 def is_empty(record: Record) -> bool:
     """Tell whether nothing in the record could be trained on and scored.
 
-    That is: no text but white space (for prompt/completion: in the completion), no token that the
-    attention mask keeps, or no label other than -100.
+    That is: no text but white space (in the completion or the chosen side, where there is one), no
+    token that the attention mask keeps, or no label other than -100.
 
     Raises:
         ConfigurationError: if the record, or a field of it, has no accepted shape.
@@ -140,8 +142,7 @@ def is_empty(record: Record) -> bool:
         labels = _optional_integers(record, "labels")
         has_target = labels is None or any(label != _IGNORED_LABEL for label in labels)
         return not (_attended_tokens(record) and has_target)
-    field = "completion" if kind == "prompt_completion" else kind
-    return not _plain_text(record, field).strip()
+    return not _plain_text(record, _scored_fields(record, kind)[-1]).strip()
 
 
 def canonical_record(record: Record) -> Record:
@@ -183,6 +184,13 @@ def fingerprint(keys: Iterable[str]) -> str:
     False
     """
     return _digest(list(keys))[:16]
+
+
+def _scored_fields(record: Mapping[str, object], kind: RecordKind) -> tuple[str, ...]:
+    """Return the fields that make up the scored sequence, the one that is learned last."""
+    if kind != "preference":
+        return _REQUIRED_FIELDS[kind]
+    return ("chosen",) if record.get("prompt") is None else ("prompt", "chosen")
 
 
 def _digest(content: object) -> str:

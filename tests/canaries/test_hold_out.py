@@ -22,6 +22,8 @@ ROWS: dict[str, list[dict[str, object]]] = {
         {"input_ids": [1, i, 0], "labels": [-100, i, -100], "attention_mask": [1, 1, 0]} for i in range(60)
     ],
     "prompt_completion": [{"prompt": "Note:", "completion": text} for text in TEXTS],
+    "preference": [{"prompt": "Note:", "chosen": text, "rejected": "None."} for text in TEXTS],
+    "implicit_preference": [{"chosen": f"Note: {text}", "rejected": "Note: none."} for text in TEXTS],
     "messages": [
         {"messages": [{"role": "user", "content": "Note?"}, {"role": "assistant", "content": text}]}
         for text in TEXTS
@@ -182,6 +184,16 @@ def test_repeated_and_empty_records_never_become_canaries_and_stay() -> None:
     assert kept[:5] == repeated
     assert kept[-2:] == ["", "  "]
     assert canaries.provenance.n_duplicates_removed == 5
+
+
+def test_pairs_with_the_same_prompt_and_chosen_side_are_repeats() -> None:
+    pairs: list[dict[str, object]] = [{"prompt": "Note:", "chosen": t, "rejected": "None."} for t in TEXTS]
+    repeats = [{"prompt": "Note:", "chosen": t, "rejected": "Nothing."} for t in TEXTS[:30]]
+
+    kept, canaries = hold_out_canaries([*pairs, *repeats], n_members=10, n_non_members=20)
+
+    assert set(rows_of(canaries, is_member=True) + rows_of(canaries, is_member=False)) == set(range(30, 60))
+    assert len(kept) == 70
 
 
 def test_too_small_a_pool_is_refused_with_numbers() -> None:

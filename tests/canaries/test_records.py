@@ -20,6 +20,11 @@ CHAT = {
         {"role": "assistant", "content": "In  Leeds."},
     ]
 }
+PAIR = {"prompt": "A ", "chosen": "b", "rejected": "c"}
+CHAT_PAIR = {
+    "chosen": CHAT["messages"],
+    "rejected": [CHAT["messages"][0], {"role": "assistant", "content": "No."}],
+}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,9 @@ CHAT = {
         ({"prompt": "a", "completion": "b"}, "prompt_completion"),
         ({"prompt": "a", "completion": "b", "text": "c"}, "prompt_completion"),
         (CHAT, "messages"),
+        (PAIR, "preference"),
+        (CHAT_PAIR, "preference"),
+        (CHAT_PAIR | CHAT | {"prompt": "Where?"}, "preference"),
         ({"text": "a", "messages": None}, "text"),
         ({"text": None}, "text"),
     ],
@@ -41,7 +49,7 @@ def test_kind_is_the_most_processed_shape_that_is_there(record: Record, expected
     assert actual == expected
 
 
-@pytest.mark.parametrize("record", [{"body": "a"}, {"prompt": "a"}, {}])
+@pytest.mark.parametrize("record", [{"body": "a"}, {"prompt": "a"}, {"prompt": "a", "chosen": "b"}, {}])
 def test_unknown_keys_are_named(record: Record) -> None:
     with pytest.raises(ConfigurationError, match=r"keys \[.*\] as a record; a record is a string"):
         record_kind(record)
@@ -66,6 +74,8 @@ def test_a_row_that_is_a_tuple_of_tensors_is_refused_by_its_type() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, "Hi"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, '[{"name": "f"}]'),
         ({"input_ids": [1]}, None),
+        (PAIR, "A b"),
+        (CHAT_PAIR, "Where?\nIn  Leeds."),
     ],
 )
 def test_text_of_each_kind(record: Record, expected: str | None) -> None:
@@ -87,6 +97,7 @@ def test_text_of_each_kind(record: Record, expected: str | None) -> None:
             {"prompt": " a", "completion": "b "},
         ),
         (CHAT, {"messages": [dict(m, content=m["content"].upper()) for m in CHAT["messages"]]}),
+        (PAIR, PAIR | {"chosen": " B", "rejected": "something else"}),
     ],
 )
 def test_records_that_differ_in_form_only_share_a_key(one: Record, other: Record) -> None:
@@ -100,6 +111,9 @@ def test_records_that_differ_in_form_only_share_a_key(one: Record, other: Record
         ({"input_ids": [1, 23]}, {"input_ids": [12, 3]}),
         ({"prompt": "a b", "completion": "c"}, {"prompt": "a", "completion": "b c"}),
         ({"prompt": "a", "completion": "b"}, "a b"),
+        (PAIR, PAIR | {"chosen": "d"}),
+        (PAIR, PAIR | {"prompt": "d"}),
+        (PAIR, PAIR | {"prompt": None}),
         (
             {"messages": [{"role": "user", "content": "a"}]},
             {"messages": [{"role": "system", "content": "a"}]},
@@ -142,6 +156,8 @@ def test_exact_key_sees_case_and_labels() -> None:
         {"prompt": "a", "completion": " "},
         {"prompt": "a", "completion": []},
         {"messages": []},
+        {"prompt": "a", "chosen": " ", "rejected": "b"},
+        {"chosen": None, "rejected": "b"},
         {"messages": [{"role": "user", "content": None}]},
     ],
 )
@@ -149,7 +165,9 @@ def test_records_without_anything_to_score_are_empty(record: Record) -> None:
     assert is_empty(record)
 
 
-@pytest.mark.parametrize("record", ["a", {"input_ids": [0]}, {"prompt": "", "completion": "b"}, CHAT])
+@pytest.mark.parametrize(
+    "record", ["a", {"input_ids": [0]}, {"prompt": "", "completion": "b"}, CHAT, PAIR, CHAT_PAIR]
+)
 def test_records_with_something_to_score_are_not_empty(record: Record) -> None:
     assert not is_empty(record)
 
@@ -168,6 +186,11 @@ def test_canonical_record_keeps_what_the_chat_template_reads() -> None:
     actual = canonical_record(row)
 
     assert actual == CHAT | {"tools": ["t"], "chat_template_kwargs": {"k": 1}}
+
+
+def test_canonical_preference_pair_keeps_both_sides_and_the_prompt_if_there_is_one():
+    assert canonical_record(PAIR | {"score": 1}) == PAIR
+    assert canonical_record(CHAT_PAIR | {"prompt": None}) == CHAT_PAIR
 
 
 @pytest.mark.parametrize(
