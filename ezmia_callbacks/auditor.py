@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, rank
 from ezmia_callbacks.encoding import EncodedCanaries, Tokenizer, encode_canaries
 from ezmia_callbacks.errors import AuditError, ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.functional.budget import (
     Decision,
     LeakageBudget,
@@ -22,8 +24,24 @@ from ezmia_callbacks.functional.budget import (
     failure_probability_of_look,
 )
 from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.inference import LogitsFunction, call_for_logits, check_model, token_statistics
+from ezmia_callbacks.inference import (
+    LogitsFunction,
+    call_for_logits,
+    check_model,
+    fit_into_memory,
+    token_statistics,
+)
 from ezmia_callbacks.measurement import edge_counts, mean_loss, measure_auc, measure_scores
+from ezmia_callbacks.reference import (
+    ReferenceSource,
+    adapters_disabled,
+    can_disable_adapters,
+    check_reference,
+    explain_difference,
+    frozen_copy,
+    has_adapters,
+    reference_label,
+)
 from ezmia_callbacks.results import AuditResult, Measurement
 from ezmia_callbacks.snapshot import WeightSnapshot
 from ezmia_callbacks.token_statistics import (
@@ -40,6 +58,11 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["warn", "raise"]
 
+# Enough rows to see whether two models differ at all.
+_N_PROBE_ROWS = 8
+# Nats a token; rounding in bfloat16 stays well below, a model that was trained lies well above.
+_SAME_MODEL_TOLERANCE = 0.02
+
 # Shown beside the deciding score; they decide nothing.
 _COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
 
@@ -53,6 +76,10 @@ class PrivacyAuditor:
     Args:
         canaries: Records with known membership; see `hold_out_canaries`.
         budget: When to stop; None only measures.
+        reference: What the model is compared with: `"auto"`, the model as it is at `begin`; `"adapter"`, the
+            base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
+            `begin`; a module, or a function that loads one. Its statistics are computed once, at
+            `begin`, and nothing else of it is kept.
         score: The score that decides, a key of `token_statistics.SCORES`.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
@@ -89,6 +116,7 @@ class PrivacyAuditor:
         canaries: CanarySet,
         *,
         budget: LeakageBudget | None = None,
+        reference: ReferenceSource = "auto",
         score: str = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
@@ -111,11 +139,13 @@ class PrivacyAuditor:
             batch_size=batch_size,
             on_error=on_error,
         )
+        check_reference(reference)
         if n_audits is not None and n_audits < 1:
             raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
         self.canaries = canaries
         self.encoded: EncodedCanaries = encode_canaries(canaries, tokenizer, max_length=max_length)
         self.history = AuditHistory((), budget, confidence, canaries.describe())
+        self._reference_source: ReferenceSource = reference
         self._score = score
         self._fpr_levels = _with_budget_level(fpr_levels, budget)
         self._n_audits = n_audits
@@ -151,15 +181,20 @@ class PrivacyAuditor:
         return self._reference
 
     @property
+    def _fingerprint(self) -> str:
+        """Of what the reference statistics were computed on, and from: sources are never mixed in a run."""
+        return f"{self.encoded.fingerprint}-{reference_label(self._reference_source)}"
+
+    @property
     def _reference_path(self) -> Path | None:
         return self._output_dir and self._output_dir / "reference.safetensors"
 
     def begin(self, model: nn.Module, *, step: int = 0, epoch: float | None = 0.0) -> AuditResult:
-        """Take the model, as it is now, for the reference, and make the baseline audit.
+        """Compute the reference statistics and make the baseline audit.
 
-        At the baseline nothing was trained: every reference-based score ties and its AUC is 0.5 by
-        construction. The AUC of the bare loss is the one to look at: away from 0.5 it says that members
-        and non-members differed before any training.
+        With `reference="auto"` the model, as it is now, is the reference: every reference-based score
+        ties at the baseline and its AUC is 0.5 by construction. The AUC of the bare loss is the one to
+        look at: away from 0.5 it says that members and non-members differed before any training.
 
         Args:
             model: The model before the first optimizer step.
@@ -169,15 +204,19 @@ class PrivacyAuditor:
         Raises:
             UnsupportedModelError: if the model is not a causal language model with logits.
             NonFiniteLogitsError: if it returns NaN or infinite logits.
+            AuditMemoryError: if one canary alone does not fit into memory.
+            OSError: if `output_dir` cannot be written.
         """
-        check_model(model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast)
+        if self._output_dir is not None:
+            check_writable(self._output_dir)
+        self._check_model(model)
         _check_epoch(epoch)
         started = time.perf_counter()
         self._reference = None
         self.history = self.history.with_results([])
         result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
         if self._reference_path is not None and self._reference is not None and is_main_process():
-            save_statistics(self._reference_path, self._reference, fingerprint=self.encoded.fingerprint)
+            save_statistics(self._reference_path, self._reference, fingerprint=self._fingerprint)
         self._record(result)
         if self._snapshot is not None:
             self._snapshot.save(model, step=step)
@@ -200,7 +239,7 @@ class PrivacyAuditor:
         """
         if self._reference_path is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
-        self._reference = load_statistics(self._reference_path, fingerprint=self.encoded.fingerprint)
+        self._reference = load_statistics(self._reference_path, fingerprint=self._fingerprint)
         self.history = self.history.with_results(history).up_to_step(step)
         if self._snapshot is None:
             return
@@ -211,12 +250,20 @@ class PrivacyAuditor:
         if last is not None and last.step == step:
             self._keep_weights(model, step=step)
 
-    def restart(self, *, n_audits: int | None) -> None:
+    def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
         """Start a new run with the reference kept: the weights were trained in between.
 
+        A run that was broken off has weights inside the budget still kept; those stay the ones to put back.
+        A run that ended has left such weights in the model.
+
         Args:
+            model: The model, with the weights that the new run starts from.
             n_audits: Number of audits that the new run will make.
         """
+        if self._snapshot is not None and self._snapshot.exists:
+            self._snapshot.relabel(step=0)
+        else:
+            self._keep_weights(model, step=0)
         baseline = [r for r in self.history if r.is_baseline]
         self.history = self.history.with_results([r.to_dict() for r in baseline])
         self._n_audits = n_audits
@@ -283,16 +330,9 @@ class PrivacyAuditor:
         """One result for all processes; an error on any of them is an error on all, for none may wait."""
         result, own_error = None, None
         try:
-            target = token_statistics(
-                model,
-                self.encoded.rows,
-                batch_size=self._batch_size,
-                logits_fn=self._logits_fn,
-                autocast=self._autocast,
-                is_progress_shown=self._is_progress_shown and is_main_process(),
-            )
+            target = self._statistics(model)
             if is_baseline:
-                self._reference = target
+                self._reference = self._reference_statistics(model, target)
             result = self._result(target, step=step, epoch=epoch, is_baseline=is_baseline, started=started)
         except Exception as error:  # told to the other processes before it is raised here
             own_error = error
@@ -303,6 +343,56 @@ class PrivacyAuditor:
             if failure:
                 raise AuditError(f"The audit failed on process {process}: {failure}")
         return broadcast_from_main(result)  # type: ignore[return-value]  # set where nothing failed
+
+    def _statistics(self, model: nn.Module, *, n_rows: int | None = None) -> TokenStatistics:
+        # A size that was too large once is not tried again.
+        statistics, self._batch_size = fit_into_memory(
+            lambda batch_size: token_statistics(
+                model,
+                self.encoded.rows[:n_rows],
+                batch_size=batch_size,
+                logits_fn=self._logits_fn,
+                autocast=self._autocast,
+                is_progress_shown=self._is_progress_shown and is_main_process(),
+            ),
+            batch_size=self._batch_size,
+        )
+        return statistics
+
+    def _check_model(self, model: nn.Module) -> None:
+        fit_into_memory(
+            lambda _: check_model(
+                model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast
+            ),
+            batch_size=1,
+        )
+
+    def _reference_statistics(self, model: nn.Module, start: TokenStatistics) -> TokenStatistics:
+        """Statistics of the reference; says so if the model has moved away from its base already."""
+        source = self._reference_source
+        if source == "auto":
+            if has_adapters(model) and can_disable_adapters(model):
+                with adapters_disabled(model):
+                    base = self._statistics(model, n_rows=_N_PROBE_ROWS)
+                self._warn_of_difference(model, start, base)
+            return start
+        if source == "adapter":
+            with adapters_disabled(model):
+                reference = self._statistics(model)
+            self._warn_of_difference(model, start, reference)
+            return reference
+        if source == "copy":
+            return self._statistics(frozen_copy(model))
+        return self._statistics(source if isinstance(source, nn.Module) else source())
+
+    def _warn_of_difference(self, model: nn.Module, start: TokenStatistics, base: TokenStatistics) -> None:
+        difference = float(np.abs(start.log_probs[: base.n_tokens] - base.log_probs).max())
+        if difference > _SAME_MODEL_TOLERANCE and is_main_process():
+            logger.warning(
+                "Before any training the model differs from its base by up to %.3g nats a token: %s",
+                difference,
+                explain_difference(model),
+            )
 
     def _result(
         self,
@@ -349,6 +439,7 @@ class PrivacyAuditor:
             non_member_edges=non_member_edges,
             decision=self._decide(metrics, is_baseline=is_baseline),
             seconds=time.perf_counter() - started,
+            batch_size=self._batch_size,
             scores=scores[self._score],
         )
 

@@ -5,6 +5,7 @@ user configures logging, theirs is used and this does nothing.
 """
 
 import logging
+import sys
 
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ class _TqdmHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record to standard error."""
         try:
-            tqdm.write(self.format(record), file=None)
+            tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # logging must never end a training run
             self.handleError(record)
 

@@ -8,6 +8,7 @@
     │   └── TooFewCanariesError                 too few records for the figure that was asked for
     ├── UnsupportedModelError    (TypeError)    a model whose token log-probabilities cannot be read
     ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed
+    ├── AuditMemoryError         (MemoryError)  one record alone does not fit into memory
     ├── ReferenceMismatchError                  the reference is missing or belongs to another run
     └── MissingDependencyError   (ImportError)  an optional package is not installed
 
@@ -45,6 +46,13 @@ class UnsupportedModelError(AuditError, TypeError):
 
 class NonFiniteLogitsError(AuditError, ArithmeticError):
     """The model returned NaN or infinite logits."""
+
+
+class AuditMemoryError(AuditError, MemoryError):
+    """The audit does not fit into memory, even one record at a time.
+
+    Not a RuntimeError: trainers that look for a batch size would make the training batch smaller for it.
+    """
 
 
 class ReferenceMismatchError(AuditError):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["check_writable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -14,7 +14,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         content: Bytes, or text to be written as UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One name for all processes: what a killed one left is overwritten, not left for good.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -23,3 +24,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, saying what to do, unless files can be written in the folder; it is created.
+
+    Args:
+        folder: Folder to try.
+    """
+    probe = folder / ".writable"
+    try:
+        write_atomically(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"The audit cannot write to {folder} ({error}): pass an `output_dir` that is writable and has "
+            "room."
+        ) from error

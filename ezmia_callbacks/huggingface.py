@@ -23,12 +23,20 @@ from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDepend
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import undisturbed
+from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
-from ezmia_callbacks.trainer_rows import (
-    as_trained,
-    check_against_training_rows,
-    draw_from_trainer,
+from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
+from ezmia_callbacks.trainer_checkpoints import (
+    checkpoint_intervals,
+    evaluation_intervals,
+    is_best_by_leakage,
+    may_save_next,
+    n_planned_audits,
+    set_aside,
+    step_of,
+    steps_between,
 )
+from ezmia_callbacks.trainer_rows import as_trained, draw_from_trainer
 
 try:
     import transformers
@@ -45,8 +53,6 @@ logger = logging.getLogger(__name__)
 _STATE_KEY = "ezmia/privacy_audit"
 _FOLDER = "privacy_audit"
 _CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
-# Streams report their number of epochs as a huge integer.
-_MANY_EPOCHS = 10_000
 
 
 class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc]  # skipped import
@@ -59,6 +65,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
     inside it are put back at once, nothing over budget is saved, and training ends. Training itself is
     not changed by one bit.
 
+    Under a budget every checkpoint is audited before it is written, at whatever step that is, so that none
+    on the disk is over it; these audits come on top of `every`.
+
     Args:
         canaries: Records with known membership, from `hold_out_canaries`. None draws members from the
             trainer's training set and non-members from its evaluation set: the split is then the user's,
@@ -66,6 +75,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         budget: When to stop; None only measures.
         every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
             (0, 1). The last step is always audited.
+        reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
+            the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
+            module; or the path or hub id of a checkpoint.
         score: The score that decides; the others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
@@ -101,6 +113,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         *,
         budget: LeakageBudget | None = None,
         every: Literal["epoch"] | int | float = "epoch",
+        reference: ReferenceSource | str | Path = "auto",
         score: str = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
@@ -132,6 +145,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self.canaries = canaries
         self.budget = budget
         self.every = every
+        self.reference = reference
         self.score = score
         self.fpr_levels = tuple(fpr_levels)
         self.confidence = confidence
@@ -148,6 +162,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self._trainer = None if trainer is None else weakref.ref(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
         self._is_publishing = False
+        self._is_ended = False
+        self._put_back_result: AuditResult | None = None
+        self._hidden_best: tuple[float | None] | None = None
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,10 +181,13 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._find_trainer(), kwargs["model"]
-        _refuse_unsupported(trainer, model, restore=self.restore and self.budget is not None)
+        _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
+        self._is_ended = False
+        self._put_back_result = None
+        self._hidden_best = None
         is_restart = self._begun_with is not None and self._begun_with() is model
         if state.global_step == 0 and is_restart and self.auditor is not None:
-            self._restart(trainer, state)
+            self._restart(args, state, model)
             return
         # Tokenizers, collators and datasets may draw random numbers.
         with undisturbed(model):
@@ -175,13 +195,14 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self.auditor = PrivacyAuditor(
             canaries,
             budget=self.budget,
+            reference=self._reference_source(model),
             score=self.score,
             fpr_levels=self.fpr_levels,
             confidence=self.confidence,
-            n_audits=self._n_audits(state),
+            n_audits=self._n_audits(args, state),
             tokenizer=getattr(trainer, "processing_class", None),
             batch_size=self.batch_size or args.per_device_eval_batch_size,
-            output_dir=self.output_dir or Path(args.output_dir) / _FOLDER,
+            output_dir=self._folder(args),
             restore=self.restore,
             on_error=self.on_error,
             is_progress_shown=not args.disable_tqdm,
@@ -190,7 +211,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(_STATE_KEY, {})
-            self.auditor.resume(model, saved.get("history", []), step=state.global_step)
+            with weights_for_use(kwargs.get("optimizer")):
+                self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
         if is_main_process():
             logger.info("%s", self.auditor.canaries.describe())
@@ -200,22 +222,39 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self._publish(trainer, state, control, result)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Audit every `every` steps, or every fraction of an epoch."""
-        interval = self._steps_between_audits(state)
-        if interval is not None and state.global_step % interval == 0:
-            self._audit(state, control, kwargs["model"])
+        """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
+        interval = steps_between(self.every, state)
+        is_due = interval is not None and state.global_step % interval == 0
+        if is_due or self._needs_figures(args, control):
+            self._audit(state, control, **kwargs)
+        self._veto_save(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Audit at the end of each epoch, and at the end of training in any case."""
+        """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
+        self._show_best(state)
         is_last = control.should_training_stop or state.global_step >= state.max_steps
-        if self.every == "epoch" or is_last:
-            self._audit(state, control, kwargs["model"])
+        if self.every == "epoch" or is_last or self._needs_figures(args, control):
+            self._audit(state, control, **kwargs)
+        if is_last and self._is_over_budget:
+            self._put_back(args, state, **kwargs)
+        self._veto_save(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Offer the last audit's figures as `eval_privacy_*`, for `metric_for_best_model`."""
-        if metrics is not None and self.auditor is not None and len(self.history):
-            for name, value in self.history[-1].to_metrics().items():
-                metrics[f"eval_privacy_{name}"] = value
+        """Offer the figures of the model's weights as `eval_privacy_*`, for `metric_for_best_model`."""
+        if metrics is None or not len(self.history) or not self._find_trainer().is_in_train:
+            return
+        result = self._put_back_result or self.history[-1]
+        for name, value in result.to_metrics().items():
+            metrics[f"eval_privacy_{name}"] = value
+        if is_best_by_leakage(args):
+            # A failed audit has no figure: not a number is never the best, an absent one ends training.
+            metrics.setdefault("eval_" + args.metric_for_best_model.removeprefix("eval_"), math.nan)
+        if self._is_over_budget:
+            self._hide_best(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give back what `on_evaluate` hid."""
+        self._show_best(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the audit's many figures out of the progress bar's echo: they have a line of their own.
@@ -234,8 +273,17 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say what the run came to, and remove the kept weights."""
+        self._show_best(state)
         if self.auditor is None:
             return
+        # Others may have ended training after an evaluation, which is after this callback's last hook.
+        is_best_loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if not is_best_loaded and not self._is_ended:
+            if not self._is_audited(state):
+                with weights_for_use(kwargs.get("optimizer")):
+                    self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
+            if self._is_over_budget:
+                self._put_back(args, state, **kwargs)
         if self.history.n_failed and is_main_process():
             logger.warning(
                 "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
@@ -244,52 +292,119 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             )
         self.auditor.finish()
 
-    def _audit(self, state: Any, control: Any, model: nn.Module) -> None:
+    @property
+    def _guards_checkpoints(self) -> bool:
+        return self.restore and self.budget is not None
+
+    @property
+    def _is_over_budget(self) -> bool:
+        """By the last audit that did not fail; a failed one shows no way back."""
+        return self._guards_checkpoints and self.history.n_over_in_a_row > 0
+
+    def _is_audited(self, state: Any) -> bool:
+        return len(self.history) > 0 and self.history[-1].step == int(state.global_step)
+
+    def _needs_figures(self, args: Any, control: Any) -> bool:
+        guards = self._guards_checkpoints and may_save_next(args, control)
+        return guards or bool(control.should_evaluate and is_best_by_leakage(args))
+
+    def _veto_save(self, control: Any) -> None:
+        if self._is_over_budget:
+            control.should_save = False
+
+    def _hide_best(self, state: Any) -> None:
+        """Let no evaluation of an over-budget model be the best one, whatever the save strategy.
+
+        Trainer decides between this hook and the next, and nothing compares as better than NaN. The
+        metrics themselves stay what they are.
+        """
+        if self._hidden_best is None:
+            self._hidden_best = (state.best_metric,)
+        state.best_metric = math.nan
+
+    def _show_best(self, state: Any) -> None:
+        if self._hidden_best is not None:
+            (state.best_metric,) = self._hidden_best
+            self._hidden_best = None
+
+    def _audit(
+        self, state: Any, control: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         auditor = self.auditor
         if auditor is None:
             raise ConfigurationError(
                 "The callback was added after training began: pass it in `callbacks=[...]`."
             )
         # A stop in mid-epoch still fires the end of the epoch.
-        if len(auditor.history) and auditor.history[-1].step == state.global_step:
+        if self._is_audited(state):
             return
-        result = auditor.audit(model, step=state.global_step, epoch=state.epoch)
-        self._publish(self._find_trainer(), state, control, result)
-        if result.decision.is_within_budget is False and self.restore:
-            # The end-of-epoch save comes after this hook: an over-budget checkpoint is never written.
-            control.should_save = False
+        with weights_for_use(optimizer):
+            result = auditor.audit(model, step=state.global_step, epoch=state.epoch)
+        trainer = self._find_trainer()
+        self._publish(trainer, state, control, result)
         if result.decision.stop:
             control.should_training_stop = True
             if self.restore:
-                self._put_back(state, model)
+                self._put_back(trainer.args, state, model=model, optimizer=optimizer)
 
-    def _put_back(self, state: Any, model: nn.Module) -> None:
+    def _put_back(
+        self, args: Any, state: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Have the model hold the weights of the last audit inside the budget, and no checkpoint follow."""
         auditor = self.auditor
-        if auditor is None:
+        if auditor is None or self._is_ended:
             return
+        self._is_ended = True
+        forget_undone_steps(optimizer)
         try:
             kept = auditor.restore_within_budget(model)
         except AuditError as error:
             logger.error(
-                "Training stopped by the leakage budget at step %d, but older weights could not be put back: "
+                "Training ends over the leakage budget at step %d, and older weights could not be put back: "
                 "%s The model is OVER BUDGET.",
                 state.global_step,
                 error,
             )
             return
+        self._put_back_result = kept
         # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
-        best_step = _step_of(state.best_model_checkpoint)
+        best_step = step_of(state.best_model_checkpoint)
         if best_step is not None and best_step > kept.step:
-            state.best_model_checkpoint = None
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+            self._hidden_best = None
         if is_main_process():
+            self._set_aside(args, after_step=kept.step)
             what = "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}"
             logger.warning(
-                "Training stopped by the leakage budget at step %d; the model holds %s again, the last that "
+                "Training ends over the leakage budget at step %d; the model holds %s again, the last that "
                 "were inside it.%s",
                 state.global_step,
                 what,
                 " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
             )
+
+    def _set_aside(self, args: Any, *, after_step: int) -> None:
+        """Move away what was saved without an audit: one had failed, or another callback asked for it."""
+        into = self._folder(args) / "over_budget"
+        try:
+            moved = set_aside(Path(args.output_dir), after_step=after_step, into=into)
+        except OSError as error:
+            logger.error(
+                "Checkpoints newer than step %d may be OVER BUDGET and could not be moved to %s: %s",
+                after_step,
+                into,
+                error,
+            )
+            return
+        for path in moved:
+            logger.warning(
+                "A checkpoint newer than the last audit inside the budget was moved to %s: it was never "
+                "audited and may be OVER BUDGET.",
+                path,
+            )
+
+    def _folder(self, args: Any) -> Path:
+        return Path(self.output_dir or Path(args.output_dir) / _FOLDER)
 
     def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
         """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
@@ -305,47 +420,53 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             self._is_publishing = False
         state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
 
-    def _restart(self, trainer: Any, state: Any) -> None:
+    def _restart(self, args: Any, state: Any, model: nn.Module) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
         logger.warning(
             "Training starts again with weights that this callback has seen before: the reference taken "
             "before the first step is kept."
         )
         if self.auditor is not None:
-            self.auditor.restart(n_audits=self._n_audits(state))
+            self.auditor.restart(model, n_audits=self._n_audits(args, state))
             state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
+
+    def _reference_source(self, model: nn.Module) -> ReferenceSource:
+        """The reference as the auditor takes it: a checkpoint is loaded only when it is needed."""
+        reference = self.reference
+        if callable(reference) or reference in ("auto", "adapter", "copy"):
+            return reference  # type: ignore[return-value]  # one of the three by the check
+        first = next(model.parameters())
+
+        def load() -> nn.Module:
+            try:
+                loaded = transformers.AutoModelForCausalLM.from_pretrained(str(reference))
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    f"reference={str(reference)!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint "
+                    f"that can be loaded: {str(error).strip().splitlines()[0]}"
+                ) from error
+            moved: nn.Module = loaded.to(device=first.device, dtype=first.dtype)
+            return moved
+
+        return load
 
     def _prepare_canaries(self, trainer: Any) -> CanarySet:
         if self.canaries is None:
-            canaries = draw_from_trainer(
+            return draw_from_trainer(
                 trainer,
                 n_members=self.n_members,
                 n_non_members=self.n_non_members,
                 seed=self.seed,
             )
-        else:
-            canaries = as_trained(trainer, self.canaries, max_length=self.max_length)
-        check_against_training_rows(trainer, canaries)
-        return canaries
+        return as_trained(trainer, self.canaries, max_length=self.max_length)
 
-    def _steps_between_audits(self, state: Any) -> int | None:
-        if isinstance(self.every, int):
-            return self.every
-        if not isinstance(self.every, float):
-            return None
-        if state.num_train_epochs >= _MANY_EPOCHS:
-            raise ConfigurationError(
-                f"every={self.every} is a fraction of an epoch, and the length of an epoch is unknown: give "
-                "a number of steps."
-            )
-        return max(1, round(self.every * int(state.max_steps) / int(state.num_train_epochs)))
-
-    def _n_audits(self, state: Any) -> int | None:
-        interval = self._steps_between_audits(state)
-        if interval is not None:
-            return math.ceil(int(state.max_steps) / interval)
-        n_epochs = int(state.num_train_epochs)
-        return None if n_epochs >= _MANY_EPOCHS else n_epochs
+    def _n_audits(self, args: Any, state: Any) -> int | None:
+        intervals = [self.every]
+        if self._guards_checkpoints:
+            intervals += checkpoint_intervals(args, state)
+        if is_best_by_leakage(args):
+            intervals += evaluation_intervals(args, state)
+        return n_planned_audits(intervals, state)
 
     def _find_trainer(self) -> Any:
         """The trainer that calls this hook: no argument carries it, so it is looked for up the stack."""
@@ -394,10 +515,3 @@ def _refuse_unsupported(trainer: Any, model: nn.Module, *, restore: bool) -> Non
 def _autocast(trainer: Any) -> AbstractContextManager[object]:
     context: AbstractContextManager[object] = trainer.accelerator.autocast()
     return context
-
-
-def _step_of(checkpoint: str | None) -> int | None:
-    if checkpoint is None:
-        return None
-    number = Path(checkpoint).name.rpartition("-")[2]
-    return int(number) if number.isdigit() else None

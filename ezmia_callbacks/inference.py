@@ -6,11 +6,13 @@ autocast cache are put back exactly as they were found.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +20,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ezmia_callbacks.encoding import IGNORED_LABEL, TokenRow
-from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
+from ezmia_callbacks.errors import (
+    AuditMemoryError,
+    ConfigurationError,
+    NonFiniteLogitsError,
+    UnsupportedModelError,
+)
 from ezmia_callbacks.token_statistics import TokenStatistics
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = ["LogitsFunction", "check_model", "token_statistics", "undisturbed"]
+__all__ = ["LogitsFunction", "check_model", "fit_into_memory", "token_statistics", "undisturbed"]
+
+logger = logging.getLogger(__name__)
 
 LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""
@@ -32,6 +41,56 @@ LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 # float32 copies of the logits are made in pieces of this size: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK_BYTES_ON_CPU = 2**20
+
+_Result = TypeVar("_Result")
+
+# What allocators say; only some of them raise a type of their own.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[_Result, int]:
+    """What `run(batch_size)` returns at the first size that fits into memory, and that size.
+
+    When memory runs out the batch is halved and the run made again from its start, so that all of its
+    batches have one size.
+
+    Args:
+        run: The run, given a batch size; leaves nothing behind when it fails.
+        batch_size: Size to try first.
+
+    Raises:
+        AuditMemoryError: if a batch of one does not fit.
+
+    >>> fit_into_memory(lambda size: "done", batch_size=8)
+    ('done', 8)
+    """
+    while True:
+        try:
+            return run(batch_size), batch_size
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            # Not chained: its frames hold the tensors, and its message makes trainers shrink their batch.
+            reason = type(error).__name__
+        if batch_size == 1:
+            raise AuditMemoryError(
+                f"One canary at a time is too much for the memory that is left ({reason}): pass shorter "
+                "canaries (`max_length=`), or leave more of the memory to the audit."
+            )
+        gc.collect()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+        logger.warning(
+            "The audit ran out of memory with %d records in a batch; from here on it takes %d.",
+            batch_size,
+            batch_size // 2,
+        )
+        batch_size //= 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    is_by_name = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return is_by_name or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
@@ -71,7 +130,10 @@ def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
     """
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    options = {"use_cache": False} if "use_cache" in parameters or takes_any else {}
+    # Old releases of PEFT hand a prefix over as a cache, which then has to be on.
+    has_prefix = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    takes_use_cache = ("use_cache" in parameters or takes_any) and not has_prefix
+    options = {"use_cache": False} if takes_use_cache else {}
     output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     length = input_ids.shape[1]

@@ -71,6 +71,7 @@ class AuditResult:
         non_member_edges: Edge records among the non-members.
         error: What went wrong, if `status` is `"failed"`.
         seconds: Wall-clock time of the audit.
+        batch_size: Records in a forward pass; smaller than asked for where memory ran out, None if unknown.
         scores: float64, (n_records,): the deciding score of each record; kept in memory only.
     """
 
@@ -91,6 +92,7 @@ class AuditResult:
     non_member_edges: EdgeCounts | None = None
     error: str | None = None
     seconds: float = 0.0
+    batch_size: int | None = None
     scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,22 +59,42 @@ class WeightSnapshot:
         Raises:
             OSError: if the file cannot be written.
         """
+        tensors = {name: tensor.detach() for name, tensor in _changing(model)}
         if self._path is None:
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in _changing(model)}
-            self._in_memory = {"step": step, "tensors": tensors}
+            self._in_memory = {"step": step, "tensors": {k: t.cpu().clone() for k, t in tensors.items()}}
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._write(self._path, {"step": step, "tensors": tensors})
+
+    def relabel(self, *, step: int) -> None:
+        """Count the kept weights as those of another step; for a run that starts over with them.
+
+        Args:
+            step: Optimizer steps that the kept weights shall be said to have seen.
+
+        Raises:
+            OSError: if the file cannot be written.
+            AuditError: if there is nothing to relabel, or the file is damaged.
+        """
+        kept = self._load()
+        if kept is None:
+            raise AuditError("There are no kept weights to relabel.")
+        if self._path is None:
+            self._in_memory = {**kept, "step": step}
+            return
+        self._write(self._path, {**kept, "step": step})
+
+    def _write(self, path: Path, kept: _Kept) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary(path)
         try:
             with temporary.open("wb") as file:
                 try:
-                    tensors = {name: tensor.detach() for name, tensor in _changing(model)}
-                    torch.save({"step": step, "tensors": tensors}, file)
+                    torch.save(kept, file)
                 except RuntimeError as error:  # torch's name for a failed write, e.g. on a full disk
-                    raise OSError(f"The weights cannot be written to {self._path}: {error}") from error
+                    raise OSError(f"The weights cannot be written to {path}: {error}") from error
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self._path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -112,6 +132,12 @@ class WeightSnapshot:
         self._in_memory = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            self._temporary(self._path).unlink(missing_ok=True)
+
+    @staticmethod
+    def _temporary(path: Path) -> Path:
+        # One name for all processes: what a killed one left is overwritten, not left for good.
+        return path.with_name(f".{path.name}.tmp")
 
     def _load(self) -> _Kept | None:
         if self._path is None or not self._path.exists():

@@ -180,7 +180,7 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
         ) from error
     if found != fingerprint:
         raise ReferenceMismatchError(
-            f"The reference statistics at {path} belong to other canaries (fingerprint "
+            f"The reference statistics at {path} belong to other canaries or another reference (fingerprint "
             f"{found}, these have {fingerprint}). {advice}"
         )
     if digest != _digest(arrays):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_model, make_rows, make_texts, make_tokenizer
+from two_processes import audit_in_process
 
 from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.errors import (
@@ -412,36 +413,6 @@ def test_the_baseline_decides_nothing_and_has_no_band():
 
     assert all(measured.band is None for measured in baseline.metrics.values())
     assert not baseline.decision.stop
-
-
-def audit_in_process(rank, folder, failing_rank):
-    """One of two processes; each leaves its outcome in a file."""
-    import datetime
-    import os
-
-    import torch.distributed as dist
-
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=40),
-    )
-    rows, canaries = draw()
-    model = make_model()
-    auditor = PrivacyAuditor(canaries, n_audits=2, output_dir=folder / "audit")
-    auditor.begin(model)
-    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
-    if rank == 1:
-        with torch.no_grad():  # rounding that differs from process to process
-            model.transformer.ln_f.weight.mul_(1 + 1e-3)
-    if rank == failing_rank:
-        diverge(model)
-    result = auditor.audit(model)
-    (folder / f"outcome-{rank}.json").write_text(json.dumps(result.to_dict()))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("failing_rank", [None, 1])

@@ -29,10 +29,15 @@ ROWS = (
         frozenset({"safetensors"}),
     ),
     Row(
-        frozenset({"inference", "snapshot", "distributed", "auditor", "console"}),
+        frozenset(
+            {"inference", "reference", "snapshot", "distributed", "auditor", "console", "schedule_free"}
+        ),
         frozenset({"torch", "tqdm"}),
     ),
-    Row(frozenset({"huggingface", "trainer_rows"}), frozenset({"transformers"})),
+    Row(
+        frozenset({"huggingface", "presence", "trainer_checkpoints", "trainer_rows", "trl_rows"}),
+        frozenset({"transformers"}),
+    ),
     Row(frozenset({"", "cli", "demo"}), frozenset({"typer", "rich", "peft"})),
 )
 
@@ -40,7 +45,7 @@ ROWS = (
 EXCEPTIONS = {
     ("canaries.hold_out", "torch"): "a subset of a torch dataset; drawing from anything else needs no torch",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
-    ("trainer_rows", "datasets"): "TRL prepares nothing else, and brings it along",
+    ("trl_rows", "datasets"): "TRL prepares nothing else, and brings it along",
     ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
 }
 
