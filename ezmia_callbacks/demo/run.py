@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoSettings", "run_demo"]
 
 FULL, LORA = "full fine-tuning", "LoRA"
+PICTURE, SUMMARY = "leakage.png", "summary.md"
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,22 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
         AuditError: if the model cannot be loaded or the data cannot be used.
     """
     console = console or Console()
-    transformers.logging.set_verbosity_error()
-    # Deprecations inside the libraries are none of the reader's business here.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.getLogger("ezmia_callbacks").setLevel(logging.ERROR)
     budget = LeakageBudget(limit=settings.limit, metric="auc")
-
     # A wrong file name costs no training.
     texts = _texts(settings)
+    with _quiet():
+        histories = _train_twice(texts, budget, settings, console)
+    for name, history in histories.items():
+        console.print(_conclusion(name, history), highlight=False)
+    console.print(
+        f"\nFiles: {settings.output_dir}/{PICTURE}, {settings.output_dir}/{SUMMARY}", highlight=False
+    )
+    return histories
+
+
+def _train_twice(
+    texts: Sequence[str], budget: LeakageBudget, settings: DemoSettings, console: Console
+) -> dict[str, AuditHistory]:
     base = _base_model(settings, console)
     corpus = _corpus(texts, settings, base.tokenizer)
     console.print(
@@ -118,16 +128,28 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     )
     histories = {name: _fine_tune(name, base, corpus, budget, settings, console) for name in (FULL, LORA)}
 
-    picture, summary = settings.output_dir / "leakage.png", settings.output_dir / "summary.md"
-    axes = plot_leakage_and_loss(histories)
-    figure = axes[0].get_figure(root=True)
+    figure = plot_leakage_and_loss(histories)[0].get_figure(root=True)
     if figure is not None:
-        figure.savefig(picture, dpi=140)
-    summary.write_text(f"# ezmia demo\n\nModel: {base.name}\n\n{summarize(histories)}\n", encoding="utf-8")
-    for name, history in histories.items():
-        console.print(_conclusion(name, history), highlight=False)
-    console.print(f"\nCurves: {picture}\nSummary: {summary}", highlight=False)
+        figure.savefig(settings.output_dir / PICTURE, dpi=140)
+    summary = f"# ezmia demo\n\nModel: {base.name}\n\n{summarize(histories)}\n"
+    (settings.output_dir / SUMMARY).write_text(summary, encoding="utf-8")
     return histories
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let the table speak alone: no library messages, and none of the callback's own lines."""
+    package, verbosity = logging.getLogger("ezmia_callbacks"), transformers.logging.get_verbosity()
+    level = package.level
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            package.setLevel(logging.ERROR)
+            yield
+    finally:
+        package.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _base_model(settings: DemoSettings, console: Console) -> _Base:
@@ -167,8 +189,8 @@ def _texts(settings: DemoSettings) -> list[str]:
     texts = records_from_file(settings.data)
     if len(texts) < 3 * MINIMUM_PER_CLASS:
         raise TooFewCanariesError(
-            f"{settings.data} holds {len(texts)} records, at least {3 * MINIMUM_PER_CLASS} are needed, and some "
-            "hundreds for figures that say anything."
+            f"{settings.data} holds {len(texts)} records, at least {3 * MINIMUM_PER_CLASS} are needed, and "
+            "some hundreds for figures that say anything."
         )
     return texts
 

@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 
 import matplotlib as mpl
 import pytest
@@ -63,8 +64,11 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
         lora_learning_rate=1e-4,
     )
 
+    level = logging.getLogger("ezmia_callbacks").level
+
     histories, printed = show(settings)
 
+    assert logging.getLogger("ezmia_callbacks").level == level
     assert list(histories) == [FULL, LORA]
     assert histories[FULL].stopped is not None
     assert histories[LORA].stopped is None
