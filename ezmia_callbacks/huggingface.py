@@ -28,6 +28,7 @@ from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.trainer_checkpoints import (
     checkpoint_intervals,
+    checkpoints_in,
     evaluation_intervals,
     is_best_by_leakage,
     may_save_next,
@@ -49,8 +50,8 @@ __all__ = ["PrivacyAuditCallback"]
 
 logger = logging.getLogger(__name__)
 
-# Not a class name, so that Trainer leaves it alone and still saves it with every checkpoint.
-_STATE_KEY = "ezmia/privacy_audit"
+# With the prefix no class name, so that Trainer leaves it alone and still saves it with every checkpoint.
+_STATE_KEY = "ezmia/privacy_audit:"
 _FOLDER = "privacy_audit"
 _CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
 
@@ -163,6 +164,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self._begun_with: weakref.ref[nn.Module] | None = None
         self._is_publishing = False
         self._is_ended = False
+        self._older_checkpoints: dict[Path, float] = {}
         self._put_back_result: AuditResult | None = None
         self._hidden_best: tuple[float | None] | None = None
         console.show_audit_lines()
@@ -182,6 +184,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._find_trainer(), kwargs["model"]
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
+        self._refuse_a_double(trainer, args)
+        self._older_checkpoints = checkpoints_in(Path(args.output_dir))
         self._is_ended = False
         self._put_back_result = None
         self._hidden_best = None
@@ -210,7 +214,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         )
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
-            saved = state.stateful_callbacks.get(_STATE_KEY, {})
+            saved = state.stateful_callbacks.get(self._state_key, {})
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
@@ -291,6 +295,24 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                 len(self.history.looks),
             )
         self.auditor.finish()
+
+    @property
+    def _state_key(self) -> str:
+        return _STATE_KEY + self.prefix
+
+    def _refuse_a_double(self, trainer: Any, args: Any) -> None:
+        """Two callbacks that write to one place would lose one curve, and resume with the other's."""
+        others = [
+            callback
+            for callback in trainer.callback_handler.callbacks
+            if isinstance(callback, PrivacyAuditCallback) and callback is not self
+        ]
+        for other in others:
+            if other.prefix == self.prefix or other._folder(args) == self._folder(args):
+                raise ConfigurationError(
+                    "Two PrivacyAuditCallbacks share a `prefix` or an `output_dir`: give each its own, for "
+                    f"example prefix='{self.prefix.rstrip('/')}_2/' and output_dir='{self._folder(args)}_2'."
+                )
 
     @property
     def _guards_checkpoints(self) -> bool:
@@ -387,7 +409,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         """Move away what was saved without an audit: one had failed, or another callback asked for it."""
         into = self._folder(args) / "over_budget"
         try:
-            moved = set_aside(Path(args.output_dir), after_step=after_step, into=into)
+            moved = set_aside(
+                Path(args.output_dir), after_step=after_step, into=into, older=self._older_checkpoints
+            )
         except OSError as error:
             logger.error(
                 "Checkpoints newer than step %d may be OVER BUDGET and could not be moved to %s: %s",
@@ -418,7 +442,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         finally:
             control.should_log = should_log
             self._is_publishing = False
-        state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
+        state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
     def _restart(self, args: Any, state: Any, model: nn.Module) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
@@ -428,7 +452,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         )
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=self._n_audits(args, state))
-            state.stateful_callbacks[_STATE_KEY] = {"history": self.history.to_dicts()}
+            state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
     def _reference_source(self, model: nn.Module) -> ReferenceSource:
         """The reference as the auditor takes it: a checkpoint is loaded only when it is needed."""

@@ -6,6 +6,7 @@ Under a budget every checkpoint is audited before it is written, so that none on
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from ezmia_callbacks.errors import ConfigurationError
 __all__ = [
     "Interval",
     "checkpoint_intervals",
+    "checkpoints_in",
     "evaluation_intervals",
     "is_best_by_leakage",
     "may_save_next",
@@ -107,19 +109,32 @@ def step_of(checkpoint: str | Path | None) -> int | None:
     return int(number) if name.startswith(_PREFIX) and number.isdigit() else None
 
 
-def set_aside(folder: Path, *, after_step: int, into: Path) -> list[Path]:
-    """New places of all checkpoints of later steps, moved so that no trainer takes one for its newest.
+def checkpoints_in(folder: Path) -> dict[Path, float]:
+    """The checkpoints in a folder, each with the time of its last change as its file system tells it."""
+    return {path: path.stat().st_mtime for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}
+
+
+def set_aside(
+    folder: Path, *, after_step: int, into: Path, older: Mapping[Path, float] | None = None
+) -> list[Path]:
+    """New places of this run's checkpoints of later steps, moved so that none is taken for the newest.
 
     Args:
         folder: Folder that holds the checkpoints.
         after_step: Checkpoints of later steps are moved, the others stay.
         into: Folder to move them to.
+        older: What `checkpoints_in` found before the run: what did not change since is another run's and
+            stays.
 
     Raises:
         OSError: if one cannot be moved.
     """
-    found = {path: step_of(path) for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}
-    later = sorted((step, path) for path, step in found.items() if step is not None and step > after_step)
+    changed = [
+        path for path, changed_at in checkpoints_in(folder).items() if (older or {}).get(path) != changed_at
+    ]
+    later = sorted(
+        (step, path) for path in changed if (step := step_of(path)) is not None and step > after_step
+    )
     moved = []
     for _, path in later:
         into.mkdir(parents=True, exist_ok=True)

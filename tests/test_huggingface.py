@@ -642,6 +642,36 @@ def test_two_callbacks_audit_side_by_side(tmp_path):
     assert [r.step for r in first.history] == [r.step for r in second.history]
 
 
+@pytest.mark.parametrize("different", [{}, {"prefix": "other/"}, {"output_dir": "elsewhere"}])
+def test_two_callbacks_that_would_overwrite_each_other_are_refused(tmp_path, different):
+    rows, canaries = draw()
+    callbacks = [PrivacyAuditCallback(canaries), PrivacyAuditCallback(canaries, **different)]
+    trainer = make_trainer(tmp_path, rows, callbacks)
+
+    with pytest.raises(ConfigurationError, match="share a `prefix` or an `output_dir`"):
+        trainer.train()
+
+
+def test_two_callbacks_resume_each_with_its_own_curve(tmp_path):
+    rows, canaries = draw()
+
+    def callbacks():
+        return [
+            PrivacyAuditCallback(canaries, output_dir=tmp_path / "one"),
+            PrivacyAuditCallback(canaries, output_dir=tmp_path / "two", score="wbc", prefix="wbc/"),
+        ]
+
+    first = callbacks()
+    make_trainer(tmp_path, rows, [*first, StopAfter(8)], save_strategy="epoch").train()
+    second = callbacks()
+    make_trainer(tmp_path, rows, second, save_strategy="epoch", max_steps=9).train(
+        resume_from_checkpoint=True
+    )
+
+    for before, after in zip(first, second, strict=True):
+        assert after.history[1].to_dict() == before.history[1].to_dict()
+
+
 def test_the_callback_pickles_before_and_after_training(tmp_path):
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.9, rule="point"))

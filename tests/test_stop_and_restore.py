@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.trainer_checkpoints import n_planned_audits, set_aside, step_of
+from ezmia_callbacks.trainer_checkpoints import checkpoints_in, n_planned_audits, set_aside, step_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*pin_memory.*:UserWarning",
@@ -364,6 +365,18 @@ def test_moving_aside_overwrites_nothing(tmp_path):
 
     assert [path.name for path in moved] == ["checkpoint-16.2", "checkpoint-24"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "checkpoint-8", "checkpoint-best"]
+
+
+def test_checkpoints_of_an_earlier_run_in_the_folder_stay_where_they_are(tmp_path):
+    for step in (16, 24):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    older = checkpoints_in(tmp_path)
+    os.utime(tmp_path / "checkpoint-16", (0, 0))  # written anew by this run
+
+    moved = set_aside(tmp_path, after_step=8, into=tmp_path / "aside", older=older)
+
+    assert [path.name for path in moved] == ["checkpoint-16"]
+    assert (tmp_path / "checkpoint-24").exists()
 
 
 def test_checkpoints_that_cannot_be_moved_are_reported(tmp_path, monkeypatch, caplog):

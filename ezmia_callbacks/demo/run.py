@@ -311,7 +311,9 @@ def _cells(result: AuditResult, *, train_loss: float | None) -> tuple[str, ...]:
         return (epoch, loss, "", "audit failed", "", "leakage unknown")
     decision = "baseline"
     if not result.is_baseline:
-        decision = "within budget" if result.decision.is_within_budget else "over budget"
+        compared, limit = result.decision.compared, result.decision.limit
+        sign, word = ("<=", "within") if result.decision.is_within_budget else (">", "over")
+        decision = f"{word} budget: lower bound {compared:.3f} {sign} {limit:.3f}"
         decision += " -> STOP" if result.decision.stop else ""
     return (
         epoch,

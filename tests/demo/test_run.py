@@ -72,7 +72,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
     assert list(histories) == [FULL, LORA]
     assert histories[FULL].stopped is not None
     assert histories[LORA].stopped is None
-    assert "over budget -> STOP" in printed
+    assert "> 0.600 -> STOP" in printed
     kept = histories[FULL].last_within_budget
     where = "the starting weights" if kept.is_baseline else f"epoch {kept.epoch:g}"
     assert f"the model holds {where} again" in printed
