@@ -1,15 +1,19 @@
-# Everything runs in .venv, made on first use; the package index is the only thing reached over a network.
+# Everything runs in .venv (the oldest releases in .venv-oldest), made on first use; the package index is the only
+# thing reached over a network.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VENV_OLDEST := .venv-oldest
+BIN_OLDEST := $(VENV_OLDEST)/bin
+INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 
 # Two cores and many small matrices: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-oldest test-slow check format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -19,6 +23,9 @@ demo: $(INSTALLED) ## Fine-tune and audit a small model on real text, without a 
 
 test: $(INSTALLED) ## Run the tests and the doctests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported Hugging Face releases
+	$(BIN_OLDEST)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
@@ -34,7 +41,7 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove the environment, caches and built files
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(VENV_OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -42,4 +49,12 @@ $(BIN)/python:
 
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(BIN_OLDEST)/python:
+	$(PYTHON) -m venv $(VENV_OLDEST)
+
+$(INSTALLED_OLDEST): $(BIN_OLDEST)/python pyproject.toml constraints-oldest.txt
+	$(BIN_OLDEST)/python -m pip install --quiet -c constraints-oldest.txt -e ".[huggingface,report]" \
+		datasets hypothesis pytest pytest-xdist schedulefree tensorboard
 	touch $@

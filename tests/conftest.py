@@ -6,3 +6,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+@pytest.fixture
+def checkpoints_of_old_releases():
+    """Old transformers keep NumPy's random state where new torch asks for permission to unpickle it."""
+    import numpy as np
+    import torch
+
+    state_types = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.random.get_state()[1].__reduce__()[0]]
+    with torch.serialization.safe_globals(state_types):
+        yield

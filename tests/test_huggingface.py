@@ -12,6 +12,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    trainer_utils,
 )
 
 from ezmia_callbacks import AuditHistory, CanarySet, LeakageBudget, PrivacyAuditCallback, hold_out_canaries
@@ -32,6 +33,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.cpu.amp.autocast.*:FutureWarning",
 )
 
+# Transformers 4.46 does not have this `save_strategy` yet.
+SAVES_BEST = hasattr(getattr(trainer_utils, "SaveStrategy", None), "BEST")
+
 
 def draw(*, n=120, n_members=30, n_non_members=60, seed=0):
     return hold_out_canaries(
@@ -39,7 +43,9 @@ def draw(*, n=120, n_members=30, n_non_members=60, seed=0):
     )
 
 
-def make_trainer(path, rows, callbacks=(), *, model=None, collator=None, eval_dataset=None, **arguments):
+def make_trainer(
+    path, rows, callbacks=(), *, model=None, model_init=None, collator=None, eval_dataset=None, **arguments
+):
     tokenizer = make_tokenizer()
     settings = {
         "output_dir": str(path),
@@ -55,8 +61,9 @@ def make_trainer(path, rows, callbacks=(), *, model=None, collator=None, eval_da
         "seed": 3,
     } | arguments
     return Trainer(
-        model or make_model(),
+        (model or make_model()) if model_init is None else None,
         TrainingArguments(**settings),
+        model_init=model_init,
         train_dataset=rows,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
@@ -558,15 +565,24 @@ def test_a_second_train_keeps_the_first_reference(tmp_path, caplog):
     assert audit.history[-1].metrics["auc"].value > first_run[-1].metrics["auc"].value
 
 
-@pytest.fixture
-def _checkpoints_of_old_releases():
-    """Old transformers keep NumPy's random state where new torch asks for permission to unpickle it."""
-    state_types = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.random.get_state()[1].__reduce__()[0]]
-    with torch.serialization.safe_globals(state_types):
-        yield
+def test_a_trial_with_a_fresh_model_gets_a_fresh_reference(tmp_path):
+    """As a hyperparameter search does it: one trainer, one callback, a new model for every trial."""
+    rows, canaries = draw()
+    seeds = iter([0, 7, 7])  # Trainer builds one model when it is made, and one for every training
+    audit = PrivacyAuditCallback(canaries)
+    trainer = make_trainer(tmp_path, rows, [audit], model_init=lambda: make_model(seed=next(seeds)))
+    trainer.train()
+    first = audit.auditor.reference
+
+    trainer.train()
+
+    assert audit.history[0].is_baseline
+    assert audit.history[0].metrics["auc"].value == 0.5
+    np.testing.assert_array_equal(audit.auditor.reference.log_probs, first.log_probs)
+    assert [result.step for result in audit.history] == [0, 8, 16, 24]
 
 
-@pytest.mark.usefixtures("_checkpoints_of_old_releases")
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 def test_a_resumed_run_continues_its_curve_with_the_original_reference(tmp_path):
     rows, canaries = draw()
     straight = PrivacyAuditCallback(canaries)
@@ -652,6 +668,7 @@ def test_two_callbacks_that_would_overwrite_each_other_are_refused(tmp_path, dif
         trainer.train()
 
 
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 def test_two_callbacks_resume_each_with_its_own_curve(tmp_path):
     rows, canaries = draw()
 
