@@ -337,6 +337,11 @@ def _figure(measurement: Measurement) -> str:
 def _conclusion(name: str, history: AuditHistory) -> str:
     last, kept = history[-1], history.last_within_budget
     auc = _figure(last.metrics["auc"]) if last.status == "ok" else "unknown"
+    if history.n_failed:
+        return (
+            f"\n[bold]{name}[/bold]: {history.n_failed} of {len(history.looks)} audits failed; at those "
+            "points leakage is unknown, not absent."
+        )
     if history.stopped is None:
         return f"\n[bold]{name}[/bold] stayed within the budget: AUC {auc} after epoch {last.epoch:g}."
     where = "the starting weights" if kept is None or kept.is_baseline else f"epoch {kept.epoch:g}"

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 from rich.console import Console
 
-from ezmia_callbacks import AuditHistory
+from ezmia_callbacks import AuditHistory, AuditResult, Decision
 from ezmia_callbacks.demo import run as demo
 from ezmia_callbacks.demo.base_model import BaseModelRecipe, train_base_model
 from ezmia_callbacks.demo.corpus import standard_library_docstrings
@@ -119,3 +119,22 @@ def test_a_file_with_too_few_records_says_how_many_it_holds(tmp_path, small_base
 
     with pytest.raises(TooFewCanariesError, match=r"few\.txt holds 2 records, at least 30 are needed"):
         show(DemoSettings(data=path, output_dir=tmp_path / "out"))
+
+
+def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget():
+    failed = AuditResult(
+        step=8,
+        epoch=1.0,
+        status="failed",
+        is_baseline=False,
+        score="ez",
+        n_members=10,
+        n_non_members=10,
+        decision=Decision(False, None, "the audit failed: leakage is unknown"),
+        error="NonFiniteLogitsError: diverged",
+    )
+
+    conclusion = demo._conclusion(LORA, AuditHistory((failed,)))
+
+    assert "1 of 1 audits failed; at those points leakage is unknown" in conclusion
+    assert "within the budget" not in conclusion
