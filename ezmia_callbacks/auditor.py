@@ -5,16 +5,33 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, rank
+from ezmia_callbacks.distributed import (
+    broadcast_from_main,
+    can_share_records,
+    everywhere,
+    gather,
+    is_main_process,
+    n_processes,
+    rank,
+    unwrapped,
+)
 from ezmia_callbacks.encoding import EncodedCanaries, Tokenizer, encode_canaries
-from ezmia_callbacks.errors import AuditError, ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.errors import (
+    AuditError,
+    AuditMemoryError,
+    ConfigurationError,
+    ReferenceMismatchError,
+    TooFewCanariesError,
+)
 from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.functional.budget import (
     Decision,
@@ -28,7 +45,9 @@ from ezmia_callbacks.inference import (
     LogitsFunction,
     call_for_logits,
     check_model,
+    deal_rows,
     fit_into_memory,
+    is_out_of_memory,
     token_statistics,
 )
 from ezmia_callbacks.measurement import edge_counts, mean_loss, measure_auc, measure_scores
@@ -37,7 +56,10 @@ from ezmia_callbacks.reference import (
     adapters_disabled,
     can_disable_adapters,
     check_reference,
+    check_token_ids,
+    explain_added_vocabulary,
     explain_difference,
+    explain_other_vocabulary,
     frozen_copy,
     has_adapters,
     reference_label,
@@ -47,6 +69,7 @@ from ezmia_callbacks.snapshot import WeightSnapshot
 from ezmia_callbacks.token_statistics import (
     SCORES,
     TokenStatistics,
+    join_statistics,
     load_statistics,
     save_statistics,
     score_records,
@@ -156,6 +179,7 @@ class PrivacyAuditor:
         self._logits_fn = logits_fn
         self._autocast = autocast
         self._reference: TokenStatistics | None = None
+        self._is_loaded = False
         keeps_weights = restore and budget is not None
         path = self._output_dir and self._output_dir / f"last_within_budget-{rank()}.pt"
         self._snapshot = WeightSnapshot(path) if keeps_weights else None
@@ -189,34 +213,41 @@ class PrivacyAuditor:
     def _reference_path(self) -> Path | None:
         return self._output_dir and self._output_dir / "reference.safetensors"
 
-    def begin(self, model: nn.Module, *, step: int = 0, epoch: float | None = 0.0) -> AuditResult:
+    def begin(self, model: nn.Module, *, step: int | None = None, epoch: float | None = 0.0) -> AuditResult:
         """Compute the reference statistics and make the baseline audit.
 
         With `reference="auto"` the model, as it is now, is the reference: every reference-based score
         ties at the baseline and its AUC is 0.5 by construction. The AUC of the bare loss is the one to
         look at: away from 0.5 it says that members and non-members differed before any training.
 
+        After `load_state_dict` it goes on with the interrupted run instead and returns its last audit; the
+        model's weights are then never taken for the reference.
+
         Args:
             model: The model before the first optimizer step.
-            step: Optimizer steps done, normally 0.
+            step: Optimizer steps done; by default 0, in an interrupted run those of its last audit.
             epoch: Epochs done.
 
         Raises:
             UnsupportedModelError: if the model is not a causal language model with logits.
             NonFiniteLogitsError: if it returns NaN or infinite logits.
             AuditMemoryError: if one canary alone does not fit into memory.
+            ConfigurationError: if the canaries differ from process to process.
             OSError: if `output_dir` cannot be written.
         """
-        if self._output_dir is not None:
-            check_writable(self._output_dir)
-        self._check_model(model)
+        model = unwrapped(model)
         _check_epoch(epoch)
+        everywhere(self._check_output_dir)
+        self._check_same_canaries()
+        self._check_model(model)
+        if self._is_loaded:
+            return self._begin_loaded(model, step=step)
         started = time.perf_counter()
         self._reference = None
         self.history = self.history.with_results([])
+        step = step or 0
         result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
-        if self._reference_path is not None and self._reference is not None and is_main_process():
-            save_statistics(self._reference_path, self._reference, fingerprint=self._fingerprint)
+        everywhere(self._save_reference)
         self._record(result)
         if self._snapshot is not None:
             self._snapshot.save(model, step=step)
@@ -237,18 +268,49 @@ class PrivacyAuditor:
             ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
             ConfigurationError: if there is no `output_dir` to read it from.
         """
-        if self._reference_path is None:
+        path = self._reference_path
+        if path is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
-        self._reference = load_statistics(self._reference_path, fingerprint=self._fingerprint)
+        self._check_same_canaries()
+        fingerprint = self._fingerprint
+        own = everywhere(
+            lambda: load_statistics(path, fingerprint=fingerprint) if is_main_process() else None
+        )
+        self._reference = broadcast_from_main(own)
         self.history = self.history.with_results(history).up_to_step(step)
-        if self._snapshot is None:
-            return
-        # Weights kept after the checkpoint belong to a future that this run will not have.
-        if (self._snapshot.step or 0) > step:
-            self._snapshot.discard()
         last = self.history.last_within_budget
-        if last is not None and last.step == step:
-            self._keep_weights(model, step=step)
+        self._resume_snapshot(unwrapped(model), step=step, is_within=last is not None and last.step == step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an interrupted run needs to go on; plain Python and tensors only.
+
+        Save it with every checkpoint (`accelerator.register_for_checkpointing(auditor)` does).
+        """
+        reference = self._reference
+        return {
+            "fingerprint": self._fingerprint,
+            "history": self.history.to_dicts(),
+            "reference": None if reference is None else _to_tensors(reference),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over an interrupted run, as `state_dict` left it; call `begin` afterwards as always.
+
+        Raises:
+            ReferenceMismatchError: if the state was saved for other canaries or another reference.
+        """
+        if state["reference"] is None:
+            return
+        if state["fingerprint"] != self._fingerprint:
+            raise ReferenceMismatchError(
+                "The state belongs to other canaries or another reference (fingerprint "
+                f"{state['fingerprint']}, these have {self._fingerprint}). Resume with the same canaries, "
+                "or start again from the original weights: the trained weights cannot stand in for the "
+                "reference."
+            )
+        self._reference = _from_tensors(state["reference"])
+        self.history = self.history.with_results(state["history"])
+        self._is_loaded = True
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
         """Start a new run with the reference kept: the weights were trained in between.
@@ -260,10 +322,11 @@ class PrivacyAuditor:
             model: The model, with the weights that the new run starts from.
             n_audits: Number of audits that the new run will make.
         """
-        if self._snapshot is not None and self._snapshot.exists:
-            self._snapshot.relabel(step=0)
+        snapshot = self._snapshot
+        if snapshot is not None and broadcast_from_main(snapshot.exists):
+            everywhere(lambda: snapshot.relabel(step=0))
         else:
-            self._keep_weights(model, step=0)
+            self._keep_weights(unwrapped(model), step=0)
         baseline = [r for r in self.history if r.is_baseline]
         self.history = self.history.with_results([r.to_dict() for r in baseline])
         self._n_audits = n_audits
@@ -288,6 +351,7 @@ class PrivacyAuditor:
                 "`begin(model)` must be called before the first optimizer step: the trained model cannot "
                 "stand in for the reference."
             )
+        model = unwrapped(model)
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
         _check_epoch(epoch)
@@ -316,7 +380,7 @@ class PrivacyAuditor:
         """
         if self._snapshot is None:
             raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
-        step = self._snapshot.restore(model)
+        step = self._snapshot.restore(unwrapped(model))
         return next(result for result in reversed(self.history.results) if result.step == step)
 
     def finish(self) -> None:
@@ -324,40 +388,84 @@ class PrivacyAuditor:
         if self._snapshot is not None:
             self._snapshot.discard()
 
+    def _check_output_dir(self) -> None:
+        if self._output_dir is not None and is_main_process():
+            check_writable(self._output_dir)
+
+    def _check_same_canaries(self) -> None:
+        if len(set(gather(self._fingerprint))) > 1:
+            raise ConfigurationError(
+                "The processes hold different canaries: draw them from the whole dataset with the same seed "
+                "in every process, before it is divided among them."
+            )
+
+    def _save_reference(self) -> None:
+        if self._reference_path is not None and self._reference is not None and is_main_process():
+            save_statistics(self._reference_path, self._reference, fingerprint=self._fingerprint)
+
+    def _begin_loaded(self, model: nn.Module, *, step: int | None) -> AuditResult:
+        self._is_loaded = False
+        everywhere(self._save_reference)
+        last, within = self.history[-1], self.history.last_within_budget
+        is_within = within is last and (last.step == step if step is not None else self._is_audited(model))
+        self._resume_snapshot(model, step=last.step if step is None else step, is_within=is_within)
+        return last
+
+    def _is_audited(self, model: nn.Module) -> bool:
+        """Whether the weights are those of the last audit; a checkpoint may have been saved later."""
+        target = self._statistics(model)
+        loss = mean_loss(target, self.encoded.is_member)
+        return broadcast_from_main(loss == self.history[-1].member_loss)
+
+    def _resume_snapshot(self, model: nn.Module, *, step: int, is_within: bool) -> None:
+        if self._snapshot is None:
+            return
+        # Weights kept after the checkpoint belong to a future that this run will not have.
+        if (broadcast_from_main(self._snapshot.step) or 0) > step:
+            self._snapshot.discard()
+        if is_within:
+            self._keep_weights(model, step=self.history[-1].step)
+        elif not broadcast_from_main(self._snapshot.exists) and is_main_process():
+            logger.warning(
+                "No weights inside the budget are kept yet: until an audit finds the model inside it, a stop "
+                "can put none back."
+            )
+
     def _measure(
         self, model: nn.Module, *, step: int, epoch: float | None, is_baseline: bool, started: float
     ) -> AuditResult:
-        """One result for all processes; an error on any of them is an error on all, for none may wait."""
-        result, own_error = None, None
-        try:
-            target = self._statistics(model)
-            if is_baseline:
-                self._reference = self._reference_statistics(model, target)
-            result = self._result(target, step=step, epoch=epoch, is_baseline=is_baseline, started=started)
-        except Exception as error:  # told to the other processes before it is raised here
-            own_error = error
-        failures = gather("" if own_error is None else f"{type(own_error).__name__}: {own_error}")
-        if own_error is not None:
-            raise own_error
-        for process, failure in enumerate(failures):
-            if failure:
-                raise AuditError(f"The audit failed on process {process}: {failure}")
-        return broadcast_from_main(result)  # type: ignore[return-value]  # set where nothing failed
+        """One result for all processes, from the main one."""
+        target = self._statistics(model)
+        if is_baseline:
+            self._reference = self._reference_statistics(model, target)
+        result = everywhere(
+            lambda: self._result(target, step=step, epoch=epoch, is_baseline=is_baseline, started=started)
+        )
+        return broadcast_from_main(result)
 
     def _statistics(self, model: nn.Module, *, n_rows: int | None = None) -> TokenStatistics:
-        # A size that was too large once is not tried again.
-        statistics, self._batch_size = fit_into_memory(
-            lambda batch_size: token_statistics(
+        """Statistics of all rows, or the first ones, on every process; each scores its share."""
+        rows = self.encoded.rows[:n_rows]
+        n_shares, own = (n_processes(), rank()) if can_share_records(model) else (1, 0)
+
+        def share(batch_size: int) -> tuple[TokenStatistics, list[list[int]]]:
+            shares = deal_rows(rows, batch_size=batch_size, n_shares=n_shares)
+            statistics = token_statistics(
                 model,
-                self.encoded.rows[:n_rows],
+                [rows[i] for i in shares[own]],
                 batch_size=batch_size,
+                n_batches=math.ceil(max(map(len, shares)) / batch_size),
                 logits_fn=self._logits_fn,
                 autocast=self._autocast,
                 is_progress_shown=self._is_progress_shown and is_main_process(),
-            ),
-            batch_size=self._batch_size,
-        )
-        return statistics
+            )
+            return statistics, shares
+
+        # A size that was too large once is not tried again.
+        (statistics, shares), self._batch_size = fit_into_memory(share, batch_size=self._batch_size)
+        if n_shares == 1:
+            return join_statistics([broadcast_from_main(statistics)], shares)
+        return join_statistics(gather(statistics), shares)
 
     def _check_model(self, model: nn.Module) -> None:
         fit_into_memory(
@@ -370,6 +478,8 @@ class PrivacyAuditor:
     def _reference_statistics(self, model: nn.Module, start: TokenStatistics) -> TokenStatistics:
         """Statistics of the reference; says so if the model has moved away from its base already."""
         source = self._reference_source
+        if isinstance(source, str):
+            _warn(explain_added_vocabulary(model, self.encoded.rows))
         if source == "auto":
             if has_adapters(model) and can_disable_adapters(model):
                 with adapters_disabled(model):
@@ -381,9 +491,10 @@ class PrivacyAuditor:
                 reference = self._statistics(model)
             self._warn_of_difference(model, start, reference)
             return reference
-        if source == "copy":
-            return self._statistics(frozen_copy(model))
-        return self._statistics(source if isinstance(source, nn.Module) else source())
+        other = source if isinstance(source, nn.Module) else everywhere(lambda: _second_model(model, source))
+        check_token_ids(other, self.encoded.rows)
+        _warn(explain_other_vocabulary(other, model))
+        return self._statistics(other)
 
     def _warn_of_difference(self, model: nn.Module, start: TokenStatistics, base: TokenStatistics) -> None:
         difference = float(np.abs(start.log_probs[: base.n_tokens] - base.log_probs).max())
@@ -479,10 +590,12 @@ class PrivacyAuditor:
 
     def _record(self, result: AuditResult) -> None:
         self.history = self.history.with_result(result)
-        if not is_main_process():
-            return
-        logger.info("%s", result.describe())
-        if self._output_dir is None:
+        if is_main_process():
+            logger.info("%s", result.describe())
+        everywhere(lambda: self._save_history(result))
+
+    def _save_history(self, result: AuditResult) -> None:
+        if self._output_dir is None or not is_main_process():
             return
         try:
             self.history.save(self._output_dir / "history.jsonl")
@@ -496,7 +609,7 @@ class PrivacyAuditor:
         try:
             if self._snapshot is not None:
                 self._snapshot.save(model, step=step)
-        except OSError as error:
+        except (OSError, AuditError) as error:
             if self._on_error == "raise":
                 raise
             logger.warning(
@@ -518,6 +631,33 @@ class PrivacyAuditor:
                 measured.interval.lower,
                 measured.interval.upper,
             )
+
+
+def _to_tensors(statistics: TokenStatistics) -> dict[str, torch.Tensor]:
+    return {field.name: torch.from_numpy(getattr(statistics, field.name)) for field in fields(statistics)}
+
+
+def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> TokenStatistics:
+    return TokenStatistics(**{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None and is_main_process():
+        logger.warning("%s", sentence)
+
+
+def _second_model(model: nn.Module, source: Literal["copy"] | Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return frozen_copy(model) if source == "copy" else source()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Not chained: its message makes trainers shrink their batch.
+        reason = type(error).__name__
+    raise AuditMemoryError(
+        f"There is no memory for a second model as the reference ({reason}): use reference='auto', which "
+        "needs none."
+    )
 
 
 def check_arguments(

@@ -18,7 +18,7 @@ from torch import nn
 from ezmia_callbacks import console
 from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.distributed import is_main_process
+from ezmia_callbacks.distributed import everywhere, is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
@@ -193,25 +193,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         if state.global_step == 0 and is_restart and self.auditor is not None:
             self._restart(args, state, model)
             return
-        # Tokenizers, collators and datasets may draw random numbers.
-        with undisturbed(model):
-            canaries = self._prepare_canaries(trainer)
-        self.auditor = PrivacyAuditor(
-            canaries,
-            budget=self.budget,
-            reference=self._reference_source(model),
-            score=self.score,
-            fpr_levels=self.fpr_levels,
-            confidence=self.confidence,
-            n_audits=self._n_audits(args, state),
-            tokenizer=getattr(trainer, "processing_class", None),
-            batch_size=self.batch_size or args.per_device_eval_batch_size,
-            output_dir=self._folder(args),
-            restore=self.restore,
-            on_error=self.on_error,
-            is_progress_shown=not args.disable_tqdm,
-            autocast=lambda: _autocast(trainer),
-        )
+        self.auditor = everywhere(lambda: self._make_auditor(trainer, args, state, model))
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(self._state_key, {})
@@ -454,6 +436,27 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             self.auditor.restart(model, n_audits=self._n_audits(args, state))
             state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
+    def _make_auditor(self, trainer: Any, args: Any, state: Any, model: nn.Module) -> PrivacyAuditor:
+        # Tokenizers, collators and datasets may draw random numbers.
+        with undisturbed(model):
+            canaries = self._prepare_canaries(trainer)
+        return PrivacyAuditor(
+            canaries,
+            budget=self.budget,
+            reference=self._reference_source(model),
+            score=self.score,
+            fpr_levels=self.fpr_levels,
+            confidence=self.confidence,
+            n_audits=self._n_audits(args, state),
+            tokenizer=getattr(trainer, "processing_class", None),
+            batch_size=self.batch_size or args.per_device_eval_batch_size,
+            output_dir=self._folder(args),
+            restore=self.restore,
+            on_error=self.on_error,
+            is_progress_shown=not args.disable_tqdm,
+            autocast=lambda: _autocast(trainer),
+        )
+
     def _reference_source(self, model: nn.Module) -> ReferenceSource:
         """The reference as the auditor takes it: a checkpoint is loaded only when it is needed."""
         reference = self.reference
@@ -469,7 +472,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                     f"reference={str(reference)!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint "
                     f"that can be loaded: {str(error).strip().splitlines()[0]}"
                 ) from error
-            moved: nn.Module = loaded.to(device=first.device, dtype=first.dtype)
+            dtype = first.dtype if first.is_floating_point() else None
+            # Not the method of the loaded model, which refuses quantized weights.
+            moved: nn.Module = nn.Module.to(loaded, device=first.device, dtype=dtype)
             return moved
 
         return load

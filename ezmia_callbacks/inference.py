@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ezmia_callbacks.distributed import everywhere, gather, reshard
 from ezmia_callbacks.encoding import IGNORED_LABEL, TokenRow
 from ezmia_callbacks.errors import (
     AuditMemoryError,
@@ -31,7 +34,15 @@ from ezmia_callbacks.token_statistics import TokenStatistics
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = ["LogitsFunction", "check_model", "fit_into_memory", "token_statistics", "undisturbed"]
+__all__ = [
+    "LogitsFunction",
+    "check_model",
+    "deal_rows",
+    "fit_into_memory",
+    "is_out_of_memory",
+    "token_statistics",
+    "undisturbed",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +63,7 @@ def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[
     """What `run(batch_size)` returns at the first size that fits into memory, and that size.
 
     When memory runs out the batch is halved and the run made again from its start, so that all of its
-    batches have one size.
+    batches have one size. Every process must call this: they halve together.
 
     Args:
         run: The run, given a batch size; leaves nothing behind when it fails.
@@ -65,17 +76,16 @@ def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[
     ('done', 8)
     """
     while True:
-        try:
-            return run(batch_size), batch_size
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            # Not chained: its frames hold the tensors, and its message makes trainers shrink their batch.
-            reason = type(error).__name__
+        outcome = everywhere(partial(_attempt, run, batch_size))
+        reasons = gather(outcome.reason if isinstance(outcome, _OutOfMemory) else None)
+        if not isinstance(outcome, _OutOfMemory) and not any(reasons):
+            return outcome, batch_size
+        del outcome
         if batch_size == 1:
             raise AuditMemoryError(
-                f"One canary at a time is too much for the memory that is left ({reason}): pass shorter "
-                "canaries (`max_length=`), or leave more of the memory to the audit."
+                "One canary at a time is too much for the memory that is left "
+                f"({next(filter(None, reasons))}): pass shorter canaries (`max_length=`), or leave more of "
+                "the memory to the audit."
             )
         gc.collect()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -88,7 +98,22 @@ def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[
         batch_size //= 2
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+class _OutOfMemory(NamedTuple):
+    reason: str
+
+
+def _attempt(run: Callable[[int], _Result], batch_size: int) -> _Result | _OutOfMemory:
+    try:
+        return run(batch_size)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Not kept: its frames hold the tensors, and its message makes trainers shrink their batch.
+        return _OutOfMemory(type(error).__name__)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator said that there is no memory left."""
     is_by_name = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     return is_by_name or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 
@@ -112,6 +137,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        reshard(model)
         for module, was_training in flags:
             module.training = was_training
         random.setstate(python_state)
@@ -199,11 +225,34 @@ def check_model(
         )
 
 
+def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> list[list[int]]:
+    """Indices of the rows that each of several processes scores, in whole batches of one process's audit.
+
+    The batches, and with them every bit of the result, are those that one process alone would make.
+    With fewer batches than processes there is nothing to gain, and each gets all rows.
+
+    >>> from ezmia_callbacks.encoding import TokenRow
+    >>> rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3, 4)]
+    >>> deal_rows(rows, batch_size=1, n_shares=2)
+    [[1, 2], [3, 0]]
+    """
+    order = _longest_first(rows)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if len(batches) < n_shares:
+        return [order] * n_shares
+    return [[i for batch in batches[share::n_shares] for i in batch] for share in range(n_shares)]
+
+
+def _longest_first(rows: Sequence[TokenRow]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+
+
 def token_statistics(
     model: nn.Module,
     rows: Sequence[TokenRow],
     *,
     batch_size: int = 16,
+    n_batches: int = 0,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     is_progress_shown: bool = False,
@@ -218,6 +267,8 @@ def token_statistics(
         model: A causal language model; left exactly as it was found.
         rows: Token rows.
         batch_size: Rows in a forward pass.
+        n_batches: Forward passes to make at least: processes that share a model's weights must make the
+            same number of them. The last batch is run again, for nothing, until they are made.
         logits_fn: How to get logits out of the model.
         autocast: Makes the context under which training runs its forward pass.
         is_progress_shown: Show a bar if the pass takes longer than two seconds.
@@ -226,7 +277,7 @@ def token_statistics(
         NonFiniteLogitsError: if a logit that matters is NaN or infinite.
         UnsupportedModelError: if the model returns no logits.
     """
-    longest_first = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+    longest_first = _longest_first(rows)
     n_scored = np.array([row.n_scored for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64)
     log_probs = np.empty(offsets[-1], dtype=np.float32)
@@ -256,6 +307,9 @@ def token_statistics(
                 means[into] = reduced.means[out]
                 deviations[into] = reduced.standard_deviations[out]
                 position += int(n_scored[i])
+        for _ in range(math.ceil(len(rows) / batch_size), n_batches):
+            with autocast():
+                logits_fn(model, batch.input_ids, batch.attention_mask)
     return TokenStatistics(log_probs, is_correct, means, deviations, offsets)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,14 @@ from ezmia_callbacks.functional import scores
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Int64
 
-__all__ = ["SCORES", "TokenStatistics", "load_statistics", "save_statistics", "score_records"]
+__all__ = [
+    "SCORES",
+    "TokenStatistics",
+    "join_statistics",
+    "load_statistics",
+    "save_statistics",
+    "score_records",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,36 @@ class TokenStatistics:
     def n_tokens(self) -> int:
         """Number of scored tokens."""
         return int(self.offsets[-1])
+
+
+def join_statistics(parts: Sequence[TokenStatistics], indices: Sequence[Sequence[int]]) -> TokenStatistics:
+    """One set of statistics of what several processes scored.
+
+    Args:
+        parts: Statistics of each process's records.
+        indices: For each part, where its records belong in the whole. Of a record that several parts hold
+            the first counts.
+
+    >>> part = lambda *values: TokenStatistics(
+    ...     *(np.array(values, dtype=t) for t in ("f4", "?", "f4", "f4")), np.arange(len(values) + 1)
+    ... )
+    >>> join_statistics([part(-1, -3), part(-2)], [[2, 0], [1]]).log_probs.tolist()
+    [-3.0, -2.0, -1.0]
+    """
+    owners = list(zip(parts, indices, strict=True))
+    where = {i: (part, k) for part, own in reversed(owners) for k, i in enumerate(own)}
+    spans = [
+        (part, slice(part.offsets[k], part.offsets[k + 1])) for part, k in (where[i] for i in sorted(where))
+    ]
+    lengths = [span.stop - span.start for _, span in spans]
+    return TokenStatistics(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        **{
+            name: np.concatenate([getattr(part, name)[span] for part, span in spans])
+            for name in _ARRAYS
+            if name != "offsets"
+        },
+    )
 
 
 _ARRAYS = ("log_probs", "is_correct", "means", "standard_deviations", "offsets")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_model, make_rows, make_texts, make_tokenizer
-from two_processes import audit_in_process
 
 from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.errors import (
     AuditError,
+    AuditMemoryError,
     ConfigurationError,
     NonFiniteLogitsError,
     ReferenceMismatchError,
@@ -415,19 +415,96 @@ def test_the_baseline_decides_nothing_and_has_no_band():
     assert not baseline.decision.stop
 
 
-@pytest.mark.parametrize("failing_rank", [None, 1])
-def test_two_processes_agree_on_the_result_and_on_a_failure(tmp_path, failing_rank):
-    import torch.multiprocessing as mp
+def through_a_checkpoint(state, folder):
+    """As Accelerate and Lightning do it: only tensors and plain Python come back."""
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
 
-    context = mp.spawn(audit_in_process, args=(tmp_path, failing_rank), nprocs=2, join=False)
-    # Each call waits for one process to end.
-    assert any(context.join(timeout=60) for _ in range(2)), "a process hangs"
 
-    outcomes = [json.loads((tmp_path / f"outcome-{rank}.json").read_text()) for rank in range(2)]
-    if failing_rank is None:
-        assert outcomes[0] == outcomes[1]
-        assert outcomes[0]["status"] == "ok"
-        assert len((tmp_path / "audit" / "history.jsonl").read_text().splitlines()) == 2
-    else:
-        assert [outcome["status"] for outcome in outcomes] == ["failed", "failed"]
-        assert "failed on process 1: NonFiniteLogitsError" in outcomes[0]["error"]
+@pytest.mark.parametrize("to_disk", [True, False])
+def test_a_run_resumed_from_its_state_goes_on_as_if_nothing_had_happened(tmp_path, to_disk):
+    rows, canaries = draw()
+    whole = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=3)
+    model = make_model()
+    run(whole, rows, n_epochs=3, model=model)
+
+    first = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=3)
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    first.begin(model)
+    train_one_epoch(model, rows, optimizer)
+    first.audit(model, epoch=1)
+    state = through_a_checkpoint(first.state_dict(), tmp_path)
+    second = PrivacyAuditor(
+        canaries, budget=LeakageBudget(limit=0.8), n_audits=3, output_dir=tmp_path if to_disk else None
+    )
+    second.load_state_dict(state)
+    assert second.begin(model).step == 1
+    for epoch in (2, 3):
+        train_one_epoch(model, rows, optimizer)
+        second.audit(model, epoch=epoch)
+
+    resumed, expected = ([{**row, "seconds": 0} for row in a.history.to_dicts()] for a in (second, whole))
+    assert resumed == expected
+    assert (tmp_path / "reference.safetensors").exists() == to_disk
+
+
+def test_weights_of_the_last_audit_are_kept_on_resume_and_later_ones_are_not(tmp_path, caplog):
+    rows, canaries = draw()
+    budget = LeakageBudget(limit=0.99, rule="point")
+    first = PrivacyAuditor(canaries, budget=budget, n_audits=3)
+    model = run(first, rows, n_epochs=1)
+    audited = weights(model)
+    state = through_a_checkpoint(first.state_dict(), tmp_path)
+
+    second = PrivacyAuditor(canaries, budget=budget, n_audits=3)
+    second.load_state_dict(state)
+    second.begin(model)
+    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
+    assert second.restore_within_budget(model).step == 1
+    assert_same_weights(model, audited)
+    assert not caplog.records
+
+    train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
+    third = PrivacyAuditor(canaries, budget=budget, n_audits=3)
+    third.load_state_dict(state)
+    third.begin(model)
+    assert "No weights inside the budget are kept yet" in caplog.text
+    with pytest.raises(AuditError, match="no weights to put back"):
+        third.restore_within_budget(model)
+
+
+def test_the_state_of_other_canaries_is_refused(tmp_path):
+    _, canaries = draw()
+    first = PrivacyAuditor(canaries)
+    first.begin(make_model())
+
+    with pytest.raises(ReferenceMismatchError, match="belongs to other canaries"):
+        PrivacyAuditor(draw(seed=1)[1]).load_state_dict(first.state_dict())
+
+
+def test_the_state_of_a_run_that_never_began_starts_a_run():
+    _, canaries = draw()
+    second = PrivacyAuditor(canaries)
+    second.load_state_dict(PrivacyAuditor(canaries).state_dict())
+
+    assert second.begin(make_model()).is_baseline
+
+
+def test_a_data_parallel_wrapper_is_looked_into():
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, n_audits=1)
+
+    assert auditor.begin(torch.nn.DataParallel(model)).status == "ok"
+
+
+def test_a_second_model_that_does_not_fit_is_named_and_not_taken_for_a_large_batch():
+    _, canaries = draw()
+
+    def load():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(AuditMemoryError, match="no memory for a second model") as caught:
+        PrivacyAuditor(canaries, reference=load).begin(make_model())
+    assert caught.value.__cause__ is None

@@ -1,0 +1,66 @@
+"""Real processes that train together; what each does stands in a module that a spawned process can import."""
+
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+# Seconds that a process waits for another one, and that a test waits for all: a hang fails, it does not hang.
+_PATIENCE = 40
+_LIMIT = 150
+
+
+Body = Callable[[int, Path], Any]
+"""(rank, a folder of its own that all processes share) -> what a test wants to see."""
+
+
+def run_processes(bodies: Sequence[Body], n: int, folder: Path) -> dict[str, list[Any]]:
+    """What each body returns in each of `n` processes that form one group, by the body's name.
+
+    One group runs all bodies, one after the other: starting processes is what takes time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = mp.spawn(_run, args=(n, folder, bodies), nprocs=n, join=False)
+    deadline = datetime.datetime.now() + datetime.timedelta(seconds=_LIMIT)
+    try:
+        while not context.join(timeout=5):
+            assert datetime.datetime.now() < deadline, "a process hangs"
+    finally:
+        for process in context.processes:
+            process.kill()
+    returned = [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(n)]
+    return {body.__name__: [own[body.__name__] for own in returned] for body in bodies}
+
+
+def _run(rank: int, n: int, folder: Path, bodies: Sequence[Body]) -> None:
+    torch.set_num_threads(1)
+    # What torchrun sets; Accelerate and Lightning look for it.
+    os.environ |= {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "TORCHELASTIC_RUN_ID": "tests",
+    }
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=n,
+        timeout=datetime.timedelta(seconds=_PATIENCE),
+    )
+    returned = {}
+    for body in bodies:
+        own = folder / body.__name__
+        own.mkdir(exist_ok=True)
+        returned[body.__name__] = body(rank, own)
+    torch.save(returned, folder / f"returned-{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,147 @@
+"""Real processes on one machine (gloo): the same figures as one process, one decision, no hang."""
+
+import distributed_bodies as bodies
+import numpy as np
+import pytest
+from processes import run_processes
+from tiny import make_model
+
+from ezmia_callbacks.distributed import can_share_records
+from ezmia_callbacks.encoding import TokenRow
+from ezmia_callbacks.inference import deal_rows
+
+SHARING = (bodies.audit, bodies.audit_sharded)
+AGREEING = (
+    bodies.audit_wrapped,
+    bodies.run_out_of_memory,
+    bodies.fail_with_a_warning,
+    bodies.fail_with_an_error,
+    bodies.differ_in_canaries,
+    bodies.keep_in_memory,
+    bodies.keep_on_disk,
+    bodies.fail_to_keep,
+)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process finds."""
+    return bodies.audit_twice(None, make_model())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run_processes([*SHARING, *AGREEING], 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    return run_processes(SHARING, 3, tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(params=["two", "three"])
+def outcomes(request):
+    return request.getfixturevalue(request.param)
+
+
+def assert_same_figures(outcome, expected):
+    assert outcome["result"] == expected["result"]
+    np.testing.assert_array_equal(outcome["reference"], expected["reference"])
+
+
+def test_processes_share_the_records_and_find_what_one_finds_to_the_last_bit(outcomes, alone):
+    n = len(outcomes["audit"])
+    for outcome in outcomes["audit"]:
+        assert_same_figures(outcome, alone)
+        # 12 batches for each of reference and audit, and two passes of the probe.
+        assert outcome["n_forwards"] == 2 + 2 * -(-12 // n)
+        assert outcome["n_lines"] == 2
+    assert alone["n_forwards"] == 2 + 2 * 12
+
+
+def test_a_fully_sharded_model_is_audited_and_each_process_keeps_its_part(outcomes, alone):
+    n = len(outcomes["audit_sharded"])
+    for outcome in outcomes["audit_sharded"]:
+        assert_same_figures(outcome, alone)
+        assert outcome["is_sharded_again"]
+        assert outcome["is_changed"]
+        assert outcome["is_back"]
+        assert outcome["step"] == 3
+        assert outcome["files"] == [f"weights-{rank}.pt" for rank in range(n)]
+    assert len({outcome["n_forwards"] for outcome in outcomes["audit_sharded"]}) == 1
+
+
+def test_a_data_parallel_wrapper_does_not_send_its_buffers_around(two, alone):
+    for rank, outcome in enumerate(two["audit_wrapped"]):
+        assert outcome["result"] == alone["result"]
+        assert outcome["buffer"] == rank
+
+
+def test_all_halve_their_batch_when_one_runs_out_of_memory(two):
+    expected = bodies.audit_twice(None, make_model(), batch_size=bodies.BATCH_SIZE // 2)
+
+    for outcome in two["run_out_of_memory"]:
+        assert_same_figures(outcome, expected)
+        assert outcome["result"]["batch_size"] == bodies.BATCH_SIZE // 2
+
+
+def test_a_failure_on_one_process_is_a_failed_audit_on_all(two):
+    first, second = two["fail_with_a_warning"]
+
+    assert first["status"] == second["status"] == "failed"
+    assert "failed on process 1: NonFiniteLogitsError" in first["error"]
+    assert second["error"].startswith("NonFiniteLogitsError")
+
+
+def test_a_failure_on_one_process_is_raised_on_all(two):
+    first, second = two["fail_with_an_error"]
+
+    assert first["raised"].startswith("AuditError: The audit failed on process 1: NonFiniteLogitsError")
+    assert second["raised"].startswith("NonFiniteLogitsError")
+
+
+def test_processes_with_different_canaries_are_refused(two):
+    for message in two["differ_in_canaries"]:
+        assert "same seed in every process" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "files"), [("keep_in_memory", []), ("keep_on_disk", ["last_within_budget-0.pt"])]
+)
+def test_the_main_process_keeps_replicated_weights_for_all(body, files, two):
+    for outcome in two[body]:
+        assert outcome["step"] == 1
+        assert outcome["is_back"]
+        assert outcome["files"] == files
+
+
+def test_a_disk_full_on_one_process_leaves_the_older_weights_of_all(two):
+    outcomes = two["fail_to_keep"]
+
+    assert [outcome["raised"] for outcome in outcomes] == ["AuditError", "IsADirectoryError"]
+    assert [(outcome["step"], outcome["weight"]) for outcome in outcomes] == [(1, 0.0), (1, 1.0)]
+
+
+def rows_of_lengths(*lengths):
+    return [TokenRow(np.arange(n), np.arange(n)) for n in lengths]
+
+
+@pytest.mark.parametrize("n_shares", [1, 2, 3, 4])
+def test_every_row_is_dealt_once(n_shares):
+    rows = rows_of_lengths(*(2 + (7 * i) % 11 for i in range(37)))
+
+    shares = deal_rows(rows, batch_size=4, n_shares=n_shares)
+
+    assert sorted(i for share in shares for i in share) == list(range(37))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 4
+
+
+def test_with_fewer_batches_than_processes_each_scores_all():
+    assert deal_rows(rows_of_lengths(2, 4, 3), batch_size=2, n_shares=3) == [[1, 2, 0]] * 3
+
+
+def test_tensor_parallel_processes_score_the_same_records():
+    model = make_model()
+    assert can_share_records(model)
+    model._tp_size = 2
+    assert not can_share_records(model)
