@@ -223,8 +223,9 @@ def check_resolvable(
 ) -> None:
     """Refuse a budget on which this canary set could never give the answer that matters.
 
-    `"lower"` and `"point"`: total leakage (every member above every non-member) must be able to cross
-    the limit. `"upper"`: a run that leaks nothing must be able to stay inside.
+    `"lower"`: total leakage (every member above every non-member) must be able to cross the limit.
+    `"upper"`: a run that leaks nothing must be able to stay inside. TPR at FPR needs, under each rule, so
+    many non-members that it has an interval at all.
 
     Args:
         budget: The budget.
@@ -245,15 +246,7 @@ def check_resolvable(
     n_smaller = min(n_members, n_non_members)
     have = f"{n_members} members and {n_non_members} non-members"
     if budget.metric == "tpr_at_fpr":
-        if budget.rule == "point":
-            needed = math.ceil(1.0 / budget.fpr)
-        else:
-            needed = n_non_members_needed(fpr=budget.fpr, failure_probability=side / 2.0)
-        if n_non_members < needed:
-            raise TooFewCanariesError(
-                f"A budget on {budget.label} needs at least {needed} non-members, got {n_non_members}: "
-                "add non-members, raise `fpr`, or set the budget on AUC, which needs far fewer."
-            )
+        _check_tpr_is_resolved(budget, n_members, n_non_members, side / 2.0)
         return
     if budget.rule == "upper":
         _check_no_leakage_can_pass(budget, n_members, n_non_members, side)
@@ -269,6 +262,28 @@ def check_resolvable(
                 f"Even total leakage could not cross {budget.label} {budget.limit:g} at this confidence "
                 f"with {have}: at least {needed} of each are needed."
             )
+
+
+def _check_tpr_is_resolved(budget: LeakageBudget, n_members: int, n_non_members: int, piece: float) -> None:
+    """Raise unless threshold and members, each with its piece of the error rate, can carry a decision."""
+    needed = n_non_members_needed(fpr=budget.fpr, failure_probability=piece)
+    if n_non_members < needed:
+        raise TooFewCanariesError(
+            f"A budget on {budget.label} needs at least {needed} non-members, got {n_non_members}: "
+            "add non-members, raise `fpr`, or set the budget on AUC, which needs far fewer."
+        )
+    # The exact bounds when all members, or none, are above the threshold: piece^(1/n) and 1 - piece^(1/n).
+    if budget.rule == "lower":
+        fewest, outcome = math.log(piece) / math.log(budget.limit), "total leakage could not cross"
+    elif budget.rule == "upper":
+        fewest, outcome = math.log(piece) / math.log1p(-budget.limit), "no leakage could not stay within"
+    else:
+        return
+    if n_members < fewest:
+        raise TooFewCanariesError(
+            f"Even {outcome} {budget.label} {budget.limit:g} at this confidence with {n_members} members: "
+            f"at least {math.ceil(fewest)} are needed."
+        )
 
 
 def _check_no_leakage_can_pass(

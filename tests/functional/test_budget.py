@@ -125,3 +125,24 @@ def test_the_upper_rule_refuses_a_set_on_which_a_clean_run_would_stop(metric):
 
     needed = int(str(caught.value).split("about ")[1].split()[0])
     check_resolvable(budget, n_members=needed, n_non_members=needed, failure_probability=0.01)
+
+
+@pytest.mark.parametrize("rule", ["lower", "upper", "point"])
+def test_a_tpr_budget_needs_an_interval_under_every_rule(rule):
+    budget = LeakageBudget(metric="tpr_at_fpr", fpr=0.01, limit=0.3, rule=rule)
+    check_resolvable(budget, n_members=500, n_non_members=437, failure_probability=0.05)
+
+    with pytest.raises(TooFewCanariesError, match="at least 437 non-members, got 436"):
+        check_resolvable(budget, n_members=500, n_non_members=436, failure_probability=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit", "fewest"), [("lower", 0.9, 42), ("upper", 0.1, 42), ("lower", 0.5, 7)]
+)
+def test_a_tpr_budget_needs_members_that_can_carry_a_decision(rule, limit, fewest):
+    # The exact bound when all, or none, of n are above the threshold is 0.0125^(1/n), or one minus that.
+    budget = LeakageBudget(metric="tpr_at_fpr", fpr=0.01, limit=limit, rule=rule)
+    check_resolvable(budget, n_members=fewest, n_non_members=500, failure_probability=0.05)
+
+    with pytest.raises(TooFewCanariesError, match=f"at least {fewest} are needed"):
+        check_resolvable(budget, n_members=fewest - 1, n_non_members=500, failure_probability=0.05)

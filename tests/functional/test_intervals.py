@@ -12,6 +12,7 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import (
     Interval,
     advantage_interval,
+    bootstrap_band,
     clopper_pearson,
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -20,11 +21,12 @@ from ezmia_callbacks.functional.intervals import (
     hanley_mcneil_standard_error,
     n_non_members_needed,
     paired_delong_difference,
+    realized_fpr_range,
     tpr_at_fpr_interval,
     tpr_at_fpr_lower_bound,
     tpr_at_fpr_upper_bound,
 )
-from ezmia_callbacks.functional.roc import auc
+from ezmia_callbacks.functional.roc import auc, tpr_at_fpr
 
 # Worked example of methods 3a: members (3, 5, 2), non-members (1, 2, 4).
 SCORES = np.array([3.0, 5.0, 2.0, 1.0, 2.0, 4.0])
@@ -503,6 +505,137 @@ def test_advantage_interval_covers_the_best_threshold() -> None:
     )
 
     assert n_covered / 200 >= 0.95
+
+
+# Methods 3a, in percent: what a threshold with so many empirical false positives really does.
+@pytest.mark.parametrize(
+    ("n_non_members", "n_allowed", "lower", "upper", "exceeds_one_percent"),
+    [
+        (100, 1, 0.2, 5.4, 0.74),
+        (300, 3, 0.36, 2.9, 0.65),
+        (1000, 10, 0.55, 1.8, 0.58),
+        (10_000, 100, 0.82, 1.2, 0.53),
+    ],
+)
+def test_realized_fpr_matches_published_values(
+    n_non_members: int, n_allowed: int, lower: float, upper: float, exceeds_one_percent: float
+) -> None:
+    realized = realized_fpr_range(n_non_members, n_allowed=n_allowed)
+    # The confidence whose lower end is 1 % says how often the rate is higher.
+    below = stats.binom.sf(n_allowed, n_non_members, 0.01)
+
+    # Published with one or two digits, some of them cut off.
+    assert 100 * realized.lower == pytest.approx(lower, abs=0.06 if lower < 0.3 else 0.011)
+    assert 100 * realized.upper == pytest.approx(upper, abs=0.06)
+    assert 1.0 - below == pytest.approx(exceeds_one_percent, abs=6e-3)
+    if below < 0.5:
+        at_one_percent = realized_fpr_range(n_non_members, n_allowed=n_allowed, confidence=1 - 2 * below)
+        assert at_one_percent.lower == pytest.approx(0.01)
+
+
+def test_realized_fpr_covers_the_true_rate_of_a_chosen_threshold() -> None:
+    rng = np.random.default_rng(13)
+    realized = realized_fpr_range(50, n_allowed=2, confidence=0.8)
+
+    true_rates = stats.norm.sf([np.sort(rng.normal(size=50))[-3] for _ in range(2000)])
+
+    covered = np.mean((true_rates >= realized.lower) & (true_rates <= realized.upper))
+    assert covered == pytest.approx(0.8, abs=0.03)
+
+
+def test_realized_fpr_of_the_smallest_sets() -> None:
+    assert realized_fpr_range(1, n_allowed=0, confidence=0.9).lower == pytest.approx(0.05)
+    with pytest.raises(ConfigurationError, match="allow fewer"):
+        realized_fpr_range(5, n_allowed=5)
+    with pytest.raises(ConfigurationError, match="allow fewer"):
+        realized_fpr_range(0, n_allowed=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    st.floats(0, 1),
+)
+def test_bootstrap_band_matches_plain_resampling(
+    members: list[int], non_members: list[int], fpr: float
+) -> None:
+    x = np.sort(np.array(members, dtype=float))[::-1]
+    y = np.sort(np.array(non_members, dtype=float))[::-1]
+    is_member = np.arange(len(x) + len(y)) < len(x)
+
+    band = bootstrap_band(
+        np.concatenate([x, y]), is_member, fpr=[fpr, 0.0], confidence=0.7, n_resamples=20, seed=5
+    )
+
+    rng = np.random.default_rng(5)
+    drawn = []
+    for _ in range(20):
+        drawn_y, drawn_x = rng.choice(y, size=len(y)), rng.choice(x, size=len(x))
+        scores = np.concatenate([drawn_x, drawn_y])
+        drawn.append([tpr_at_fpr(scores, is_member, fpr=rate) for rate in (fpr, 0.0)])
+    assert band.lower == pytest.approx(np.quantile(drawn, 0.15, axis=0))
+    assert band.upper == pytest.approx(np.quantile(drawn, 0.85, axis=0))
+
+
+def test_bootstrap_band_moves_the_threshold_as_well_as_the_members() -> None:
+    # Binormal AUC .80, 500 each, methods 3a: standard errors .015 (members), .035 (threshold), .038 (both).
+    rng = np.random.default_rng(14)
+    widths = []
+    for _ in range(15):
+        scores, is_member = gaussian_scores(rng, n_members=500, n_non_members=500, separation=1.19)
+        band = bootstrap_band(scores, is_member, fpr=[0.01], n_resamples=300)
+        widths.append(band.upper[0] - band.lower[0])
+
+    assert np.mean(widths) / (2 * 1.96) == pytest.approx(0.038, abs=0.008)
+
+
+@pytest.mark.slow
+def test_bootstrap_band_covers_as_often_as_its_docstring_says() -> None:
+    rng = np.random.default_rng(15)
+    n_runs, n_missed = 400, 0
+    separation = stats.norm.ppf(0.3) - stats.norm.ppf(0.01)
+    for _ in range(n_runs):
+        scores, is_member = gaussian_scores(rng, n_members=100, n_non_members=100, separation=separation)
+        n_missed += bootstrap_band(scores, is_member, fpr=[0.01], n_resamples=300).lower[0] > 0.3
+
+    # .25 in methods 3a: why it must not decide anything.
+    assert n_missed / n_runs == pytest.approx(0.25, abs=0.08)
+
+
+def test_bootstrap_band_of_constant_scores_is_zero() -> None:
+    band = bootstrap_band(np.ones(50), np.arange(50) < 20, fpr=[0.0, 0.5, 1.0], n_resamples=50)
+
+    assert band.lower.tolist() == band.upper.tolist() == [0.0, 0.0, 1.0]
+    assert band.fpr.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_bootstrap_band_repeats_with_its_seed() -> None:
+    scores, is_member = gaussian_scores(
+        np.random.default_rng(16), n_members=50, n_non_members=50, separation=1.0
+    )
+
+    bands = [bootstrap_band(scores, is_member, fpr=[0.1], n_resamples=99, seed=seed) for seed in (1, 1, 2)]
+
+    assert bands[0].lower[0] == bands[1].lower[0]
+    assert (bands[0].lower[0], bands[0].upper[0]) != (bands[2].lower[0], bands[2].upper[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fpr": []}, "at least one rate"),
+        ({"fpr": [1.1]}, "each in"),
+        ({"fpr": [float("nan")]}, "each in"),
+        ({"n_resamples": 0}, "`n_resamples` is 0"),
+        ({"confidence": 1.0}, r"use 0\.95"),
+    ],
+)
+def test_bootstrap_band_refuses_arguments_outside_their_range(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        bootstrap_band(SCORES, IS_MEMBER, **{"fpr": [0.1]} | changes)
 
 
 @pytest.mark.parametrize("function", [delong_components, delong_interval])

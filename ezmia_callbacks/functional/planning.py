@@ -1,0 +1,324 @@
+"""How many canaries a leakage budget needs, before any model is trained.
+
+Two numbers answer two questions. To be *resolved*, a budget needs so many canaries that some outcome could
+cross it at all; fewer are refused by `check_resolvable`. To be *decided*, it needs so many that a run whose
+true leakage is well beyond the limit (with rule "upper": well within) is recognized with high probability.
+
+Counts depend on what is promised. 299 non-members certify a false-positive rate of 1 % once, one-sided, at
+5 % (`n_non_members_needed(fpr=0.01, failure_probability=0.05)`). A decision reads more: a two-sided band,
+each side shared between threshold and members, each audit with its share of the error. That leaves a quarter
+of the share for the threshold, so that a run with one audit at 95 % needs 437, and one with ten audits 666.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.budget import LeakageBudget, check_resolvable, failure_probability_of_look
+from ezmia_callbacks.functional.intervals import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    hanley_mcneil_standard_error,
+)
+
+__all__ = ["CanaryPlan", "canaries_needed", "decision_power"]
+
+# Canary sets with fewer records of a class are refused.
+_MINIMUM_PER_CLASS = 10
+_MAXIMUM_PER_CLASS = 10_000_000
+# Equally likely values of a threshold's true false-positive rate.
+_N_QUANTILES = 64
+
+
+@dataclass(frozen=True)
+class CanaryPlan:
+    """Numbers of canaries with which a budget can be resolved, and decided.
+
+    Attributes:
+        budget: The budget that was planned for.
+        n_audits: Number of audits that share its error rate.
+        n_members_to_resolve: Fewest members with which the budget is not refused or useless.
+        n_non_members_to_resolve: Fewest non-members likewise.
+        expected: True value of the metric that is to be recognized; None if only the fewest were asked for.
+        power: Probability with which one audit recognizes it, in (0, 1).
+        n_members: Members needed for that; `n_members_to_resolve` without an expected value.
+        n_non_members: Non-members needed for that, likewise.
+    """
+
+    budget: LeakageBudget
+    n_audits: int
+    n_members_to_resolve: int
+    n_non_members_to_resolve: int
+    expected: float | None
+    power: float
+    n_members: int
+    n_non_members: int
+
+    def describe(self) -> str:
+        """The plan in one or two plain sentences."""
+        label, percent = self.budget.label, f"{100 * self.budget.confidence:g} %"
+        audits = f"{self.n_audits} audits" if self.n_audits > 1 else "1 audit"
+        text = (
+            f"A budget of {label} {self.budget.limit:g} needs at least {self.n_members_to_resolve} members "
+            f"and {self.n_non_members_to_resolve} non-members to be resolved over {audits} at {percent} "
+            "confidence."
+        )
+        if self.expected is None:
+            return text
+        outcome = "over" if self.expected > self.budget.limit else "within"
+        return (
+            f"{text} To find a run {outcome} budget with probability {100 * self.power:g} % per audit when "
+            f"its true {label} is {self.expected:g}, it needs {self.n_members} members and "
+            f"{self.n_non_members} non-members."
+        )
+
+
+def canaries_needed(
+    budget: LeakageBudget,
+    *,
+    n_audits: int,
+    expected: float | None = None,
+    power: float = 0.8,
+    non_members_per_member: float = 1.0,
+) -> CanaryPlan:
+    """Numbers of members and non-members with which a budget can be resolved, and decided.
+
+    The search follows `decide`: the same two-sided band, at the least favored audit of a run. Power is
+    that of one audit; over several, the chance to stop at any of them is larger. Patience is not
+    counted. Power does not grow evenly with the counts of TPR at FPR: a few records more than planned may
+    lower it by a hair.
+
+    Args:
+        budget: The budget.
+        n_audits: Number of audits in the run, the one before training not counted, >= 1.
+        expected: True value of the metric that one audit is to recognize: beyond the limit for rule
+            `"lower"` (the run is to be stopped), within it for `"upper"` (the run is to go on), either for
+            `"point"`. None: only what it takes to be resolved.
+        power: Probability with which it is to be recognized, in (0, 1).
+        non_members_per_member: Ratio of the classes, > 0. TPR at FPR takes as many non-members as its
+            certificate needs, whatever the ratio says.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range, or `expected` lies on the other side.
+        TooFewCanariesError: if ten million records of a class would not do.
+
+    Source: `decision_power` for the formulas.
+
+    >>> plan = canaries_needed(LeakageBudget(metric="auc", limit=0.6), n_audits=10, expected=0.7)
+    >>> plan.n_members, plan.n_non_members
+    (210, 210)
+    """
+    _check_arguments(budget, n_audits, expected, power, non_members_per_member)
+    share = failure_probability_of_look(
+        n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence
+    )
+    fewest_members, fewest_non_members = _fewest(budget, share, non_members_per_member)
+
+    def n_non_members(n_members: int) -> int:
+        return max(fewest_non_members, math.ceil(non_members_per_member * n_members))
+
+    def is_decided(n_members: int) -> bool:
+        if expected is None:
+            return True
+        reached = decision_power(
+            budget,
+            expected=expected,
+            n_members=n_members,
+            n_non_members=n_non_members(n_members),
+            failure_probability=share,
+        )
+        return reached >= power
+
+    n_members = _smallest(is_decided, fewest_members)
+    return CanaryPlan(
+        budget=budget,
+        n_audits=n_audits,
+        n_members_to_resolve=fewest_members,
+        n_non_members_to_resolve=fewest_non_members,
+        expected=expected,
+        power=power,
+        n_members=n_members,
+        n_non_members=fewest_non_members if expected is None else n_non_members(n_members),
+    )
+
+
+def decision_power(
+    budget: LeakageBudget,
+    *,
+    expected: float,
+    n_members: int,
+    n_non_members: int,
+    failure_probability: float,
+) -> float:
+    """Probability that one audit finds a run on the right side of its budget.
+
+    Args:
+        budget: The budget.
+        expected: True value of its metric. Above the limit, "over budget" is right; else "within budget".
+        n_members: Number of members, >= 1.
+        n_non_members: Number of non-members, >= 1.
+        failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Source: AUC: normal on the logit scale (Pepe 2003, section 5.2) with the standard error of Hanley and
+    McNeil 1982. Advantage: normal with the largest variance that it allows, and, to stay within, the
+    one-sided two-sample Kolmogorov-Smirnov tail exp(-2 x^2 n1 n0 / (n1 + n0)). TPR at FPR: exact, given a
+    ROC that is a shifted normal through (fpr, expected); the true rate of the threshold is
+    Beta(k, n0 - k + 1).
+
+    >>> budget = LeakageBudget(metric="auc", limit=0.6)
+    >>> round(decision_power(budget, expected=0.7, n_members=210, n_non_members=210,
+    ...                      failure_probability=0.005), 2)
+    0.8
+    """
+    _check_expected(budget, expected)
+    if min(n_members, n_non_members) < 1 or not 0.0 < failure_probability < 1.0:
+        raise ConfigurationError(
+            f"Got {n_members} members, {n_non_members} non-members and a failure probability of "
+            f"{failure_probability}: at least one of each and a probability in (0, 1) are needed."
+        )
+    power_of = {"auc": _power_of_auc, "advantage": _power_of_advantage, "tpr_at_fpr": _power_of_tpr}
+    return power_of[budget.metric](budget, expected, n_members, n_non_members, failure_probability / 2.0)
+
+
+def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
+    error = hanley_mcneil_standard_error(expected, n_members=n1, n_non_members=n0)
+    distance = abs(float(special.logit(expected) - special.logit(budget.limit)))
+    z = 0.0 if budget.rule == "point" else float(special.ndtri(1.0 - side))
+    return float(special.ndtr(distance * expected * (1.0 - expected) / error - z))
+
+
+def _power_of_advantage(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
+    # The band gives each class and side its own piece.
+    radius = sum(math.sqrt(math.log(2.0 / side) / (2.0 * n)) for n in (n1, n0))
+    room = abs(expected - budget.limit) - (0.0 if budget.rule == "point" else radius)
+    spread = 1.0 / n1 + 1.0 / n0
+    if expected > budget.limit:
+        return float(special.ndtr(room / math.sqrt(max(1e-12, 1.0 - expected**2) / 4.0 * spread)))
+    # The largest difference over all thresholds is biased upward: its tail, not a normal one.
+    return 1.0 - math.exp(-2.0 * room**2 / spread) if room > 0.0 else 0.0
+
+
+def _power_of_tpr(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
+    rank = _rank_of_threshold(budget, n0, side / 2.0)
+    if rank is None:
+        return 0.0
+    middles = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
+    true_fpr = special.betaincinv(rank, n0 - rank + 1, middles)
+    true_tpr = special.ndtr(special.ndtri(expected) + special.ndtri(true_fpr) - special.ndtri(budget.fpr))
+    n_within = _largest_count_within(budget, n1, side / 2.0)
+    within = special.bdtr(n_within, n1, true_tpr) if n_within >= 0 else np.zeros(_N_QUANTILES)
+    return float(np.mean(1.0 - within if expected > budget.limit else within))
+
+
+def _rank_of_threshold(budget: LeakageBudget, n0: int, piece: float) -> int | None:
+    """Rank among non-members of the threshold that the rule reads; None if there is none."""
+    if budget.rule == "point":
+        rank = math.floor(n0 * budget.fpr + 1e-9) + 1
+    elif budget.rule == "lower":
+        # Largest k with P(Binomial(n0, fpr) < k) <= piece.
+        rank = int(stats.binom.ppf(piece, n0, budget.fpr))
+        while rank > 0 and stats.binom.cdf(rank - 1, n0, budget.fpr) > piece:
+            rank -= 1
+        while stats.binom.cdf(rank, n0, budget.fpr) <= piece:
+            rank += 1
+    else:
+        # Smallest k with P(Binomial(n0, fpr) >= k) <= piece.
+        rank = int(stats.binom.isf(piece, n0, budget.fpr)) + 1
+    return rank if 1 <= rank <= n0 else None
+
+
+def _largest_count_within(budget: LeakageBudget, n1: int, piece: float) -> int:
+    """Largest number of members above the threshold that is still within budget; -1 if none is."""
+
+    def is_over(count: int) -> bool:
+        if budget.rule == "lower":
+            return clopper_pearson_lower(count, n1, failure_probability=piece) > budget.limit
+        if budget.rule == "upper":
+            return clopper_pearson_upper(count, n1, failure_probability=piece) > budget.limit
+        return count / n1 > budget.limit
+
+    within, over = -1, n1 + 1
+    while over - within > 1:
+        middle = (within + over) // 2
+        if is_over(middle):
+            over = middle
+        else:
+            within = middle
+    return within
+
+
+def _fewest(budget: LeakageBudget, share: float, ratio: float) -> tuple[int, int]:
+    """Fewest members and non-members with which the budget is neither refused nor undecidable."""
+
+    def is_resolved(n1: int, n0: int) -> bool:
+        try:
+            check_resolvable(budget, n_members=n1, n_non_members=n0, failure_probability=share)
+        except TooFewCanariesError:
+            return False
+        return True
+
+    if budget.metric != "tpr_at_fpr":
+        n1 = _smallest(lambda n: is_resolved(n, math.ceil(ratio * n)), _MINIMUM_PER_CLASS)
+        return n1, max(_MINIMUM_PER_CLASS, math.ceil(ratio * n1))
+    n0 = _smallest(lambda n: is_resolved(_MAXIMUM_PER_CLASS, n), _MINIMUM_PER_CLASS)
+    return _smallest(lambda n: is_resolved(n, n0), _MINIMUM_PER_CLASS), n0
+
+
+def _smallest(is_enough: Callable[[int], bool], fewest: int) -> int:
+    """Smallest number >= `fewest` that is enough, up to saw teeth."""
+    if is_enough(fewest):
+        return fewest
+    too_few, enough = fewest, 2 * fewest
+    while not is_enough(enough):
+        if enough >= _MAXIMUM_PER_CLASS:
+            raise TooFewCanariesError(
+                f"Even {enough} records of a class would not do: move `expected` away from the limit, lower "
+                "`power`, or choose AUC, which needs far fewer."
+            )
+        too_few, enough = enough, 2 * enough
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if is_enough(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def _check_arguments(
+    budget: LeakageBudget, n_audits: int, expected: float | None, power: float, ratio: float
+) -> None:
+    if n_audits < 1:
+        raise ConfigurationError(f"`n_audits` is {n_audits}, but it needs to be at least 1.")
+    if not 0.0 < power < 1.0:
+        raise ConfigurationError(f"`power` is {power}, but it needs to lie in (0, 1): use 0.8 for 80 %.")
+    if not (math.isfinite(ratio) and ratio > 0.0):
+        raise ConfigurationError(f"`non_members_per_member` is {ratio}, but it needs to be above 0.")
+    if expected is None:
+        return
+    _check_expected(budget, expected)
+    is_over = expected > budget.limit
+    is_wrong_side = (budget.rule == "lower" and not is_over) or (budget.rule == "upper" and is_over)
+    if expected == budget.limit or is_wrong_side:
+        side = {"lower": "above", "upper": "below", "point": "away from"}[budget.rule]
+        raise ConfigurationError(
+            f"`expected` is {expected}, but rule {budget.rule!r} can recognize only values {side} the limit "
+            f"{budget.limit:g}: pass one of those."
+        )
+
+
+def _check_expected(budget: LeakageBudget, expected: float) -> None:
+    if not budget.chance <= expected < 1.0:
+        raise ConfigurationError(
+            f"`expected` is {expected}, but a true {budget.label} lies between {budget.chance:g}, where "
+            "nothing leaks, and 1, which no finite set can show: pass a value in between."
+        )
