@@ -118,12 +118,7 @@ def as_trained(trainer: Any, canaries: CanarySet, *, max_length: int | None) -> 
         "the same as another."
     )
     try:
-        as_fed = CanarySet(
-            records=tuple(fed[i] for i in usable),
-            is_member=canaries.is_member[kept],
-            record_ids=record_ids,
-            provenance=canaries.provenance,
-        )
+        as_fed = canaries.select(kept, records=[fed[i] for i in usable])
     except TooFewCanariesError as error:
         raise TooFewCanariesError(f"{left_out} {error}") from error
     if len(kept) < len(canaries) and is_main_process():
@@ -156,8 +151,8 @@ def collated(trainer: Any, row: Row) -> Row:
         raise ConfigurationError(
             f"The trainer's collator returns no `labels` (got {sorted(columns)}): without them there is no "
             "telling which tokens are trained. Use DataCollatorForLanguageModeling(tokenizer, mlm=False), "
-            "or give every row a `labels` column. Of TRL's trainers, SFTTrainer and DPOTrainer can be "
-            "audited."
+            "or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or newer) "
+            "and DPOTrainer (TRL 0.29 or newer) can be audited."
         )
     n_rows = 2 if mask_name == "completion_mask" else 1
     ids, labels = (_first(columns[name], n_rows=n_rows) for name in ("input_ids", mask_name))

@@ -1,7 +1,26 @@
 """Canaries: records with known membership, on which leakage is measured."""
 
+from ezmia_callbacks.canaries.checks import ValidityReport, check_validity
 from ezmia_callbacks.canaries.hold_out import hold_out_canaries
+from ezmia_callbacks.canaries.insertion import (
+    insert_canaries,
+    removal_list,
+    save_removal_list,
+    strip_canaries,
+)
 from ezmia_callbacks.canaries.records import Record
-from ezmia_callbacks.canaries.sets import CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
 
-__all__ = ["CanarySet", "Provenance", "Record", "hold_out_canaries"]
+__all__ = [
+    "CanaryDetails",
+    "CanarySet",
+    "Provenance",
+    "Record",
+    "ValidityReport",
+    "check_validity",
+    "hold_out_canaries",
+    "insert_canaries",
+    "removal_list",
+    "save_removal_list",
+    "strip_canaries",
+]

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar, cast, overload
+from typing import NamedTuple, Protocol, TypeVar, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ezmia_callbacks.canaries.records import (
     RECORD_FIELDS,
@@ -16,6 +17,10 @@ from ezmia_callbacks.canaries.records import (
 )
 from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet, Provenance
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+
+# Fewer than 10 on a side have a probability below 1e-5 then: sizes are never made up for after the draw,
+# which would tie the coins together.
+MINIMUM_COINS = 50
 
 RowT_co = TypeVar("RowT_co", covariant=True)
 RowT = TypeVar("RowT", bound=Record)
@@ -62,22 +67,47 @@ class ColumnarDataset(Protocol):
 
 @overload
 def hold_out_canaries(
-    dataset: list[RowT], *, n_members: int, n_non_members: int, seed: int = 0
+    dataset: list[RowT],
+    *,
+    n_members: int | None = None,
+    n_non_members: int | None = None,
+    n_canaries: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[RowT], CanarySet]: ...
 @overload
 def hold_out_canaries(
-    dataset: tuple[RowT, ...], *, n_members: int, n_non_members: int, seed: int = 0
+    dataset: tuple[RowT, ...],
+    *,
+    n_members: int | None = None,
+    n_non_members: int | None = None,
+    n_canaries: int | None = None,
+    seed: int = 0,
 ) -> tuple[tuple[RowT, ...], CanarySet]: ...
 @overload
 def hold_out_canaries(
-    dataset: ColumnarT, *, n_members: int, n_non_members: int, seed: int = 0
+    dataset: ColumnarT,
+    *,
+    n_members: int | None = None,
+    n_non_members: int | None = None,
+    n_canaries: int | None = None,
+    seed: int = 0,
 ) -> tuple[ColumnarT, CanarySet]: ...
 @overload
 def hold_out_canaries(
-    dataset: MapStyleDataset[RowT], *, n_members: int, n_non_members: int, seed: int = 0
+    dataset: MapStyleDataset[RowT],
+    *,
+    n_members: int | None = None,
+    n_non_members: int | None = None,
+    n_canaries: int | None = None,
+    seed: int = 0,
 ) -> tuple[MapStyleDataset[RowT], CanarySet]: ...
 def hold_out_canaries(
-    dataset: object, *, n_members: int, n_non_members: int, seed: int = 0
+    dataset: object,
+    *,
+    n_members: int | None = None,
+    n_non_members: int | None = None,
+    n_canaries: int | None = None,
+    seed: int = 0,
 ) -> tuple[object, CanarySet]:
     """Draw canaries at random, and return the training set without the non-members.
 
@@ -87,11 +117,16 @@ def hold_out_canaries(
     training set as they are. Which of the drawn records are members is a second random draw, so
     that membership is exchangeable. Members stay where they are; the order of rows is kept.
 
+    Sizes are asked for in one of two ways. `n_members` and `n_non_members` are met exactly.
+    `n_canaries` draws that many records and throws an independent fair coin for each: about half
+    become members. Only such coins carry a lower bound on epsilon.
+
     Args:
         dataset: Training records: a list or tuple, a `datasets.Dataset` (one split), or any
             dataset with a length and integer indexing, such as a PyTorch map-style dataset.
         n_members: Canaries that stay in the training set, at least 10.
         n_non_members: Canaries that leave it, at least 10.
+        n_canaries: Canaries of both kinds, at least 50; instead of the two numbers above.
         seed: Seed of the draw, non-negative. The global random generators are not used.
 
     Returns:
@@ -101,34 +136,39 @@ def hold_out_canaries(
 
     Raises:
         ConfigurationError: if the dataset is streamed, a dictionary of splits or not a dataset, a
-            row has no accepted shape, or the seed is not a non-negative integer.
-        TooFewCanariesError: if fewer than 10 of a kind are asked for, or the pool is too small.
+            row has no accepted shape, the seed is not a non-negative integer, or sizes are missing or
+            contradict each other.
+        TooFewCanariesError: if fewer canaries are asked for than are needed, or the pool is too small.
 
     >>> texts = [f"patient note {i}" for i in range(100)]
     >>> train_texts, canaries = hold_out_canaries(texts, n_members=10, n_non_members=20, seed=0)
     >>> len(train_texts), canaries.n_members, canaries.n_non_members
     (80, 10, 20)
     """
-    _check_request(n_members, n_non_members, seed)
-    source = _checked_dataset(dataset)
-    rows = _readable(source)
-    n_canaries = n_members + n_non_members
-    keys = [None if is_empty(row) else record_key(row) for row in _iterated(rows)]
+    check_seed(seed)
+    n_drawn, n_kept = _checked_sizes(n_members, n_non_members, n_canaries)
+    source = checked_dataset(dataset)
+    rows = readable(source)
+    keys = [None if is_empty(row) else record_key(row) for row in iterated(rows)]
     n_copies = Counter(key for key in keys if key is not None)
     pool = [i for i, key in enumerate(keys) if key is not None and n_copies[key] == 1]
     n_empty = keys.count(None)
     n_duplicates = len(keys) - n_empty - len(pool)
-    if len(pool) < n_canaries:
+    if len(pool) < n_drawn:
+        sizes = "" if n_kept is None else f"{n_kept} members and {n_drawn - n_kept} non-members, "
         raise TooFewCanariesError(
-            f"Asked for {n_members} members and {n_non_members} non-members, {n_canaries} in all, "
-            f"but only {len(pool)} of {len(keys)} rows can be drawn ({n_duplicates} repeat another "
-            f"row, {n_empty} are empty): ask for fewer, or add different records."
+            f"Asked for {sizes}{n_drawn} in all, but only {len(pool)} of {len(keys)} rows can be drawn "
+            f"({n_duplicates} repeat another row, {n_empty} are empty): ask for fewer, or add different "
+            "records."
         )
 
     rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.choice(pool, size=n_canaries, replace=False))
-    is_member = np.zeros(n_canaries, dtype=np.bool_)
-    is_member[rng.choice(n_canaries, size=n_members, replace=False)] = True
+    drawn = np.sort(rng.choice(pool, size=n_drawn, replace=False))
+    if n_kept is None:
+        is_member = fair_coins(n_drawn, rng)
+    else:
+        is_member = np.zeros(n_drawn, dtype=np.bool_)
+        is_member[rng.choice(n_drawn, size=n_kept, replace=False)] = True
 
     is_kept = np.ones(len(keys), dtype=np.bool_)
     is_kept[drawn[~is_member]] = False
@@ -137,7 +177,7 @@ def hold_out_canaries(
         is_member=is_member,
         record_ids=tuple(f"row-{i}" for i in drawn),
         provenance=Provenance(
-            method="hold_out",
+            method="hold_out_coins" if n_kept is None else "hold_out",
             is_randomized=True,
             seed=int(seed),
             n_pool=len(pool),
@@ -145,16 +185,51 @@ def hold_out_canaries(
             pool_fingerprint=fingerprint(str(keys[i]) for i in pool),
         ),
     )
-    return _select(source, np.flatnonzero(is_kept).tolist()), canaries
+    return select(source, np.flatnonzero(is_kept).tolist()), canaries
 
 
-def _check_request(n_members: int, n_non_members: int, seed: int) -> None:
+class _Sizes(NamedTuple):
+    """How many records to draw, and how many of them to keep; None leaves that to coins."""
+
+    n_drawn: int
+    n_kept: int | None
+
+
+def _checked_sizes(n_members: int | None, n_non_members: int | None, n_canaries: int | None) -> _Sizes:
+    if n_canaries is not None and n_members is None and n_non_members is None:
+        check_number_of_coins(n_canaries, "`n_canaries`")
+        return _Sizes(n_canaries, None)
+    if n_canaries is not None or n_members is None or n_non_members is None:
+        raise ConfigurationError(
+            f"Got n_members={n_members}, n_non_members={n_non_members}, n_canaries={n_canaries}; pass the "
+            "first two for a split of exactly these sizes, or n_canaries alone for a coin per record."
+        )
     if min(n_members, n_non_members) < MINIMUM_PER_CLASS:
         raise TooFewCanariesError(
             f"Asked for {n_members} members and {n_non_members} non-members; at least "
             f"{MINIMUM_PER_CLASS} of each are needed, and some hundreds for useful intervals: "
             "raise `n_members` or `n_non_members`."
         )
+    return _Sizes(n_members + n_non_members, n_members)
+
+
+def check_number_of_coins(n_coins: int, name: str) -> None:
+    """Raise unless coins for so many records all but surely leave enough on either side."""
+    if n_coins < MINIMUM_COINS:
+        raise TooFewCanariesError(
+            f"Asked for {n_coins} records with a coin each; at least {MINIMUM_COINS} are needed, so that the "
+            f"coins leave {MINIMUM_PER_CLASS} on either side, and some hundreds for useful intervals: raise "
+            f"{name}."
+        )
+
+
+def fair_coins(n_coins: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Return independent fair coins, (n_coins,)."""
+    return rng.integers(2, size=n_coins).astype(np.bool_)
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless the seed lets the draw be repeated."""
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigurationError(
             f"Got seed={seed!r}; a non-negative integer is needed for the split to be drawn again: "
@@ -162,7 +237,7 @@ def _check_request(n_members: int, n_non_members: int, seed: int) -> None:
         )
 
 
-def _checked_dataset(dataset: object) -> MapStyleDataset[Record]:
+def checked_dataset(dataset: object) -> MapStyleDataset[Record]:
     """Return the dataset if its rows can be counted and indexed."""
     name = type(dataset).__name__
     if isinstance(dataset, Mapping):
@@ -183,47 +258,51 @@ def _checked_dataset(dataset: object) -> MapStyleDataset[Record]:
         raise ConfigurationError(
             f"Got one {name}; a collection of records is needed: pass a list with one string per record."
         )
-    if not _is_columnar(dataset):
+    if not is_columnar(dataset):
         return cast(MapStyleDataset[Record], dataset)
     columnar = cast(ColumnarDataset, dataset)
     # Refuses unknown columns by their full list, before any row is read.
-    if not _is_transformed(columnar):
+    if not is_transformed(columnar):
         record_kind(dict.fromkeys(columnar.column_names))
     return columnar
 
 
-def _is_columnar(dataset: object) -> bool:
+def is_columnar(dataset: object) -> bool:
+    """Tell whether this is a `datasets.Dataset`, or built like one."""
     return hasattr(dataset, "select") and hasattr(dataset, "column_names")
 
 
-def _is_transformed(dataset: ColumnarDataset) -> bool:
+def is_transformed(dataset: ColumnarDataset) -> bool:
+    """Tell whether rows are made when they are read."""
     return dataset.format.get("type") == "custom"
 
 
-def _readable(dataset: MapStyleDataset[Record]) -> MapStyleDataset[Record]:
+def readable(dataset: MapStyleDataset[Record]) -> MapStyleDataset[Record]:
     """Return a view on a columnar dataset with plain values and only the columns that matter."""
-    if not _is_columnar(dataset):
+    if not is_columnar(dataset):
         return dataset
     columnar = cast(ColumnarDataset, dataset)
-    if _is_transformed(columnar):
+    if is_transformed(columnar):
         return columnar
     columns = [name for name in columnar.column_names if name in RECORD_FIELDS]
     return columnar.select_columns(columns).with_format(None)
 
 
-def _iterated(rows: MapStyleDataset[Record]) -> Iterable[Record]:
+def iterated(rows: MapStyleDataset[Record]) -> Iterable[Record]:
+    """Return the rows in order, in the fastest way that the dataset offers."""
     # Columnar datasets read ahead when iterated; others need not be iterable.
-    if _is_columnar(rows):
+    if is_columnar(rows):
         return cast(Iterable[Record], rows)
     return (rows[i] for i in range(len(rows)))
 
 
-def _select(dataset: MapStyleDataset[Record], indices: list[int]) -> object:
+def select(dataset: MapStyleDataset[Record], indices: list[int]) -> object:
+    """Return the rows with these indices; lists, tuples and `datasets` keep their type."""
     if isinstance(dataset, list):
         return [dataset[i] for i in indices]
     if isinstance(dataset, tuple):
         return tuple(dataset[i] for i in indices)
-    if _is_columnar(dataset):
+    if is_columnar(dataset):
         return cast(ColumnarDataset, dataset).select(indices)
     # Imported here: drawing from lists and `datasets` needs no torch.
     from torch.utils.data import Dataset, Subset

@@ -24,7 +24,11 @@ from ezmia_callbacks.errors import (
 )
 
 MINIMUM_PER_CLASS = 10
-SplitMethod: TypeAlias = Literal["hold_out", "user_lists", "trainer_datasets"]
+SplitMethod: TypeAlias = Literal[
+    "hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs", "user_lists", "trainer_datasets"
+]
+_RANDOMIZED_METHODS = ("hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs")
+_COIN_METHODS = ("hold_out_coins", "inserted_coins", "inserted_pairs")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,10 @@ class Provenance:
     """How the split into members and non-members came about.
 
     Attributes:
-        method: `hold_out` if this library drew the split, `user_lists` if the user supplied both
-            sides, `trainer_datasets` if they are a trainer's training and evaluation sets.
+        method: `hold_out` if this library drew a split of fixed sizes, `hold_out_coins` if it threw a
+            coin for each record; `inserted_coins` and `inserted_pairs` if it put synthetic canaries
+            into the training set, by a coin for each or for each pair of twins; `user_lists` if the
+            user supplied both sides, `trainer_datasets` if they are a trainer's own two datasets.
         is_randomized: True only where this library drew membership at random.
         seed: Seed of that draw.
         n_pool: Number of records that were drawn from, after deduplication.
@@ -42,7 +48,8 @@ class Provenance:
         pool_fingerprint: Short digest of the records that were drawn from.
 
     Raises:
-        ConfigurationError: if a split that this library did not draw is called randomized.
+        ConfigurationError: if a split that this library did not draw is called randomized, or coins
+            that it threw are not.
 
     >>> Provenance("user_lists", False, None, None, 0, None).is_randomized
     False
@@ -56,27 +63,79 @@ class Provenance:
     pool_fingerprint: str | None
 
     def __post_init__(self) -> None:
-        if self.is_randomized and self.method != "hold_out":
+        if self.is_randomized and self.method not in _RANDOMIZED_METHODS:
             raise ConfigurationError(
                 f"Got is_randomized=True with method '{self.method}'; only a split that this "
-                "library drew counts as randomized: use hold_out_canaries."
+                "library drew counts as randomized: use hold_out_canaries or insert_canaries."
             )
+        if self.method in _COIN_METHODS and not self.is_randomized:
+            raise ConfigurationError(
+                f"Got is_randomized=False with method '{self.method}', which means coins that this library "
+                "threw: pass is_randomized=True, or another method."
+            )
+
+    @property
+    def has_independent_coins(self) -> bool:
+        """Whether this library threw an independent fair coin per record or pair, as epsilon needs.
+
+        A random split of fixed sizes is not enough: there, one record's membership tells of another's.
+        """
+        return self.method in _COIN_METHODS
+
+
+@dataclass(frozen=True)
+class CanaryDetails:
+    """How one synthetic canary was made, and where it went.
+
+    Attributes:
+        family: What it was made of, such as `bigram`.
+        n_repeats: Copies that training holds if it is a member: its tier. Tiers are never pooled.
+        pair_id: Name of its pair; None without the pair design.
+        row_indices: Rows of the returned training set that hold it; empty for non-members.
+        log2_n_candidates: Bits of the random secret in it, the cap of its exposure; None where the
+            number of possible secrets is unknown.
+
+    Raises:
+        ConfigurationError: if `n_repeats` is below 1.
+
+    >>> CanaryDetails("bigram", 4).describe()
+    'bigram x4'
+    """
+
+    family: str
+    n_repeats: int
+    pair_id: str | None = None
+    row_indices: tuple[int, ...] = ()
+    log2_n_candidates: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_repeats < 1:
+            raise ConfigurationError(
+                f"Got n_repeats={self.n_repeats}; a canary is inserted at least once: use 1 or more."
+            )
+
+    def describe(self) -> str:
+        """Name the group of canaries that this one is like."""
+        return f"{self.family} x{self.n_repeats}"
 
 
 @dataclass(frozen=True, eq=False)
 class CanarySet:
     """Records with known membership, on which leakage is measured.
 
-    Build one with `hold_out_canaries` (numbers with guarantees) or `CanarySet.from_lists`.
+    Build one with `hold_out_canaries` or `insert_canaries` (numbers with guarantees), or with
+    `CanarySet.from_lists`.
 
     Attributes:
         records: The canary records, reduced to the fields that matter.
         is_member: True where the record is in the training set; shape (n_records,), read-only.
         record_ids: One unique name per record. Safe to log, unlike the records.
         provenance: How the split was made.
+        details: How each synthetic canary was made; None for records of the user's own.
 
     Raises:
-        ConfigurationError: if lengths differ, ids repeat, or a record has no accepted shape.
+        ConfigurationError: if lengths differ, ids repeat, a record has no accepted shape, or the
+            details contradict the membership.
         EmptyRecordError: if a record holds nothing to score.
         TooFewCanariesError: if either side has fewer than 10 records.
         OverlappingCanariesError: if a record is on both sides, up to case and white space.
@@ -86,6 +145,7 @@ class CanarySet:
     is_member: NDArray[np.bool_]
     record_ids: tuple[str, ...]
     provenance: Provenance
+    details: tuple[CanaryDetails, ...] | None = None
 
     def __post_init__(self) -> None:
         is_member = np.array(self.is_member)
@@ -94,6 +154,7 @@ class CanarySet:
         object.__setattr__(self, "is_member", is_member)
         object.__setattr__(self, "record_ids", tuple(self.record_ids))
         self._check_shapes()
+        self._check_details()
         self._check_empty_records()
         self._check_class_sizes()
         self._check_overlap()
@@ -196,12 +257,79 @@ class CanarySet:
         another that only looks alike after normalization.
         """
         pairs = zip(self.records, self.is_member, strict=True)
-        return fingerprint(f"{exact_key(record)}:{int(member)}" for record, member in pairs)
+        keys = [f"{exact_key(record)}:{int(member)}" for record, member in pairs]
+        # Without details nothing is added, so that files of earlier versions still match.
+        if self.details is not None:
+            keys = [f"{key}:{d.describe()}:{d.pair_id}" for key, d in zip(keys, self.details, strict=True)]
+        return fingerprint(keys)
+
+    @property
+    def tiers(self) -> tuple[int, ...]:
+        """Numbers of copies that members have in training, ascending; (1,) for the user's records."""
+        return (1,) if self.details is None else tuple(sorted({d.n_repeats for d in self.details}))
+
+    def of_tier(self, n_repeats: int) -> "CanarySet":
+        """Return the members with this many copies in training, and the non-members meant for it.
+
+        Raises:
+            ConfigurationError: if there is no such tier.
+            TooFewCanariesError: if the tier has fewer than 10 records of a side.
+        """
+        if n_repeats not in self.tiers:
+            raise ConfigurationError(
+                f"Got n_repeats={n_repeats}; the tiers are {self.tiers}: use one of them."
+            )
+        if self.details is None:
+            return self
+        return self.select([i for i, d in enumerate(self.details) if d.n_repeats == n_repeats])
+
+    def select(self, indices: Sequence[int], *, records: Sequence[Record] | None = None) -> "CanarySet":
+        """Return the records with these indices, with all that is known of them.
+
+        Args:
+            indices: Which records, in the order wanted.
+            records: The same records in another form, such as tokenized, one per index.
+
+        Raises:
+            ConfigurationError: if `records` does not hold one per index.
+            TooFewCanariesError: if fewer than 10 records of a side are left.
+        """
+        return CanarySet(
+            records=tuple(self.records[i] for i in indices) if records is None else tuple(records),
+            is_member=self.is_member[np.asarray(indices, dtype=np.intp)],
+            record_ids=tuple(self.record_ids[i] for i in indices),
+            provenance=self.provenance,
+            details=None if self.details is None else tuple(self.details[i] for i in indices),
+        )
+
+    @property
+    def pair_indices(self) -> NDArray[np.intp]:
+        """Record indices of the twins of each complete pair, (n_pairs, 2), members in no special column."""
+        index_of: dict[str, list[int]] = {}
+        for i, detail in enumerate(self.details or ()):
+            if detail.pair_id is not None:
+                index_of.setdefault(detail.pair_id, []).append(i)
+        complete = [twins for twins in index_of.values() if len(twins) == 2]
+        return np.array(complete, dtype=np.intp).reshape(-1, 2)
 
     def describe(self) -> str:
         """Say in one sentence how large the set is, how it was split, and what follows from it."""
         sizes = f"{self.n_members} members and {self.n_non_members} non-members"
         source = self.provenance
+        if source.method in ("inserted_coins", "inserted_pairs"):
+            unit = "pair of twins" if source.method == "inserted_pairs" else "canary"
+            groups = ", ".join(dict.fromkeys(detail.describe() for detail in self.details or ()))
+            return (
+                f"{sizes}, synthetic canaries ({groups}), inserted by an independent fair coin for each "
+                f"{unit} (seed {source.seed}): the sides differ by chance and training only. Strip them, "
+                "or train without them, before a release."
+            )
+        if source.method == "hold_out_coins":
+            return (
+                f"{sizes}, by an independent fair coin for each record (seed {source.seed}) drawn from "
+                f"{source.n_pool} records after {source.n_duplicates_removed} repeated ones were set aside, "
+                "so that the two sides differ by chance and training only."
+            )
         if source.is_randomized:
             return (
                 f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} records after "
@@ -235,6 +363,31 @@ class CanarySet:
             raise ConfigurationError(
                 f"Got {n_repeated} repeated record_ids among {n_records}; each must name one "
                 "record: make them unique."
+            )
+
+    def _check_details(self) -> None:
+        if self.details is None:
+            if self.provenance.method in ("inserted_coins", "inserted_pairs"):
+                raise ConfigurationError(
+                    f"Got method '{self.provenance.method}' without details; inserted canaries carry them: "
+                    "use insert_canaries."
+                )
+            return
+        object.__setattr__(self, "details", tuple(self.details))
+        if len(self.details) != len(self.records):
+            raise ConfigurationError(
+                f"Got {len(self.details)} details for {len(self.records)} records; one per record is needed."
+            )
+        if any(d.row_indices and not m for d, m in zip(self.details, self.is_member, strict=True)):
+            raise ConfigurationError(
+                "Got row_indices for a non-member; only members have rows in the training set."
+            )
+        pair_ids = [detail.pair_id for detail in self.details if detail.pair_id is not None]
+        is_split = [int(self.is_member[twins].sum()) == 1 for twins in self.pair_indices]
+        if len(pair_ids) - len(set(pair_ids)) != len(is_split) or not all(is_split):
+            raise ConfigurationError(
+                "Got a pair that is not made of one member and one non-member: give each two twins a "
+                "`pair_id` of their own."
             )
 
     def _check_empty_records(self) -> None:

@@ -310,3 +310,44 @@ def test_members_stay_and_no_copy_of_a_non_member_does(
     assert set(keys[canaries.is_member]) <= kept_keys
     assert set(keys[~canaries.is_member]).isdisjoint(kept_keys)
     assert len(kept) == len(dataset) - 11
+
+
+def test_coins_leave_sizes_to_chance_and_keep_members_in_training() -> None:
+    texts = [f"note {i}" for i in range(300)]
+    sizes = []
+
+    for seed in range(40):
+        kept, canaries = hold_out_canaries(texts, n_canaries=100, seed=seed)
+        sizes.append(canaries.n_members)
+        keys = {record_key(text) for text in kept}
+        is_kept = [record_key(record) in keys for record in canaries.records]
+        assert is_kept == canaries.is_member.tolist()
+        assert len(kept) == 300 - canaries.n_non_members
+
+    # 100 fair coins: mean 50, variance 25; a split of fixed sizes would have variance 0.
+    assert abs(np.mean(sizes) - 50) < 5 * 5 / np.sqrt(40)
+    assert 8 < np.var(sizes, ddof=1) < 55
+
+
+def test_only_coins_carry_epsilon() -> None:
+    _, coins = hold_out_canaries(TEXTS, n_canaries=50, seed=2)
+    _, fixed = hold_out_canaries(TEXTS, n_members=25, n_non_members=25, seed=2)
+
+    assert (coins.provenance.method, coins.provenance.is_randomized) == ("hold_out_coins", True)
+    assert coins.provenance.has_independent_coins
+    assert not fixed.provenance.has_independent_coins
+    assert "an independent fair coin for each record (seed 2)" in coins.describe()
+
+
+def test_a_coin_for_fewer_than_fifty_records_is_refused() -> None:
+    with pytest.raises(TooFewCanariesError, match="Asked for 49 records with a coin each; at least 50"):
+        hold_out_canaries(TEXTS, n_canaries=49)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"n_members": 10}, {"n_canaries": 50, "n_members": 10}, {"n_canaries": 50, "n_non_members": 10}],
+)
+def test_sizes_that_are_missing_or_contradict_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match="or n_canaries alone for a coin per record"):
+        hold_out_canaries(TEXTS, **sizes)

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from ezmia_callbacks.canaries import CanarySet, Provenance
+from ezmia_callbacks.canaries import CanaryDetails, CanarySet, Provenance
 from ezmia_callbacks.errors import (
     ConfigurationError,
     EmptyRecordError,
@@ -178,3 +178,79 @@ def test_description_of_lists_says_that_no_epsilon_follows() -> None:
 def test_only_the_librarys_own_draw_counts_as_randomized() -> None:
     with pytest.raises(ConfigurationError, match="is_randomized=True with method 'user_lists'"):
         dataclasses.replace(USER_LISTS, is_randomized=True)
+
+
+def inserted(**changes: object) -> CanarySet:
+    """Ten pairs of twins, the first of each trained on."""
+    arguments: dict[str, object] = {
+        "records": tuple(f"canary {i}" for i in range(20)),
+        "is_member": np.arange(20) % 2 == 0,
+        "record_ids": tuple(f"id-{i}" for i in range(20)),
+        "provenance": Provenance("inserted_pairs", True, 0, 20, 0, None),
+        "details": tuple(
+            CanaryDetails("bigram", 1, pair_id=f"pair-{i // 2}", row_indices=(i,) * (i % 2 == 0))
+            for i in range(20)
+        ),
+    }
+    return CanarySet(**(arguments | changes))  # type: ignore[arg-type]  # built by name
+
+
+def test_twins_are_found_by_their_pair() -> None:
+    assert inserted().pair_indices.tolist() == [[i, i + 1] for i in range(0, 20, 2)]
+    assert CanarySet.from_lists(MEMBERS, NON_MEMBERS).pair_indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"details": None}, "'inserted_pairs' without details"),
+        ({"details": (CanaryDetails("bigram", 1),) * 19}, "19 details for 20 records"),
+        ({"details": (CanaryDetails("bigram", 1, pair_id="one"),) * 20}, "one member and one non-member"),
+        ({"is_member": np.arange(20) < 10}, "row_indices for a non-member"),
+        (
+            {
+                "is_member": np.arange(20) < 10,
+                "details": tuple(CanaryDetails("bigram", 1, pair_id=f"pair-{i // 2}") for i in range(20)),
+            },
+            "one member and one non-member",
+        ),
+    ],
+)
+def test_details_that_contradict_the_records_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        inserted(**changes)
+
+
+def test_details_change_the_fingerprint_and_their_absence_does_not() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+    details = tuple(CanaryDetails("samples", 1) for _ in range(27))
+    other = tuple(CanaryDetails("samples", 4) for _ in range(27))
+
+    fingerprints = {
+        dataclasses.replace(canaries, details=changed).fingerprint for changed in (None, details, other)
+    }
+
+    assert len(fingerprints) == 3
+    # As version 0.1.0.dev0 computed it before there were details.
+    assert canaries.fingerprint == "ea6f839d09605949"
+
+
+def test_only_coins_of_this_library_count_as_such() -> None:
+    assert inserted().provenance.has_independent_coins
+    assert not USER_LISTS.has_independent_coins
+    with pytest.raises(ConfigurationError, match="coins that this library threw"):
+        Provenance("inserted_coins", False, 0, 20, 0, None)
+
+
+def test_records_of_the_user_are_one_tier() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+
+    assert canaries.tiers == (1,)
+    assert canaries.of_tier(1) is canaries
+    with pytest.raises(ConfigurationError, match=r"n_repeats=4; the tiers are \(1,\)"):
+        canaries.of_tier(4)
+
+
+def test_no_copy_is_no_canary() -> None:
+    with pytest.raises(ConfigurationError, match="Got n_repeats=0"):
+        CanaryDetails("bigram", 0)
