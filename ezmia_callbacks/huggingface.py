@@ -184,8 +184,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._find_trainer(), kwargs["model"]
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
-        self._refuse_a_double(trainer, args)
-        self._older_checkpoints = checkpoints_in(Path(args.output_dir))
+        self._refuse_a_double(trainer)
+        self._older_checkpoints = checkpoints_in(_run_folder(trainer))
         self._is_ended = False
         self._put_back_result = None
         self._hidden_best = None
@@ -230,11 +230,14 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         if metrics is None or not len(self.history) or not self._find_trainer().is_in_train:
             return
         result = self._put_back_result or self.history[-1]
-        for name, value in result.to_metrics().items():
-            metrics[f"eval_privacy_{name}"] = value
+        offered = {f"eval_privacy_{name}": value for name, value in result.to_metrics().items()}
+        best = "eval_" + (args.metric_for_best_model or "").removeprefix("eval_")
         if is_best_by_leakage(args):
             # A failed audit has no figure: not a number is never the best, an absent one ends training.
-            metrics.setdefault("eval_" + args.metric_for_best_model.removeprefix("eval_"), math.nan)
+            offered.setdefault(best, math.nan)
+        if _sums_all_metrics(self._find_trainer()):
+            offered = {name: value for name, value in offered.items() if name == best}
+        metrics.update(offered)
         if self._is_over_budget:
             self._hide_best(state)
 
@@ -282,7 +285,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
     def _state_key(self) -> str:
         return _STATE_KEY + self.prefix
 
-    def _refuse_a_double(self, trainer: Any, args: Any) -> None:
+    def _refuse_a_double(self, trainer: Any) -> None:
         """Two callbacks that write to one place would lose one curve, and resume with the other's."""
         others = [
             callback
@@ -290,10 +293,11 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             if isinstance(callback, PrivacyAuditCallback) and callback is not self
         ]
         for other in others:
-            if other.prefix == self.prefix or other._folder(args) == self._folder(args):
+            if other.prefix == self.prefix or other._folder(trainer) == self._folder(trainer):
                 raise ConfigurationError(
                     "Two PrivacyAuditCallbacks share a `prefix` or an `output_dir`: give each its own, for "
-                    f"example prefix='{self.prefix.rstrip('/')}_2/' and output_dir='{self._folder(args)}_2'."
+                    f"example prefix='{self.prefix.rstrip('/')}_2/' and "
+                    f"output_dir='{self._folder(trainer)}_2'."
                 )
 
     @property
@@ -377,7 +381,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             state.best_model_checkpoint = state.best_global_step = state.best_metric = None
             self._hidden_best = None
         if is_main_process():
-            self._set_aside(args, after_step=kept.step)
+            self._set_aside(after_step=kept.step)
             what = "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}"
             logger.warning(
                 "Training ends over the leakage budget at step %d; the model holds %s again, the last that "
@@ -387,12 +391,13 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                 " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
             )
 
-    def _set_aside(self, args: Any, *, after_step: int) -> None:
+    def _set_aside(self, *, after_step: int) -> None:
         """Move away what was saved without an audit: one had failed, or another callback asked for it."""
-        into = self._folder(args) / "over_budget"
+        trainer = self._find_trainer()
+        into = self._folder(trainer) / "over_budget"
         try:
             moved = set_aside(
-                Path(args.output_dir), after_step=after_step, into=into, older=self._older_checkpoints
+                _run_folder(trainer), after_step=after_step, into=into, older=self._older_checkpoints
             )
         except OSError as error:
             logger.error(
@@ -409,8 +414,12 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                 path,
             )
 
-    def _folder(self, args: Any) -> Path:
-        return Path(self.output_dir or Path(args.output_dir) / _FOLDER)
+    def _folder(self, trainer: Any) -> Path:
+        run = _run_folder(trainer)
+        if self.output_dir is None:
+            return run / _FOLDER
+        is_trial = run != Path(trainer.args.output_dir)
+        return Path(self.output_dir) / run.name if is_trial else Path(self.output_dir)
 
     def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
         """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
@@ -450,7 +459,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             n_audits=self._n_audits(args, state),
             tokenizer=getattr(trainer, "processing_class", None),
             batch_size=self.batch_size or args.per_device_eval_batch_size,
-            output_dir=self._folder(args),
+            output_dir=self._folder(trainer),
             restore=self.restore,
             on_error=self.on_error,
             is_progress_shown=not args.disable_tqdm,
@@ -525,6 +534,17 @@ def _check_every(every: object) -> None:
             f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
             f"{every!r}."
         )
+
+
+def _run_folder(trainer: Any) -> Path:
+    """Where the trainer saves this run: the trials of a hyper-parameter search have a folder each."""
+    return Path(trainer._get_output_dir(getattr(trainer, "_trial", None)))
+
+
+def _sums_all_metrics(trainer: Any) -> bool:
+    """Whether a hyper-parameter search minimizes the sum of whatever is among the metrics."""
+    is_search = trainer.hp_search_backend is not None
+    return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
 
 
 def _refuse_unsupported(trainer: Any, model: nn.Module, *, restore: bool) -> None:
