@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 _INDEX = "canary"
+_OLDEST_SFT = "0.17"
+_OLDEST_DPO = "0.29"
 
 
 class PreparedRows(NamedTuple):
@@ -59,7 +61,9 @@ def is_packed(trainer: Any, name: Literal["train_dataset", "eval_dataset"]) -> b
 
 def is_cut_by_packing(trainer: Any) -> bool:
     """Whether packing cut training records wherever a row was full, so that none can be told from another."""
-    return is_packed(trainer, "train_dataset") and trainer.args.packing_strategy == "wrapped"
+    # TRL before 0.19 has no choice of strategies.
+    strategy = getattr(trainer.args, "packing_strategy", "wrapped")
+    return is_packed(trainer, "train_dataset") and strategy == "wrapped"
 
 
 def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
@@ -87,8 +91,8 @@ def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
     if unknown:
         raise ConfigurationError(
             f"The dataset preparation of {type(trainer).__name__} asks for {unknown}, which this version of "
-            "ezmia-callbacks does not know: tokenize the dataset before the hold-out and train with "
-            "`dataset_kwargs={'skip_prepare_dataset': True}`."
+            f"ezmia-callbacks does not know: use TRL {_OLDEST_SFT} or newer, or tokenize the dataset before "
+            "the hold-out and train with `dataset_kwargs={'skip_prepare_dataset': True}`."
         )
     text_field = getattr(args, "dataset_text_field", "text")
     rows = [as_row(record, text_field=text_field) for record in records]
@@ -108,6 +112,11 @@ def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
             "dataset that the trainer is given. If a `formatting_func` reads other columns, apply it before: "
             "`dataset.map(lambda row: {'text': formatting_func(row)}, remove_columns=dataset.column_names)`."
         ) from error
+    if "chosen_input_ids" in prepared.column_names:
+        # Prompt and answers are joined, and cut, only in the model's forward pass.
+        raise ConfigurationError(
+            f"The preference pairs of this version of TRL cannot be audited: use TRL {_OLDEST_DPO} or newer."
+        )
     # Preparation may shuffle.
     made = sorted((dict(row) for row in prepared), key=lambda row: int(row[_INDEX]))
     kept = [int(row.pop(_INDEX)) for row in made]

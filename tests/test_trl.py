@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig
 from tiny import make_model
 from trl_tiny import (
@@ -26,13 +27,21 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
 )
 
-pytest.importorskip("trl")
+trl = pytest.importorskip("trl")
+
+JOINS_PAIRS = Version(trl.__version__) >= Version("0.29")
+PACKING = {"packing": True, "packing_strategy": "bfd"}
+needs_joined_pairs = pytest.mark.skipif(not JOINS_PAIRS, reason="this version of TRL is refused")
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
     "ignore:.*pin_memory.*:UserWarning",
     # TRL deprecates one of its own options each minor release; the numbers do not depend on it.
     "ignore:.*will be removed in.*:FutureWarning",
+    "ignore:.*torch.cpu.amp.autocast.*:FutureWarning",
+    # The tiny models have no flash attention; each record keeps its own positions all the same.
+    "ignore:Padding-free training is enabled.*:UserWarning",
+    "ignore:Using `DataCollatorWithFlattening`.*:UserWarning",
 )
 
 
@@ -184,6 +193,10 @@ def test_formatting_func_is_applied_to_canaries(tmp_path, caplog):
 
     trainer, audit = audited(make_sft, tmp_path, make_dataset("text"), formatting_func=formatting_func)
 
+    if not hasattr(trainer, "_formatting_func"):
+        # TRL once forgot the function after use.
+        assert "15 of 15 members were not found among the training rows" in caplog.text
+        return
     assert_scored_as_trained(trainer, audit)
     assert all(
         text.endswith("silent <eos>") for text in scored_texts(audit, trainer.processing_class).values()
@@ -200,6 +213,8 @@ def test_a_formatting_func_that_needs_other_columns_is_refused_with_advice(tmp_p
         [PrivacyAuditCallback(canaries)],
         formatting_func=lambda row: row["title"] + row["text"],
     )
+    if not hasattr(trainer, "_formatting_func"):
+        pytest.skip("this version of TRL forgets the function after use")
 
     with pytest.raises(ConfigurationError, match=r"'title'.*formatting_func"):
         trainer.train()
@@ -220,7 +235,7 @@ def test_text_canaries_go_where_the_trainer_reads_text(tmp_path, caplog):
 
 
 def packed(path, dataset, callbacks, **config):
-    return make_sft(path, dataset, callbacks, config={"packing": True, "max_length": 30, **config})
+    return make_sft(path, dataset, callbacks, config={**PACKING, "max_length": 30, **config})
 
 
 @pytest.mark.parametrize(
@@ -368,7 +383,7 @@ def tokenized(kind, column):
 @pytest.mark.parametrize("column", ["labels", "completion_mask"])
 @pytest.mark.parametrize(
     "config",
-    [{}, {"completion_only_loss": True}, {"max_length": 12}, {"packing": True, "max_length": 30}],
+    [{}, {"completion_only_loss": True}, {"max_length": 12}, {**PACKING, "max_length": 30}],
     ids=str,
 )
 def test_tokenized_canaries_take_the_trainers_mask_and_truncation(tmp_path, caplog, column, config):
@@ -383,6 +398,7 @@ def test_tokenized_canaries_take_the_trainers_mask_and_truncation(tmp_path, capl
     assert "not found" not in caplog.text
 
 
+@needs_joined_pairs
 @pytest.mark.parametrize("kind", ["preference", "chat_preference", "implicit_preference"])
 @pytest.mark.parametrize("config", [{}, {"max_length": 13}, {"precompute_ref_log_probs": True}], ids=str)
 def test_dpo_scores_the_chosen_side_after_its_prompt(tmp_path, caplog, kind, config):
@@ -399,6 +415,7 @@ def test_dpo_scores_the_chosen_side_after_its_prompt(tmp_path, caplog, kind, con
             assert text == f"{second[int(record_id.removeprefix('row-'))]} {end}"
 
 
+@needs_joined_pairs
 def test_one_line_works_with_dpo(tmp_path, caplog):
     audit = PrivacyAuditCallback(n_members=15, n_non_members=20)
     trainer = make_dpo(
@@ -410,6 +427,18 @@ def test_one_line_works_with_dpo(tmp_path, caplog):
     assert_scored_as_trained(trainer, audit)
 
 
+@pytest.mark.skipif(JOINS_PAIRS, reason="this version of TRL is audited")
+def test_pairs_that_trl_joins_only_in_the_forward_pass_are_refused(tmp_path):
+    kept, canaries = hold_out(make_dataset("preference"))
+    trainer = make_dpo(tmp_path, kept, [PrivacyAuditCallback(canaries)])
+
+    with pytest.raises(ConfigurationError, match=r"use TRL 0\.29 or newer"):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+@needs_joined_pairs
 def test_dpo_records_whose_prompt_fills_the_length_are_left_out_and_counted(tmp_path, caplog):
     kept, canaries = hold_out(make_dataset("preference", n=120), n_members=50, n_non_members=60)
     audit = PrivacyAuditCallback(canaries)
@@ -422,6 +451,7 @@ def test_dpo_records_whose_prompt_fills_the_length_are_left_out_and_counted(tmp_
     assert scored_rows(audit, members=True) <= trained_rows(trainer)
 
 
+@needs_joined_pairs
 def test_a_preference_pair_that_is_trained_on_is_no_non_member(tmp_path):
     dataset = make_dataset("chat_preference")
     _, canaries = hold_out(dataset)
@@ -444,7 +474,10 @@ def test_canaries_of_another_shape_than_the_trainers_rows_are_refused(tmp_path, 
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize(("make", "kind"), [(make_sft, "text"), (make_dpo, "preference")])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(make_sft, "text"), pytest.param(make_dpo, "preference", marks=needs_joined_pairs)],
+)
 def test_trl_metrics_stay_in_the_loss_rows(tmp_path, make, kind):
     kept, canaries = hold_out(make_dataset(kind))
     config = {"max_steps": 8, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
@@ -463,6 +496,7 @@ def test_trl_metrics_stay_in_the_loss_rows(tmp_path, make, kind):
     assert all(name.startswith("privacy/") or name in ("epoch", "step") for row in audits for name in row)
 
 
+@needs_joined_pairs
 def test_dpo_is_the_same_to_the_last_bit_with_and_without_an_audit(tmp_path):
     kept, canaries = hold_out(make_dataset("chat_preference"))
     outcomes = []
@@ -491,6 +525,7 @@ def test_sft_is_the_same_to_the_last_bit_with_and_without_an_audit(tmp_path, set
     budget = LeakageBudget(limit=0.99, rule="point")
     outcomes = []
     for callbacks in ([], [PrivacyAuditCallback(canaries, budget=budget, every=2)]):
+        torch.manual_seed(0)  # TRL once made adapters before it set the seed
         lora = LoraConfig(r=4, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True)
         trainer = make_sft(
             tmp_path,
@@ -508,6 +543,7 @@ def test_sft_is_the_same_to_the_last_bit_with_and_without_an_audit(tmp_path, set
     assert all(torch.equal(tensor, with_audit[name]) for name, tensor in plain.items())
 
 
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 def test_a_resumed_sft_run_finds_its_canaries_and_reference_again(tmp_path):
     kept, canaries = hold_out(make_dataset("messages"))
     config = {"max_steps": -1, "num_train_epochs": 1, "save_strategy": "epoch", "packing": True}
