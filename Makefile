@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-slow check format clean
+.PHONY: help demo test test-oldest test-slow test-gpu check format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -24,11 +24,14 @@ demo: $(INSTALLED) ## Fine-tune and audit a small model on real text, without a 
 test: $(INSTALLED) ## Run the tests and the doctests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported Hugging Face releases
+test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported releases
 	$(BIN_OLDEST)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(INSTALLED) ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
 
 check: $(INSTALLED) ## Check lint, formatting, types and the import layers
 	$(BIN)/ruff check .
@@ -55,6 +58,6 @@ $(BIN_OLDEST)/python:
 	$(PYTHON) -m venv $(VENV_OLDEST)
 
 $(INSTALLED_OLDEST): $(BIN_OLDEST)/python pyproject.toml constraints-oldest.txt
-	$(BIN_OLDEST)/python -m pip install --quiet -c constraints-oldest.txt -e ".[huggingface,report]" \
-		datasets hypothesis pytest pytest-xdist schedulefree tensorboard
+	$(BIN_OLDEST)/python -m pip install --quiet -c constraints-oldest.txt -e ".[all]" datasets hypothesis \
+		"jsonargparse[signatures]" optuna pytest pytest-xdist pytorch-lightning schedulefree tensorboard trl
 	touch $@
