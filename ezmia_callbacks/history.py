@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
-from ezmia_callbacks.results import AuditResult
+from ezmia_callbacks.results import AuditResult, Finding
 
 __all__ = ["AuditHistory"]
+
+# Of the history file; a file of another schema is refused, not guessed at.
+_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,18 @@ class AuditHistory:
         budget: The budget that the run was held against.
         confidence: Confidence of the intervals, each for its audit alone.
         about: How the canaries were drawn and what that means for the figures, one sentence.
+        findings: What was checked before the first step, and found or not.
+        caveat: What has to stand beside every headline; empty if nothing has.
+        facts: What the figures were made with (versions, fingerprints, seeds, the command), by name.
     """
 
     results: tuple[AuditResult, ...] = ()
     budget: LeakageBudget | None = None
     confidence: float = 0.95
     about: str = ""
+    findings: tuple[Finding, ...] = ()
+    caveat: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def band_confidence(self) -> float:
@@ -46,12 +55,12 @@ class AuditHistory:
 
     def with_result(self, result: AuditResult) -> "AuditHistory":
         """A history with one audit more."""
-        return AuditHistory((*self.results, result), self.budget, self.confidence, self.about)
+        return replace(self, results=(*self.results, result))
 
     def up_to_step(self, step: int) -> "AuditHistory":
         """The history as it was at an optimizer step; for a run that resumes there."""
         kept = tuple(result for result in self.results if result.step <= step)
-        return AuditHistory(kept, self.budget, self.confidence, self.about)
+        return replace(self, results=kept)
 
     @property
     def looks(self) -> tuple[AuditResult, ...]:
@@ -94,22 +103,28 @@ class AuditHistory:
     def with_results(self, rows: Sequence[Mapping[str, Any]]) -> "AuditHistory":
         """This history with its audits replaced by rows that `to_dicts` made."""
         results = tuple(AuditResult.from_dict(row) for row in rows)
-        return AuditHistory(results, self.budget, self.confidence, self.about)
+        return replace(self, results=results)
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON object a line, whole or not at all."""
-        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self.to_dicts())
-        write_atomically(Path(path), "".join(lines))
+        """Write one JSON object a line, whole or not at all: first about the run, then each audit."""
+        run = {name: value for name, value in asdict(self).items() if name != "results"}
+        rows = [{"schema": _SCHEMA, **run}, *self.to_dicts()]
+        write_atomically(Path(path), "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: str | Path) -> "AuditHistory":
-        """The history that `save` wrote, without budget and confidence.
+        """The history that `save` wrote.
 
         Raises:
             ConfigurationError: if the file is missing or is not such a history.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-            return cls().with_results([json.loads(line) for line in text.splitlines()])
+            run, *audits = (json.loads(line) for line in text.splitlines())
+            if run.pop("schema") != _SCHEMA:
+                raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
+            run["budget"] = run["budget"] and LeakageBudget(**run["budget"])
+            run["findings"] = tuple(Finding(**finding) for finding in run["findings"])
+            return cls(**run).with_results(audits)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"{path} is not an audit history: {error}.") from error

@@ -14,7 +14,7 @@ from ezmia_callbacks.functional.intervals import Interval
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-__all__ = ["AuditResult", "EdgeCounts", "Measurement"]
+__all__ = ["AuditResult", "EdgeCounts", "Finding", "Measurement"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,21 @@ class EdgeCounts:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something that a reader of the figures must know, or that was looked for and not found.
+
+    Attributes:
+        name: What was looked at, a few words.
+        is_flagged: Whether something was found.
+        text: What was found, and what follows from it, in plain sentences.
+    """
+
+    name: str
+    is_flagged: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """One audit: how well the attack told members from non-members at one point of the training.
 
@@ -65,8 +80,12 @@ class AuditResult:
         n_tokens: Scored tokens of all records.
         metrics: Figures of the deciding score: `"auc"`, `"advantage"`, `"tpr_at_fpr_<fpr>"`.
         auc_by_score: AUC of every other score, for comparison; these decide nothing.
+        auc_by_group: AUC of the deciding score within each group of canaries (copies in training, family),
+            if there are several; `metrics` then are those of the group that stands for a normal record.
+        findings: What the audit noticed that changes how its figures read.
         member_loss: Mean loss over the members' tokens, nats per token.
         non_member_loss: Mean loss over the non-members' tokens: a held-out loss.
+        n_error_tokens: Median number of wrongly predicted tokens of a record, on which EZ rests.
         member_edges: Edge records among the members.
         non_member_edges: Edge records among the non-members.
         error: What went wrong, if `status` is `"failed"`.
@@ -86,8 +105,11 @@ class AuditResult:
     n_tokens: int = 0
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
+    auc_by_group: Mapping[str, Measurement] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
     member_loss: float | None = None
     non_member_loss: float | None = None
+    n_error_tokens: float | None = None
     member_edges: EdgeCounts | None = None
     non_member_edges: EdgeCounts | None = None
     error: str | None = None
@@ -107,10 +129,11 @@ class AuditResult:
     def from_dict(cls, row: Mapping[str, Any]) -> AuditResult:
         """The result that `to_dict` was called on."""
         fields = dict(row)
-        for name in ("metrics", "auc_by_score"):
+        for name in ("metrics", "auc_by_score", "auc_by_group"):
             fields[name] = {key: _measurement(value) for key, value in fields[name].items()}
         for name in ("member_edges", "non_member_edges"):
             fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
+        fields["findings"] = tuple(Finding(**finding) for finding in fields["findings"])
         fields["decision"] = Decision(**fields["decision"])
         return cls(**fields)
 
@@ -131,7 +154,7 @@ class AuditResult:
             if band is not None:
                 flat[f"{name}_lower"] = band.lower
                 flat[f"{name}_upper"] = band.upper
-        for name, measurement in self.auc_by_score.items():
+        for name, measurement in {**self.auc_by_score, **self.auc_by_group}.items():
             if measurement.value is not None:
                 flat[f"auc_{name}"] = measurement.value
         if self.member_loss is not None and self.non_member_loss is not None:
@@ -189,6 +212,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "__dataclass_fields__"):
         return {key: _plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     return value

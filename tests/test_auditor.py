@@ -122,7 +122,8 @@ def test_the_history_file_holds_every_audit(tmp_path):
     run(auditor, rows, n_epochs=2)
 
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert lines == auditor.history.to_dicts()
+    assert lines[0]["schema"] == 1
+    assert lines[1:] == auditor.history.to_dicts()
 
 
 def test_auditing_before_begin_is_refused():

@@ -55,7 +55,7 @@ def test_processes_share_the_records_and_find_what_one_finds_to_the_last_bit(out
         assert_same_figures(outcome, alone)
         # 12 batches for each of reference and audit, and two passes of the probe.
         assert outcome["n_forwards"] == 2 + 2 * -(-12 // n)
-        assert outcome["n_lines"] == 2
+        assert outcome["n_lines"] == 3
     assert alone["n_forwards"] == 2 + 2 * 12
 
 

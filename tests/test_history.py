@@ -6,7 +6,7 @@ import pytest
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import Decision, Interval
-from ezmia_callbacks.results import Measurement
+from ezmia_callbacks.results import Finding, Measurement
 
 BUDGET = LeakageBudget(limit=0.6)
 
@@ -132,8 +132,32 @@ def test_a_saved_history_comes_back_one_line_an_audit(tmp_path):
 
     history.save(str(tmp_path / "run" / "history.jsonl"))
 
-    assert AuditHistory.load(tmp_path / "run" / "history.jsonl").results == history.results
-    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4
+    assert AuditHistory.load(tmp_path / "run" / "history.jsonl") == history
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 1 + 4
+
+
+def test_a_saved_history_says_what_it_was_made_with(tmp_path):
+    history = make_history(
+        "baseline",
+        "within",
+        about="drawn",
+        findings=(Finding("length", False, "shows no difference"),),
+        caveat="the sides differ",
+        facts={"torch": "2.13.0"},
+    )
+
+    history.save(tmp_path / "history.jsonl")
+
+    assert AuditHistory.load(tmp_path / "history.jsonl") == history
+
+
+def test_a_history_of_a_later_release_is_refused(tmp_path):
+    make_history("baseline").save(tmp_path / "history.jsonl")
+    text = (tmp_path / "history.jsonl").read_text()
+    (tmp_path / "history.jsonl").write_text(text.replace('"schema": 1', '"schema": 2'))
+
+    with pytest.raises(ConfigurationError, match="its schema is not 1"):
+        AuditHistory.load(tmp_path / "history.jsonl")
 
 
 def test_an_empty_history_survives_saving(tmp_path):
