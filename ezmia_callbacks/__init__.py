@@ -1,13 +1,14 @@
 """Measure membership leakage while a language model is fine-tuned, and stop before it remembers too much.
 
-`PrivacyAuditCallback` is the one for the Hugging Face Trainer. It and `PrivacyAuditor` load on first use, so
-that importing this package imports neither torch nor a training framework.
+`PrivacyAuditCallback` is the one for the Hugging Face Trainer, `LightningPrivacyAuditCallback` the one for
+Lightning. They and `PrivacyAuditor` load on first use, so that importing this package imports neither
+torch nor a training framework.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ezmia_callbacks.canaries import CanarySet, hold_out_canaries
+from ezmia_callbacks.canaries import CanarySet, hold_out_canaries, insert_canaries
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.results import AuditResult
@@ -15,6 +16,7 @@ from ezmia_callbacks.results import AuditResult
 if TYPE_CHECKING:
     from ezmia_callbacks.auditor import PrivacyAuditor
     from ezmia_callbacks.huggingface import PrivacyAuditCallback
+    from ezmia_callbacks.lightning import PrivacyAuditCallback as LightningPrivacyAuditCallback
 
 __version__ = "0.1.0.dev0"
 
@@ -24,20 +26,25 @@ __all__ = [
     "CanarySet",
     "Decision",
     "LeakageBudget",
+    "LightningPrivacyAuditCallback",
     "PrivacyAuditCallback",
     "PrivacyAuditor",
     "hold_out_canaries",
+    "insert_canaries",
 ]
 
+# Public name: the module that has it, and its name there.
 _LAZY = {
-    "PrivacyAuditCallback": "ezmia_callbacks.huggingface",
-    "PrivacyAuditor": "ezmia_callbacks.auditor",
+    "LightningPrivacyAuditCallback": ("ezmia_callbacks.lightning", "PrivacyAuditCallback"),
+    "PrivacyAuditCallback": ("ezmia_callbacks.huggingface", "PrivacyAuditCallback"),
+    "PrivacyAuditor": ("ezmia_callbacks.auditor", "PrivacyAuditor"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        module, own_name = _LAZY[name]
+        return getattr(import_module(module), own_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

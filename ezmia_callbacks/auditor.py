@@ -40,6 +40,7 @@ from ezmia_callbacks.functional.budget import (
     decide,
     failure_probability_of_look,
 )
+from ezmia_callbacks.functional.planning import canaries_needed
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import (
     LogitsFunction,
@@ -192,12 +193,16 @@ class PrivacyAuditor:
             least = failure_probability_of_look(
                 n_audits or 1, n_planned=n_audits, failure_probability=1.0 - budget.confidence
             )
-            check_resolvable(
-                budget,
-                n_members=self.encoded.n_members,
-                n_non_members=self.encoded.n_non_members,
-                failure_probability=least,
-            )
+            try:
+                check_resolvable(
+                    budget,
+                    n_members=self.encoded.n_members,
+                    n_non_members=self.encoded.n_non_members,
+                    failure_probability=least,
+                )
+            except TooFewCanariesError as error:
+                plan = canaries_needed(budget, n_audits=n_audits or 1)
+                raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     @property
     def reference(self) -> TokenStatistics | None:

@@ -10,9 +10,21 @@ import pytest
 import ezmia_callbacks
 from ezmia_callbacks import functional
 
-HEAVY = ("torch", "transformers", "lightning", "datasets", "matplotlib", "typer", "tqdm", "jaxtyping")
+HEAVY = (
+    "torch",
+    "transformers",
+    "lightning",
+    "pytorch_lightning",
+    "datasets",
+    "matplotlib",
+    "typer",
+    "tqdm",
+    "jaxtyping",
+)
+# Axolotl cannot be installed without its GPU stack; its plugin has tests of its own.
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(ezmia_callbacks.__path__, "ezmia_callbacks.")
+    {module.name for module in pkgutil.walk_packages(ezmia_callbacks.__path__, "ezmia_callbacks.")}
+    - {"ezmia_callbacks.axolotl"}
 )
 
 
@@ -80,6 +92,17 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_importing_the_package_loads_no_framework():
     assert loaded_after("import ezmia_callbacks", HEAVY) == set()
+
+
+def test_each_framework_has_its_own_callback():
+    callbacks = (ezmia_callbacks.PrivacyAuditCallback, ezmia_callbacks.LightningPrivacyAuditCallback)
+
+    modules = [f"{callback.__module__}.{callback.__name__}" for callback in callbacks]
+
+    assert modules == [
+        "ezmia_callbacks.huggingface.PrivacyAuditCallback",
+        "ezmia_callbacks.lightning.PrivacyAuditCallback",
+    ]
 
 
 def test_the_probe_for_loaded_packages_sees_what_is_loaded():
