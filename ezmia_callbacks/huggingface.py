@@ -26,6 +26,16 @@ from ezmia_callbacks.inference import undisturbed
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
+from ezmia_callbacks.shells import (
+    announce,
+    check_canaries,
+    check_every,
+    reference_source,
+    say_not_put_back,
+    say_put_back,
+    say_restarted,
+    warn_of_gaps,
+)
 from ezmia_callbacks.trainer_checkpoints import (
     checkpoint_intervals,
     checkpoints_in,
@@ -137,12 +147,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             batch_size=batch_size,
             on_error=on_error,
         )
-        _check_every(every)
-        if canaries is not None and not isinstance(canaries, CanarySet):
-            raise ConfigurationError(
-                f"`canaries` must be a CanarySet, got {type(canaries).__name__}: use `hold_out_canaries` or "
-                "`CanarySet.from_lists(members, non_members)`."
-            )
+        check_every(every)
+        check_canaries(canaries)
         self.canaries = canaries
         self.budget = budget
         self.every = every
@@ -200,10 +206,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
-        if is_main_process():
-            logger.info("%s", self.auditor.canaries.describe())
-            if self.budget is not None:
-                logger.info("leakage budget: %s", self.budget.describe())
+        announce(self.auditor, self.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
         self._publish(trainer, state, control, result)
 
@@ -273,12 +276,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                     self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
             if self._is_over_budget:
                 self._put_back(args, state, **kwargs)
-        if self.history.n_failed and is_main_process():
-            logger.warning(
-                "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
-                self.history.n_failed,
-                len(self.history.looks),
-            )
+        warn_of_gaps(self.history)
         self.auditor.finish()
 
     @property
@@ -367,12 +365,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         try:
             kept = auditor.restore_within_budget(model)
         except AuditError as error:
-            logger.error(
-                "Training ends over the leakage budget at step %d, and older weights could not be put back: "
-                "%s The model is OVER BUDGET.",
-                state.global_step,
-                error,
-            )
+            say_not_put_back(error, step=state.global_step)
             return
         self._put_back_result = kept
         # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
@@ -382,14 +375,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             self._hidden_best = None
         if is_main_process():
             self._set_aside(after_step=kept.step)
-            what = "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}"
-            logger.warning(
-                "Training ends over the leakage budget at step %d; the model holds %s again, the last that "
-                "were inside it.%s",
-                state.global_step,
-                what,
-                " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
-            )
+        say_put_back(kept, step=state.global_step)
 
     def _set_aside(self, *, after_step: int) -> None:
         """Move away what was saved without an audit: one had failed, or another callback asked for it."""
@@ -437,10 +423,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
 
     def _restart(self, args: Any, state: Any, model: nn.Module) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
-        logger.warning(
-            "Training starts again with weights that this callback has seen before: the reference taken "
-            "before the first step is kept."
-        )
+        say_restarted()
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=self._n_audits(args, state))
             state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
@@ -452,7 +435,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         return PrivacyAuditor(
             canaries,
             budget=self.budget,
-            reference=self._reference_source(model),
+            reference=reference_source(self.reference, model=model),
             score=self.score,
             fpr_levels=self.fpr_levels,
             confidence=self.confidence,
@@ -465,28 +448,6 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             is_progress_shown=not args.disable_tqdm,
             autocast=lambda: _autocast(trainer),
         )
-
-    def _reference_source(self, model: nn.Module) -> ReferenceSource:
-        """The reference as the auditor takes it: a checkpoint is loaded only when it is needed."""
-        reference = self.reference
-        if callable(reference) or reference in ("auto", "adapter", "copy"):
-            return reference  # type: ignore[return-value]  # one of the three by the check
-        first = next(model.parameters())
-
-        def load() -> nn.Module:
-            try:
-                loaded = transformers.AutoModelForCausalLM.from_pretrained(str(reference))
-            except (OSError, ValueError) as error:
-                raise ConfigurationError(
-                    f"reference={str(reference)!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint "
-                    f"that can be loaded: {str(error).strip().splitlines()[0]}"
-                ) from error
-            dtype = first.dtype if first.is_floating_point() else None
-            # Not the method of the loaded model, which refuses quantized weights.
-            moved: nn.Module = nn.Module.to(loaded, device=first.device, dtype=dtype)
-            return moved
-
-        return load
 
     def _prepare_canaries(self, trainer: Any) -> CanarySet:
         if self.canaries is None:
@@ -522,17 +483,6 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
         raise ConfigurationError(
             "No Trainer was found: pass the callback in `callbacks=[...]`, or give it `trainer=`."
-        )
-
-
-def _check_every(every: object) -> None:
-    is_epoch = every == "epoch"
-    is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-    is_fraction = isinstance(every, float) and 0.0 < every < 1.0
-    if not (is_epoch or is_steps or is_fraction):
-        raise ConfigurationError(
-            f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
-            f"{every!r}."
         )
 
 

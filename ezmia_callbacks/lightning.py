@@ -34,9 +34,27 @@ from ezmia_callbacks.errors import (
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import LogitsFunction, call_for_logits, check_model, undisturbed
+from ezmia_callbacks.lightning_trainer import (
+    checkpoints_of,
+    epochs_done,
+    forget_checkpoint,
+    intervals_in_steps,
+    language_model_in,
+    n_planned_audits,
+)
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
+from ezmia_callbacks.shells import (
+    announce,
+    check_canaries,
+    check_every,
+    reference_source,
+    say_not_put_back,
+    say_put_back,
+    say_restarted,
+    warn_of_gaps,
+)
 
 __all__ = ["PrivacyAuditCallback"]
 
@@ -159,12 +177,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             batch_size=batch_size,
             on_error=on_error,
         )
-        _check_every(every)
-        if canaries is not None and not isinstance(canaries, CanarySet):
-            raise ConfigurationError(
-                f"`canaries` must be a CanarySet, got {type(canaries).__name__}: use `hold_out_canaries` or "
-                "`CanarySet.from_lists(members, non_members)`."
-            )
+        check_every(every)
+        check_canaries(canaries)
         self.canaries = canaries
         self.budget = budget
         self.every = every
@@ -250,12 +264,12 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             )
         self._forward_context = trainer.precision_plugin.forward_context
         self._put_back_step = None
-        self._older_checkpoints = _checkpoints_of(trainer)
+        self._older_checkpoints = checkpoints_of(trainer)
         self._is_audited_for_others = self._guards and bool(trainer.checkpoint_callbacks)
         self._is_audited_for_others |= any(
             str(getattr(callback, "monitor", None)).startswith(self.prefix) for callback in trainer.callbacks
         )
-        self._step_intervals = self._intervals(trainer)
+        self._step_intervals = intervals_in_steps(trainer, self.every, is_saving_guarded=self._guards)
         with torch.inference_mode(False), _weights_for_use(trainer):
             if saved is None and is_known and self.auditor is not None:
                 self._restart(trainer, pl_module, self.auditor)
@@ -320,22 +334,11 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         self._audit(trainer, pl_module)
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
         kept = self._put_back(trainer, pl_module) if self._is_over_budget else None
-        if kept is not None and is_main_process():
-            self._set_aside(trainer, after_step=kept.step)
-            what = "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}"
-            logger.warning(
-                "Training ends over the leakage budget at step %d; the model holds %s again, the last that "
-                "were inside it.%s",
-                trainer.global_step,
-                what,
-                " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
-            )
-        if self.history.n_failed and is_main_process():
-            logger.warning(
-                "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
-                self.history.n_failed,
-                len(self.history.looks),
-            )
+        if kept is not None:
+            if is_main_process():
+                self._set_aside(trainer, after_step=kept.step)
+            say_put_back(kept, step=trainer.global_step)
+        warn_of_gaps(self.history)
         self.auditor.finish()
         self._is_running = False
 
@@ -356,7 +359,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             return
         # Weights kept during a validation must not be tensors of its inference mode.
         with torch.inference_mode(False), _weights_for_use(trainer):
-            result = auditor.audit(pl_module, step=step, epoch=_epochs_done(trainer))
+            result = auditor.audit(pl_module, step=step, epoch=epochs_done(trainer))
         self._publish(trainer, result)
         if result.decision.stop:
             trainer.should_stop = True
@@ -374,12 +377,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                         forget_undone_steps(optimizer)
                 kept = self.auditor.restore_within_budget(pl_module)
         except AuditError as error:
-            logger.error(
-                "Training is over the leakage budget at step %d, and older weights could not be put back: "
-                "%s The model is OVER BUDGET.",
-                trainer.global_step,
-                error,
-            )
+            say_not_put_back(error, step=trainer.global_step)
             return None
         if is_undone:
             self._put_back_step = kept.step
@@ -396,7 +394,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         if not any(result.status == "failed" and result.step > after_step for result in self.history):
             return
         into = self._folder(trainer) / "over_budget"
-        for path, changed_at in _checkpoints_of(trainer).items():
+        for path, changed_at in checkpoints_of(trainer).items():
             if self._older_checkpoints.get(path) == changed_at:
                 continue
             try:
@@ -410,7 +408,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                 logger.error("The checkpoint %s may be OVER BUDGET and was not moved: %s", path, error)
                 continue
             for callback in trainer.checkpoint_callbacks:
-                _forget_checkpoint(callback, path)
+                forget_checkpoint(callback, path)
             logger.warning(
                 "A checkpoint newer than the last audit inside the budget was moved to %s: its audit failed "
                 "and it may be OVER BUDGET.",
@@ -434,10 +432,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             offered.update({name: torch.tensor(value) for name, value in {**unknown, **metrics}.items()})
 
     def _begin(self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
-        if is_main_process():
-            logger.info("%s", auditor.canaries.describe())
-            if self.budget is not None:
-                logger.info("leakage budget: %s", self.budget.describe())
+        announce(auditor, self.budget)
         if self.logits_fn is None:
             # The LightningModule itself has no configuration to check the canaries against.
             check_model(language_model_in(pl_module), auditor.encoded.rows, autocast=self._training_context)
@@ -459,10 +454,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
 
     def _restart(self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         """The same weights train on from step 0, under a new trainer."""
-        logger.warning(
-            "Training starts again with weights that this callback has seen before: the reference taken "
-            "before the first step is kept."
-        )
+        say_restarted()
         auditor.restart(pl_module, n_audits=self._n_audits(trainer))
 
     def _make_auditor(self, trainer: Any, pl_module: nn.Module) -> PrivacyAuditor:
@@ -474,7 +466,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         return PrivacyAuditor(
             canaries,
             budget=self.budget,
-            reference=self._reference_source(pl_module),
+            reference=reference_source(self.reference, model=pl_module),
             score=self.score,
             fpr_levels=self.fpr_levels,
             confidence=self.confidence,
@@ -513,27 +505,13 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             return self.logits_fn(module, input_ids, attention_mask)
         return call_for_logits(language_model_in(module), input_ids, attention_mask)
 
-    def _reference_source(self, pl_module: nn.Module) -> ReferenceSource:
-        """The reference as the auditor takes it: a checkpoint is loaded only when it is needed."""
-        reference = self.reference
-        if callable(reference) or reference in ("auto", "adapter", "copy"):
-            return reference  # type: ignore[return-value]  # one of the three by the check
-        first = next(pl_module.parameters())
-
-        def load() -> nn.Module:
-            from transformers import AutoModelForCausalLM
-
-            try:
-                loaded = AutoModelForCausalLM.from_pretrained(str(reference))
-            except (OSError, ValueError) as error:
-                raise ConfigurationError(
-                    f"reference={str(reference)!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint "
-                    f"that can be loaded: {str(error).strip().splitlines()[0]}"
-                ) from error
-            moved: nn.Module = loaded.to(device=first.device, dtype=first.dtype)
-            return moved
-
-        return load
+    def _n_audits(self, trainer: Any) -> int | None:
+        return n_planned_audits(
+            trainer,
+            self._step_intervals,
+            is_at_epoch_end=self.every == "epoch" or self._is_audited_for_others,
+            is_at_validation=self._is_audited_for_others,
+        )
 
     def _refuse_unsupported(self, trainer: Any) -> None:
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -579,79 +557,6 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                 else "The model will end OVER BUDGET.",
             )
 
-    def _intervals(self, trainer: Any) -> list[int]:
-        """Every so many optimizer steps an audit is made in mid-epoch, for each reason there is."""
-        intervals = [self.every] if isinstance(self.every, int) else []
-        if isinstance(self.every, float):
-            per_epoch = _steps_per_epoch(trainer)
-            if not math.isfinite(per_epoch):
-                raise ConfigurationError(
-                    f"every={self.every} is a fraction of an epoch, and the length of an epoch is unknown: "
-                    "give a number of steps."
-                )
-            intervals.append(max(1, round(self.every * per_epoch)))
-        if self._guards:
-            saving = (
-                getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks
-            )
-            intervals += [interval for interval in saving if interval]
-        return intervals
-
-    def _n_audits(self, trainer: Any) -> int | None:
-        """Number of audits that the run will make after the baseline; None if unknown."""
-        per_epoch = _steps_per_epoch(trainer)
-        limits = (trainer.max_steps, per_epoch * trainer.max_epochs)
-        n_steps = min((limit for limit in limits if limit >= 0), default=math.inf)
-        intervals: list[float] = [*self._step_intervals]
-        if self.every == "epoch" or self._is_audited_for_others:
-            intervals.append(per_epoch)
-        if self._is_audited_for_others and trainer.val_check_batch is not None:
-            intervals.append(
-                max(1, min(per_epoch, trainer.val_check_batch // trainer.accumulate_grad_batches))
-            )
-        if not all(math.isfinite(number) for number in (n_steps, *intervals)):
-            return None
-        n = int(n_steps)
-        return len({n}.union(*(range(int(interval), n, int(interval)) for interval in intervals)))
-
-
-def language_model_in(module: nn.Module) -> nn.Module:
-    """The one Hugging Face causal language model in a module, with its adapters or compiled, if it is.
-
-    Raises:
-        ConfigurationError: if there is none, or more than one.
-    """
-    found = list({id(model): model for model in _language_models(module)}.values())
-    if len(found) != 1:
-        names = ", ".join(type(model).__name__ for model in found) or "none"
-        raise ConfigurationError(
-            f"{type(module).__name__} must hold exactly one Hugging Face causal language model for it to be "
-            f"found, got {names}: pass `logits_fn=lambda pl_module, input_ids, attention_mask: ...`, which "
-            "returns the logits."
-        )
-    return found[0]
-
-
-def _language_models(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost ones: what wraps a model passes its attributes on."""
-    head = getattr(module, "get_output_embeddings", None)
-    if getattr(module, "config", None) is not None and callable(head) and head() is not None:
-        yield module
-        return
-    for child in module.children():
-        yield from _language_models(child)
-
-
-def _check_every(every: object) -> None:
-    is_epoch = every == "epoch"
-    is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-    is_fraction = isinstance(every, float) and 0.0 < every < 1.0
-    if not (is_epoch or is_steps or is_fraction):
-        raise ConfigurationError(
-            f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
-            f"{every!r}."
-        )
-
 
 @contextmanager
 def _weights_for_use(trainer: Any) -> Iterator[None]:
@@ -664,31 +569,3 @@ def _weights_for_use(trainer: Any) -> Iterator[None]:
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
-
-
-def _steps_per_epoch(trainer: Any) -> float:
-    n_batches: float = trainer.num_training_batches
-    return math.ceil(n_batches / trainer.accumulate_grad_batches) if math.isfinite(n_batches) else math.inf
-
-
-def _epochs_done(trainer: Any) -> float:
-    """Epochs done, as a fraction where their length is known."""
-    n_batches: float = trainer.num_training_batches
-    if not math.isfinite(n_batches):
-        return float(trainer.current_epoch)
-    return float((trainer.fit_loop.total_batch_idx + 1) / n_batches)
-
-
-def _checkpoints_of(trainer: Any) -> dict[Path, float]:
-    """Every checkpoint file where the trainer's callbacks save, with the time of its last change."""
-    folders = {str(getattr(callback, "dirpath", None) or "") for callback in trainer.checkpoint_callbacks}
-    paths = (path for folder in folders - {""} for path in Path(folder).rglob("*.ckpt"))
-    return {path: path.stat().st_mtime for path in paths}
-
-
-def _forget_checkpoint(callback: Any, path: Path) -> None:
-    """Have a `ModelCheckpoint` no longer name a file."""
-    getattr(callback, "best_k_models", {}).pop(str(path), None)
-    for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
-        if getattr(callback, name, None) == str(path):
-            setattr(callback, name, "")

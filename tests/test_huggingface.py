@@ -44,7 +44,17 @@ def draw(*, n=120, n_members=30, n_non_members=60, seed=0):
 
 
 def make_trainer(
-    path, rows, callbacks=(), *, model=None, model_init=None, collator=None, eval_dataset=None, **arguments
+    path,
+    rows,
+    callbacks=(),
+    *,
+    model=None,
+    model_init=None,
+    collator=None,
+    eval_dataset=None,
+    trainer_class=Trainer,
+    optimizers=(None, None),
+    **arguments,
 ):
     tokenizer = make_tokenizer()
     settings = {
@@ -60,7 +70,7 @@ def make_trainer(
         "disable_tqdm": True,
         "seed": 3,
     } | arguments
-    return Trainer(
+    return trainer_class(
         (model or make_model()) if model_init is None else None,
         TrainingArguments(**settings),
         model_init=model_init,
@@ -69,6 +79,7 @@ def make_trainer(
         processing_class=tokenizer,
         data_collator=collator or DataCollatorForLanguageModeling(tokenizer, mlm=False),
         callbacks=list(callbacks),
+        optimizers=optimizers,
     )
 
 

@@ -37,7 +37,17 @@ ROWS = (
         frozenset({"torch", "tqdm"}),
     ),
     Row(
-        frozenset({"dataloader_rows", "presence", "trainer_checkpoints", "trainer_rows", "trl_rows"}),
+        frozenset(
+            {
+                "dataloader_rows",
+                "lightning_trainer",
+                "presence",
+                "shells",
+                "trainer_checkpoints",
+                "trainer_rows",
+                "trl_rows",
+            }
+        ),
         frozenset(),
     ),
     Row(frozenset({"huggingface"}), frozenset({"transformers"}), is_shell=True),
@@ -54,7 +64,7 @@ EXCEPTIONS = {
     ("canaries.near_duplicates", "datasketch"): "an optional package that loads when texts are compared",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("trl_rows", "datasets"): "TRL prepares nothing else, and brings it along",
-    ("lightning", "transformers"): "a checkpoint as the reference, of a module that holds such a model",
+    ("shells", "transformers"): "a checkpoint as the reference",
     ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
 }
 

@@ -1,0 +1,130 @@
+"""What the Lightning callback reads off a trainer and a module: lengths, cadences, checkpoints, the model.
+
+It works on their attributes and imports no framework.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ezmia_callbacks.errors import ConfigurationError
+
+__all__ = [
+    "checkpoints_of",
+    "epochs_done",
+    "forget_checkpoint",
+    "intervals_in_steps",
+    "language_model_in",
+    "n_planned_audits",
+]
+
+
+def intervals_in_steps(
+    trainer: Any, every: Literal["epoch"] | int | float, *, is_saving_guarded: bool
+) -> list[int]:
+    """Every so many optimizer steps an audit is made in mid-epoch, for each reason there is.
+
+    Args:
+        trainer: The trainer, when training begins.
+        every: The user's cadence.
+        is_saving_guarded: Whether an audit comes before each checkpoint that is saved every so many steps.
+
+    Raises:
+        ConfigurationError: for a fraction of an epoch whose length is unknown.
+    """
+    intervals = [every] if isinstance(every, int) else []
+    if isinstance(every, float):
+        per_epoch = _steps_per_epoch(trainer)
+        if not math.isfinite(per_epoch):
+            raise ConfigurationError(
+                f"every={every} is a fraction of an epoch, and the length of an epoch is unknown: give a "
+                "number of steps."
+            )
+        intervals.append(max(1, round(every * per_epoch)))
+    if is_saving_guarded:
+        saving = (getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks)
+        intervals += [interval for interval in saving if interval]
+    return intervals
+
+
+def n_planned_audits(
+    trainer: Any, step_intervals: Sequence[int], *, is_at_epoch_end: bool, is_at_validation: bool
+) -> int | None:
+    """Number of audits that the run will make after the baseline; None if unknown.
+
+    Args:
+        trainer: The trainer, when training begins.
+        step_intervals: As `intervals_in_steps` gives them.
+        is_at_epoch_end: Whether there is an audit at the end of each epoch.
+        is_at_validation: Whether there is an audit at each validation.
+    """
+    per_epoch = _steps_per_epoch(trainer)
+    limits = (trainer.max_steps, per_epoch * trainer.max_epochs)
+    n_steps = min((limit for limit in limits if limit >= 0), default=math.inf)
+    intervals: list[float] = [*step_intervals]
+    if is_at_epoch_end:
+        intervals.append(per_epoch)
+    if is_at_validation and trainer.val_check_batch is not None:
+        intervals.append(max(1, min(per_epoch, trainer.val_check_batch // trainer.accumulate_grad_batches)))
+    if not all(math.isfinite(number) for number in (n_steps, *intervals)):
+        return None
+    n = int(n_steps)
+    return len({n}.union(*(range(int(interval), n, int(interval)) for interval in intervals)))
+
+
+def language_model_in(module: nn.Module) -> nn.Module:
+    """The one Hugging Face causal language model in a module, with its adapters or compiled, if it is.
+
+    Raises:
+        ConfigurationError: if there is none, or more than one.
+    """
+    found = list({id(model): model for model in _language_models(module)}.values())
+    if len(found) != 1:
+        names = ", ".join(type(model).__name__ for model in found) or "none"
+        raise ConfigurationError(
+            f"{type(module).__name__} must hold exactly one Hugging Face causal language model for it to be "
+            f"found, got {names}: pass `logits_fn=lambda pl_module, input_ids, attention_mask: ...`, which "
+            "returns the logits."
+        )
+    return found[0]
+
+
+def _language_models(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost ones: what wraps a model passes its attributes on."""
+    head = getattr(module, "get_output_embeddings", None)
+    if getattr(module, "config", None) is not None and callable(head) and head() is not None:
+        yield module
+        return
+    for child in module.children():
+        yield from _language_models(child)
+
+
+def _steps_per_epoch(trainer: Any) -> float:
+    n_batches: float = trainer.num_training_batches
+    return math.ceil(n_batches / trainer.accumulate_grad_batches) if math.isfinite(n_batches) else math.inf
+
+
+def epochs_done(trainer: Any) -> float:
+    """Epochs done, as a fraction where their length is known."""
+    n_batches: float = trainer.num_training_batches
+    if not math.isfinite(n_batches):
+        return float(trainer.current_epoch)
+    return float((trainer.fit_loop.total_batch_idx + 1) / n_batches)
+
+
+def checkpoints_of(trainer: Any) -> dict[Path, float]:
+    """Every checkpoint file where the trainer's callbacks save, with the time of its last change."""
+    folders = {str(getattr(callback, "dirpath", None) or "") for callback in trainer.checkpoint_callbacks}
+    paths = (path for folder in folders - {""} for path in Path(folder).rglob("*.ckpt"))
+    return {path: path.stat().st_mtime for path in paths}
+
+
+def forget_checkpoint(callback: Any, path: Path) -> None:
+    """Have a `ModelCheckpoint` no longer name a file."""
+    getattr(callback, "best_k_models", {}).pop(str(path), None)
+    for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
+        if getattr(callback, name, None) == str(path):
+            setattr(callback, name, "")
