@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Seconds that a process waits for another one, and that a test waits for all: a hang fails, it does not hang.
-_PATIENCE = 40
-_LIMIT = 150
+_PATIENCE = 90
+_LIMIT = 400
 
 
 Body = Callable[[int, Path], Any]

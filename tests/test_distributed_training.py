@@ -1,4 +1,4 @@
-"""Whole runs in two real processes (DDP on gloo) under Trainer and Accelerate."""
+"""Whole runs in two real processes (DDP on gloo) under Trainer, Lightning and Accelerate."""
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ BODIES = (
     bodies.trainer_cannot_prepare_on_one,
     bodies.accelerate_is_neutral,
     bodies.accelerate_stops_and_puts_back,
+    bodies.lightning_is_neutral,
+    bodies.lightning_stops_and_puts_back,
 )
 
 
@@ -67,3 +69,19 @@ def test_an_accelerate_loop_stops_with_the_same_weights_put_back(outcomes):
         assert outcome["is_back"]
         assert 0 < outcome["kept"] < outcome["stopped_at"] < 20
     assert_same_weights(outcomes["accelerate_stops_and_puts_back"])
+
+
+def test_lightning_ends_with_the_same_bits_with_and_without_the_callback(outcomes):
+    for outcome in outcomes["lightning_is_neutral"]:
+        assert outcome["world_size"] == 2
+        assert outcome["is_same"]
+        assert outcome["n_looks"] == 3
+
+
+def test_lightning_stops_all_processes_with_the_same_weights_put_back(outcomes):
+    first, second = outcomes["lightning_stops_and_puts_back"]
+    for outcome in (first, second):
+        assert outcome["is_back"]
+        assert 0 < outcome["kept"] < outcome["stopped_at"] < 100
+    assert first["stopped_at"] == second["stopped_at"]
+    assert_same_weights([first, second])

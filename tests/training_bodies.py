@@ -5,11 +5,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from lightning import pytorch as pl
+from lightning_tiny import TinyModule, make_loader
+from lightning_tiny import make_trainer as make_lightning_trainer
 from test_huggingface import draw, make_trainer
 from tiny import make_model, make_rows, make_texts
 from torch.utils.data import DataLoader
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
+from ezmia_callbacks import (
+    LeakageBudget,
+    LightningPrivacyAuditCallback,
+    PrivacyAuditCallback,
+    PrivacyAuditor,
+)
 from ezmia_callbacks.errors import CanaryError
 
 NEVER_CROSSED = LeakageBudget(limit=0.99, rule="point")
@@ -157,5 +165,42 @@ def accelerate_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
         "stopped_at": auditor.history[-1].step,
         "kept": kept,
         "is_back": are_same(weights, within[kept]),
+        "weights": weights,
+    }
+
+
+def fit(folder: Path, callbacks, *, n_epochs: int = 3, lr: float = 1e-2):
+    rows, _ = draw()
+    torch.manual_seed(5)
+    module = TinyModule(make_model(dropout=0.1), learning_rate=lr)
+    strategy = pl.strategies.DDPStrategy(process_group_backend="gloo")
+    trainer = make_lightning_trainer(folder, callbacks, devices=2, strategy=strategy, max_epochs=n_epochs)
+    trainer.fit(module, make_loader(rows, is_shuffled=True))
+    return module.model, trainer
+
+
+def lightning_is_neutral(rank: int, folder: Path) -> dict[str, Any]:
+    _, canaries = draw()
+    audit = LightningPrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+    plain, _ = fit(folder / "plain", [])
+    audited, trainer = fit(folder / "audited", [audit])
+    return {
+        "is_same": are_same(weights_of(plain), weights_of(audited)),
+        "n_looks": len(audit.history.looks),
+        "world_size": trainer.world_size,
+    }
+
+
+def lightning_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
+    _, canaries = draw()
+    audit = LightningPrivacyAuditCallback(canaries, budget=SOON_CROSSED, every=2)
+    model, trainer = fit(folder, [audit], n_epochs=20)
+    kept, weights = audit.history.last_within_budget, weights_of(model)
+    again = PrivacyAuditor(canaries, batch_size=8)
+    again.begin(model)
+    return {
+        "stopped_at": trainer.global_step,
+        "kept": kept.step,
+        "is_back": again.history[0].member_loss == kept.member_loss,
         "weights": weights,
     }
