@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.attack import Attack, checked_scores
+from ezmia_callbacks.canaries import CanarySet, ValidityReport, check_validity
+from ezmia_callbacks.detectors import detect
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     can_share_records,
@@ -32,6 +34,7 @@ from ezmia_callbacks.errors import (
     ReferenceMismatchError,
     TooFewCanariesError,
 )
+from ezmia_callbacks.facts import run_facts
 from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.functional.budget import (
     Decision,
@@ -40,6 +43,7 @@ from ezmia_callbacks.functional.budget import (
     decide,
     failure_probability_of_look,
 )
+from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.planning import canaries_needed
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import (
@@ -50,8 +54,15 @@ from ezmia_callbacks.inference import (
     fit_into_memory,
     is_out_of_memory,
     token_statistics,
+    undisturbed,
 )
-from ezmia_callbacks.measurement import edge_counts, mean_loss, measure_auc, measure_scores
+from ezmia_callbacks.measurement import (
+    edge_counts,
+    mean_loss,
+    mean_of_records,
+    measure_auc,
+    measure_scores,
+)
 from ezmia_callbacks.reference import (
     ReferenceSource,
     adapters_disabled,
@@ -65,7 +76,7 @@ from ezmia_callbacks.reference import (
     has_adapters,
     reference_label,
 )
-from ezmia_callbacks.results import AuditResult, Measurement
+from ezmia_callbacks.results import AuditResult, Finding, Measurement
 from ezmia_callbacks.snapshot import WeightSnapshot
 from ezmia_callbacks.token_statistics import (
     SCORES,
@@ -75,6 +86,8 @@ from ezmia_callbacks.token_statistics import (
     save_statistics,
     score_records,
 )
+from ezmia_callbacks.trajectories import Trajectories
+from ezmia_callbacks.units import Units
 
 __all__ = ["PrivacyAuditor"]
 
@@ -87,6 +100,11 @@ _N_PROBE_ROWS = 8
 # Nats a token; rounding in bfloat16 stays well below, a model that was trained lies well above.
 _SAME_MODEL_TOLERANCE = 0.02
 
+_TRAJECTORIES = "trajectories.safetensors"
+
+# Of (epsilon, delta), where coins were thrown.
+_DELTA = 1e-5
+
 # Shown beside the deciding score; they decide nothing.
 _COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
 
@@ -98,13 +116,14 @@ class PrivacyAuditor:
     often as wanted. The model is left exactly as it was found.
 
     Args:
-        canaries: Records with known membership; see `hold_out_canaries`.
+        canaries: Records with known membership; see `hold_out_canaries`. Of synthetic ones in several
+            numbers of copies the figures are those of the fewest, of grouped ones those of the groups.
         budget: When to stop; None only measures.
         reference: What the model is compared with: `"auto"`, the model as it is at `begin`; `"adapter"`, the
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: The score that decides, a key of `token_statistics.SCORES`.
+        score: The score that decides: a key of `token_statistics.SCORES`, or an `Attack` of your own.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
@@ -116,6 +135,10 @@ class PrivacyAuditor:
         restore: Keep the weights of the last audit inside the budget, for `restore_within_budget`.
         on_error: What an error in an audit after the first step does: `"warn"` marks the audit as failed
             and lets training go on, `"raise"` ends it. Errors in `begin` are always raised.
+        allow_shift: Let a budget decide although members and non-members, in a split that this library did
+            not draw, can be told apart without the model. Figures then include that difference.
+        training_records: Rows that will be trained on, in the form of the canaries; near copies of
+            non-members are looked for among them before the first step.
         is_progress_shown: Show a bar while an audit takes longer than two seconds.
         logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
             input ids and the attention mask; the default calls it like a Hugging Face model.
@@ -141,7 +164,7 @@ class PrivacyAuditor:
         *,
         budget: LeakageBudget | None = None,
         reference: ReferenceSource = "auto",
-        score: str = "ez",
+        score: str | Attack = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_audits: int | None = None,
@@ -151,6 +174,8 @@ class PrivacyAuditor:
         output_dir: str | Path | None = None,
         restore: bool = True,
         on_error: OnError = "warn",
+        allow_shift: bool = False,
+        training_records: Iterable[Any] | None = None,
         is_progress_shown: bool = False,
         logits_fn: LogitsFunction = call_for_logits,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -168,9 +193,27 @@ class PrivacyAuditor:
             raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
         self.canaries = canaries
         self.encoded: EncodedCanaries = encode_canaries(canaries, tokenizer, max_length=max_length)
-        self.history = AuditHistory((), budget, confidence, canaries.describe())
+        index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
+        self._units = Units(canaries.select([index_of[record_id] for record_id in self.encoded.record_ids]))
+        self._is_member = self._units.is_member
+        facts = run_facts() | {
+            "canaries": self.encoded.fingerprint,
+            "reference": reference_label(reference),
+            "score": score if isinstance(score, str) else score.name,
+            "audits planned": "unknown" if n_audits is None else str(n_audits),
+        }
+        self.history = AuditHistory((), budget, confidence, canaries.describe(), facts=facts)
+        self.trajectories = Trajectories.empty(
+            score=self.history.facts["score"],
+            record_ids=self.encoded.record_ids,
+            is_member=self.encoded.is_member,
+            fingerprint=self.encoded.fingerprint,
+        )
+        self._allow_shift = allow_shift
+        self._training_records = training_records
         self._reference_source: ReferenceSource = reference
-        self._score = score
+        self._attack = None if isinstance(score, str) else score
+        self._score = score if isinstance(score, str) else score.name
         self._fpr_levels = _with_budget_level(fpr_levels, budget)
         self._n_audits = n_audits
         self._batch_size = batch_size
@@ -196,8 +239,8 @@ class PrivacyAuditor:
             try:
                 check_resolvable(
                     budget,
-                    n_members=self.encoded.n_members,
-                    n_non_members=self.encoded.n_non_members,
+                    n_members=self._n_members,
+                    n_non_members=self._n_non_members,
                     failure_probability=least,
                 )
             except TooFewCanariesError as error:
@@ -205,9 +248,25 @@ class PrivacyAuditor:
                 raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     @property
+    def trajectories_of_units(self) -> Trajectories:
+        """The trajectories of what figures count: groups where there are groups, the tier of the headline."""
+        groups = self._units.canaries.groups
+        if groups is not None:
+            return self.trajectories.by_group(groups)
+        return self.trajectories.of_records(self._units.is_headline)
+
+    @property
     def reference(self) -> TokenStatistics | None:
         """Statistics of the reference model; None before `begin`."""
         return self._reference
+
+    @property
+    def _n_members(self) -> int:
+        return int(self._is_member.sum())
+
+    @property
+    def _n_non_members(self) -> int:
+        return int((~self._is_member).sum())
 
     @property
     def _fingerprint(self) -> str:
@@ -237,7 +296,8 @@ class PrivacyAuditor:
             UnsupportedModelError: if the model is not a causal language model with logits.
             NonFiniteLogitsError: if it returns NaN or infinite logits.
             AuditMemoryError: if one canary alone does not fit into memory.
-            ConfigurationError: if the canaries differ from process to process.
+            ConfigurationError: if the canaries differ from process to process, or a budget is to decide on a
+                split of the user's whose sides can be told apart without the model.
             OSError: if `output_dir` cannot be written.
         """
         model = unwrapped(model)
@@ -250,13 +310,14 @@ class PrivacyAuditor:
         started = time.perf_counter()
         self._reference = None
         self.history = self.history.with_results([])
+        self.trajectories = self.trajectories.up_to_step(-1)
         step = step or 0
         result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
+        self._check_validity()
         everywhere(self._save_reference)
         self._record(result)
         if self._snapshot is not None:
             self._snapshot.save(model, step=step)
-        self._warn_of_shift(result)
         return result
 
     def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
@@ -282,6 +343,7 @@ class PrivacyAuditor:
             lambda: load_statistics(path, fingerprint=fingerprint) if is_main_process() else None
         )
         self._reference = broadcast_from_main(own)
+        self._recall(step=step)
         self.history = self.history.with_results(history).up_to_step(step)
         last = self.history.last_within_budget
         self._resume_snapshot(unwrapped(model), step=step, is_within=last is not None and last.step == step)
@@ -295,6 +357,8 @@ class PrivacyAuditor:
         return {
             "fingerprint": self._fingerprint,
             "history": self.history.to_dicts(),
+            "findings": [asdict(finding) for finding in self.history.findings],
+            "caveat": self.history.caveat,
             "reference": None if reference is None else _to_tensors(reference),
         }
 
@@ -314,6 +378,8 @@ class PrivacyAuditor:
                 "reference."
             )
         self._reference = _from_tensors(state["reference"])
+        findings = tuple(Finding(**finding) for finding in state["findings"])
+        self.history = replace(self.history, findings=findings, caveat=state["caveat"])
         self.history = self.history.with_results(state["history"])
         self._is_loaded = True
 
@@ -334,6 +400,7 @@ class PrivacyAuditor:
             self._keep_weights(unwrapped(model), step=0)
         baseline = [r for r in self.history if r.is_baseline]
         self.history = self.history.with_results([r.to_dict() for r in baseline])
+        self.trajectories = self.trajectories.up_to_step(baseline[-1].step if baseline else -1)
         self._n_audits = n_audits
 
     def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
@@ -408,6 +475,58 @@ class PrivacyAuditor:
         if self._reference_path is not None and self._reference is not None and is_main_process():
             save_statistics(self._reference_path, self._reference, fingerprint=self._fingerprint)
 
+    def _check_validity(self) -> None:
+        """Look for what would make the figures say something else than leakage, before it is too late."""
+        report = broadcast_from_main(everywhere(lambda: self._validity() if is_main_process() else None))
+        if report is None or self._reference is None:
+            return
+        findings = tuple(Finding(check.name, check.is_flagged, check.describe()) for check in report.checks)
+        self.history = replace(self.history, findings=findings, caveat=report.headline)
+        is_blind = report.blind_auc > 0.5
+        if (
+            is_blind
+            and not report.is_randomized
+            and self.history.budget is not None
+            and not self._allow_shift
+        ):
+            raise ConfigurationError(
+                f"{report.headline} A leakage budget cannot be judged on such a split: draw both sides "
+                "from one pool with `hold_out_canaries`, or pass `allow_shift=True` to have the difference "
+                "counted as leakage."
+            )
+        _warn(report.headline or None)
+
+    def _validity(self) -> ValidityReport | None:
+        reference = self._reference
+        if reference is None:
+            return None
+        n_scored = np.diff(reference.offsets)
+        canaries = self._units.canaries
+        # One record of each group: those of a group are not independent.
+        chosen = np.sort(np.unique(canaries.groups or canaries.record_ids, return_index=True)[1])
+        return check_validity(
+            canaries.select(chosen.tolist()),
+            training_records=self._training_records,
+            reference_losses=mean_of_records(-reference.log_probs, reference.offsets)[chosen],
+            n_scored_tokens=n_scored[chosen],
+            n_error_tokens=(n_scored * mean_of_records(~reference.is_correct, reference.offsets))[chosen],
+            confidence=self.history.confidence,
+        )
+
+    def _recall(self, *, step: int) -> None:
+        """Findings and trajectories of a run that goes on; without their files it goes on, too."""
+        if self._output_dir is None:
+            return
+        try:
+            found = AuditHistory.load(self._output_dir / "history.jsonl")
+            self.history = replace(self.history, findings=found.findings, caveat=found.caveat)
+            self.trajectories = Trajectories.load(
+                self._output_dir / _TRAJECTORIES, fingerprint=self.encoded.fingerprint
+            ).up_to_step(step)
+        except AuditError as error:
+            if is_main_process():
+                logger.warning("What an earlier part of the run found is lost: %s", error)
+
     def _begin_loaded(self, model: nn.Module, *, step: int | None) -> AuditResult:
         self._is_loaded = False
         everywhere(self._save_reference)
@@ -443,10 +562,26 @@ class PrivacyAuditor:
         target = self._statistics(model)
         if is_baseline:
             self._reference = self._reference_statistics(model, target)
+        own_scores = self._attack_scores(model, target, is_baseline=is_baseline)
         result = everywhere(
-            lambda: self._result(target, step=step, epoch=epoch, is_baseline=is_baseline, started=started)
+            lambda: self._result(
+                target, own_scores, step=step, epoch=epoch, is_baseline=is_baseline, started=started
+            )
         )
         return broadcast_from_main(result)
+
+    def _attack_scores(
+        self, model: nn.Module, target: TokenStatistics, *, is_baseline: bool
+    ) -> dict[str, np.ndarray]:
+        """Scores of the user's attack, by its name; none if a built-in score decides."""
+        attack, reference = self._attack, self._reference or target
+        if attack is None:
+            return {}
+        with undisturbed(model), self._autocast():
+            if is_baseline:
+                everywhere(lambda: attack.begin(model, self.encoded))
+            scores = everywhere(lambda: attack.score(model, self.encoded, target, reference))
+        return {attack.name: checked_scores(scores, name=attack.name, n_records=len(self.encoded.rows))}
 
     def _statistics(self, model: nn.Module, *, n_rows: int | None = None) -> TokenStatistics:
         """Statistics of all rows, or the first ones, on every process; each scores its share."""
@@ -513,6 +648,7 @@ class PrivacyAuditor:
     def _result(
         self,
         target: TokenStatistics,
+        own_scores: Mapping[str, np.ndarray],
         *,
         step: int,
         epoch: float | None,
@@ -520,37 +656,46 @@ class PrivacyAuditor:
         started: float,
     ) -> AuditResult:
         reference = self._reference if self._reference is not None else target
-        is_member, confidence = self.encoded.is_member, self.history.confidence
+        is_member, confidence = self._is_member, self.history.confidence
         n_bytes = self.encoded.n_compressed_bytes
-        scores = {
+        scores: dict[str, np.ndarray] = {
             name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
-            for name in (self._score, *_COMPARED_SCORES)
+            for name in {self._score, *_COMPARED_SCORES} - own_scores.keys()
         }
+        scores.update(own_scores)
         metrics = measure_scores(
-            scores[self._score],
+            self._units.headline(scores[self._score]),
             is_member,
             fpr_levels=self._fpr_levels,
             confidence=confidence,
             band_confidence=None if is_baseline else self._band_confidence(),
         )
-        member_edges, non_member_edges = edge_counts(target, reference, is_member)
-        return AuditResult(
+        of_records = self.encoded.is_member
+        member_edges, non_member_edges = edge_counts(target, reference, of_records)
+        n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
+        result = AuditResult(
             step=step,
             epoch=epoch,
             status="ok",
             is_baseline=is_baseline,
             score=self._score,
-            n_members=self.encoded.n_members,
-            n_non_members=self.encoded.n_non_members,
+            n_members=self._n_members,
+            n_non_members=self._n_non_members,
             n_tokens=target.n_tokens,
             metrics=metrics,
             auc_by_score={
-                name: measure_auc(scores[name], is_member, confidence=confidence)
+                name: measure_auc(self._units.headline(scores[name]), is_member, confidence=confidence)
                 for name in _COMPARED_SCORES
                 if name != self._score
             },
-            member_loss=mean_loss(target, is_member),
-            non_member_loss=mean_loss(target, ~is_member),
+            auc_by_group={
+                name: measure_auc(scores[self._score][chosen], of_records[chosen], confidence=confidence)
+                for name, chosen in self._units.others.items()
+            },
+            epsilon=self._epsilon(scores[self._score], is_baseline=is_baseline),
+            member_loss=mean_loss(target, of_records),
+            non_member_loss=mean_loss(target, ~of_records),
+            n_error_tokens=float(np.median(n_errors)),
             member_edges=member_edges,
             non_member_edges=non_member_edges,
             decision=self._decide(metrics, is_baseline=is_baseline),
@@ -558,6 +703,12 @@ class PrivacyAuditor:
             batch_size=self._batch_size,
             scores=scores[self._score],
         )
+        return replace(result, findings=detect(result, self.history.results))
+
+    def _epsilon(self, scores: np.ndarray, *, is_baseline: bool) -> EpsilonBound | None:
+        if is_baseline or not self.canaries.provenance.has_independent_coins:
+            return None
+        return self._units.epsilon(scores, delta=_DELTA, confidence=self.history.confidence)
 
     def _band_confidence(self) -> float:
         """Confidence of the next audit's bands that makes the bands of all audits hold together."""
@@ -586,17 +737,23 @@ class PrivacyAuditor:
             status="failed",
             is_baseline=False,
             score=self._score,
-            n_members=self.encoded.n_members,
-            n_non_members=self.encoded.n_non_members,
+            n_members=self._n_members,
+            n_non_members=self._n_non_members,
             decision=Decision(False, None, "the audit failed: leakage is unknown"),
             error=f"{type(error).__name__}: {error}",
             seconds=time.perf_counter() - started,
         )
 
     def _record(self, result: AuditResult) -> None:
+        known = {finding.name for earlier in self.history for finding in earlier.findings}
         self.history = self.history.with_result(result)
+        self.trajectories = self.trajectories.with_result(result)
         if is_main_process():
             logger.info("%s", result.describe())
+            for finding in result.findings:
+                # Of the baseline's, the caveat says all.
+                if finding.name not in known and not result.is_baseline:
+                    logger.warning("%s", finding.text)
         everywhere(lambda: self._save_history(result))
 
     def _save_history(self, result: AuditResult) -> None:
@@ -604,6 +761,7 @@ class PrivacyAuditor:
             return
         try:
             self.history.save(self._output_dir / "history.jsonl")
+            self.trajectories.save(self._output_dir / _TRAJECTORIES)
         except OSError as error:
             # Before the first step a folder that cannot be written is the user's to mend.
             if result.is_baseline or self._on_error == "raise":
@@ -621,20 +779,6 @@ class PrivacyAuditor:
                 "The weights of step %d could not be kept (%s): a stop would put back older ones.",
                 step,
                 error,
-            )
-
-    def _warn_of_shift(self, baseline: AuditResult) -> None:
-        measured: Measurement | None = baseline.auc_by_score.get("loss")
-        if measured is None or measured.interval is None or 0.5 in measured.interval:
-            return
-        if is_main_process():
-            logger.warning(
-                "Members and non-members differ before any training: AUC of the bare loss %.3f "
-                "[%.3f, %.3f] should contain 0.5. Leakage figures will include this difference; draw both "
-                "from one pool with `hold_out_canaries`.",
-                measured.value,
-                measured.interval.lower,
-                measured.interval.upper,
             )
 
 
@@ -668,7 +812,7 @@ def _second_model(model: nn.Module, source: Literal["copy"] | Callable[[], nn.Mo
 def check_arguments(
     *,
     budget: LeakageBudget | None,
-    score: str,
+    score: str | Attack,
     fpr_levels: Sequence[float],
     confidence: float,
     batch_size: int | None,
@@ -679,8 +823,11 @@ def check_arguments(
         raise ConfigurationError(
             f"`budget` must be a LeakageBudget or None, got {budget!r}: try LeakageBudget(limit=0.6)."
         )
-    if score not in SCORES:
-        raise ConfigurationError(f"Unknown score {score!r}: use one of {', '.join(SCORES)}.")
+    if score not in SCORES if isinstance(score, str) else not isinstance(score, Attack):
+        raise ConfigurationError(
+            f"Unknown score {score!r}: use one of {', '.join(SCORES)}, or an object with `name`, `begin` and "
+            "`score` (see `ezmia_callbacks.attack.Attack`)."
+        )
     if not all(0.0 < fpr < 1.0 for fpr in fpr_levels):
         raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(fpr_levels)!r}.")
     if not 0.0 < confidence < 1.0:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ezmia_callbacks import console
+from ezmia_callbacks.attack import Attack
 from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import everywhere, is_main_process
@@ -23,6 +24,7 @@ from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDepend
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import undisturbed
+from ezmia_callbacks.presence import comparable_rows
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
@@ -48,6 +50,7 @@ from ezmia_callbacks.trainer_checkpoints import (
     steps_between,
 )
 from ezmia_callbacks.trainer_rows import as_trained, draw_from_trainer
+from ezmia_callbacks.trl_rows import is_packed
 
 try:
     import transformers
@@ -89,7 +92,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
-        score: The score that decides; the others are shown beside it.
+        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
+            beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
@@ -103,6 +107,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it.
+        allow_shift: Let a budget decide although members and non-members, in a split that this library did
+            not draw, can be told apart without the model. Figures then include that difference.
         trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
 
     Attributes:
@@ -125,7 +131,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         budget: LeakageBudget | None = None,
         every: Literal["epoch"] | int | float = "epoch",
         reference: ReferenceSource | str | Path = "auto",
-        score: str = "ez",
+        score: str | Attack = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_members: int = 500,
@@ -137,6 +143,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         restore: bool = True,
         prefix: str = "privacy/",
         on_error: OnError = "warn",
+        allow_shift: bool = False,
         trainer: Any = None,
     ) -> None:
         check_arguments(
@@ -165,6 +172,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self.restore = restore
         self.prefix = prefix
         self.on_error = on_error
+        self.allow_shift = allow_shift
         self.auditor: PrivacyAuditor | None = None
         self._trainer = None if trainer is None else weakref.ref(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
@@ -445,6 +453,10 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             output_dir=self._folder(trainer),
             restore=self.restore,
             on_error=self.on_error,
+            allow_shift=self.allow_shift,
+            training_records=None
+            if is_packed(trainer, "train_dataset")
+            else comparable_rows(trainer.train_dataset),
             is_progress_shown=not args.disable_tqdm,
             autocast=lambda: _autocast(trainer),
         )

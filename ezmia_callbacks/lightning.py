@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ezmia_callbacks import console
+from ezmia_callbacks.attack import Attack
 from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.dataloader_rows import as_fed, draw_from_dataloaders
@@ -42,6 +43,7 @@ from ezmia_callbacks.lightning_trainer import (
     language_model_in,
     n_planned_audits,
 )
+from ezmia_callbacks.presence import comparable_rows
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
@@ -115,7 +117,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
-        score: The score that decides; the others are shown beside it.
+        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
+            beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
@@ -129,6 +132,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         prefix: Put before every metric name.
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it.
+        allow_shift: Let a budget decide although members and non-members, in a split that this library did
+            not draw, can be told apart without the model. Figures then include that difference.
         logits_fn: `logits_fn(pl_module, input_ids, attention_mask)` returns logits (batch, length,
             vocabulary); needed only if the LightningModule does not hold exactly one Hugging Face causal
             language model, which is found by itself. Named in a configuration file, it must be annotated
@@ -153,7 +158,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         budget: LeakageBudget | None = None,
         every: Literal["epoch"] | int | float = "epoch",
         reference: ReferenceSource | str | Path = "auto",
-        score: str = "ez",
+        score: str | Attack = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_members: int = 500,
@@ -166,6 +171,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         restore: bool = True,
         prefix: str = "privacy/",
         on_error: OnError = "warn",
+        allow_shift: bool = False,
         logits_fn: LogitsFunction | None = None,
     ) -> None:
         super().__init__()
@@ -196,6 +202,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         self.restore = restore
         self.prefix = prefix
         self.on_error = on_error
+        self.allow_shift = allow_shift
         self.logits_fn = logits_fn
         self.auditor: PrivacyAuditor | None = None
         self._begun_with: weakref.ref[nn.Module] | None = None
@@ -476,6 +483,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             output_dir=self._folder(trainer),
             restore=self.restore,
             on_error=self.on_error,
+            allow_shift=self.allow_shift,
+            training_records=comparable_rows(getattr(trainer.train_dataloader, "dataset", None)),
             is_progress_shown=trainer.progress_bar_callback is not None,
             logits_fn=self._logits,
             autocast=self._training_context,

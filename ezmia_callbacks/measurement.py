@@ -15,12 +15,12 @@ from ezmia_callbacks.results import EdgeCounts, Measurement
 from ezmia_callbacks.token_statistics import TokenStatistics
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float64
+    from jaxtyping import Bool, Float64, Int64
 
     Scores = Float64[np.ndarray, " n_records"]
     Membership = Bool[np.ndarray, " n_records"]
 
-__all__ = ["edge_counts", "mean_loss", "measure_auc", "measure_scores"]
+__all__ = ["edge_counts", "mean_loss", "mean_of_records", "measure_auc", "measure_scores"]
 
 
 def measure_auc(
@@ -110,6 +110,19 @@ def mean_loss(statistics: TokenStatistics, chosen: Membership) -> float:
     return float(-statistics.log_probs[of_token].mean(dtype=np.float64))
 
 
+def mean_of_records(
+    values: Float64[np.ndarray, " n_tokens"], offsets: Int64[np.ndarray, " n_records_plus_1"]
+) -> Float64[np.ndarray, " n_records"]:
+    """Mean over the tokens of each record.
+
+    >>> mean_of_records(np.array([1.0, 2.0, 5.0]), np.array([0, 2, 3])).tolist()
+    [1.5, 5.0]
+    """
+    sums = np.add.reduceat(np.asarray(values, dtype=np.float64), offsets[:-1])
+    means: Float64[np.ndarray, " n_records"] = sums / np.diff(offsets)
+    return means
+
+
 def edge_counts(
     target: TokenStatistics, reference: TokenStatistics, is_member: Membership
 ) -> tuple[EdgeCounts, EdgeCounts]:
@@ -127,6 +140,7 @@ def edge_counts(
             n_no_errors=int(evidence.has_no_errors[chosen].sum()),
             n_no_negative=int(evidence.has_no_negative[chosen].sum()),
             n_low_evidence=int(evidence.is_low_evidence[chosen].sum()),
+            n_records=int(chosen.sum()),
         )
 
     return count(is_member), count(~is_member)

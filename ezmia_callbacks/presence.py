@@ -1,6 +1,6 @@
 """Whether members are among the rows that are trained on, and non-members are not.
 
-A leaf used by `trainer_rows` alone. The mistakes that this catches read as "no leakage": keeping the
+Used by the shells alone. The mistakes that this catches read as "no leakage": keeping the
 training set from before the hold-out, or training on rows that were made in another way.
 """
 
@@ -14,12 +14,38 @@ from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.canaries.records import record_key
 from ezmia_callbacks.errors import ConfigurationError, OverlappingCanariesError
 
-__all__ = ["check_presence", "is_indexable", "keys_of"]
+__all__ = ["check_presence", "comparable_rows", "is_indexable", "keys_of"]
 
 # Reading every training row of a huge set would cost more than the audit it protects.
 _MAX_ROWS_CHECKED = 200_000
 _ROWS_READ_AT_ONCE = 1000
+# Some ten seconds of work.
+_MAX_TOKENS_COMPARED = 2_000_000
 _TOKEN_COLUMNS = ("input_ids", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids")
+
+
+def comparable_rows(dataset: Any) -> list[dict[str, list[int]]] | None:
+    """Training rows in which near copies of canaries can be looked for; None if there are none of that kind.
+
+    Of a large set it is a sample, always the same: near copies tell how a set was made, not each of them.
+
+    Args:
+        dataset: The rows that will be trained on, one record each.
+    """
+    if not is_indexable(dataset) or not len(dataset):
+        return None
+    rows: list[dict[str, list[int]]] = []
+    n_tokens = 0
+    for index in np.random.default_rng(0).permutation(len(dataset)):
+        row = dataset[int(index)]
+        if not isinstance(row, Mapping) or "input_ids" not in row or "seq_lengths" in row:
+            return None
+        ids = np.asarray(row["input_ids"]).tolist()
+        n_tokens += len(ids)
+        if rows and n_tokens > _MAX_TOKENS_COMPARED:
+            break
+        rows.append({"input_ids": ids})
+    return rows
 
 
 def check_presence(dataset: Any, canaries: CanarySet, keys: Mapping[str, bytes]) -> list[str]:

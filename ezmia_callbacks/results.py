@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ezmia_callbacks.functional.budget import Decision
+from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 
 if TYPE_CHECKING:
@@ -42,11 +43,14 @@ class EdgeCounts:
         n_no_errors: Records that the target model predicts without any error.
         n_no_negative: Records whose error tokens all moved up.
         n_low_evidence: Records with a single error token.
+        n_records: Records among which these were counted, also where figures count groups of them; 0 if that
+            was not written down.
     """
 
     n_no_errors: int
     n_no_negative: int
     n_low_evidence: int
+    n_records: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class AuditResult:
         auc_by_group: AUC of the deciding score within each group of canaries (copies in training, family),
             if there are several; `metrics` then are those of the group that stands for a normal record.
         findings: What the audit noticed that changes how its figures read.
+        epsilon: Lower bound of epsilon from this audit alone; None unless membership was drawn by coins.
         member_loss: Mean loss over the members' tokens, nats per token.
         non_member_loss: Mean loss over the non-members' tokens: a held-out loss.
         n_error_tokens: Median number of wrongly predicted tokens of a record, on which EZ rests.
@@ -107,6 +112,7 @@ class AuditResult:
     auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_group: Mapping[str, Measurement] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    epsilon: EpsilonBound | None = None
     member_loss: float | None = None
     non_member_loss: float | None = None
     n_error_tokens: float | None = None
@@ -134,15 +140,17 @@ class AuditResult:
         for name in ("member_edges", "non_member_edges"):
             fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
         fields["findings"] = tuple(Finding(**finding) for finding in fields["findings"])
+        fields["epsilon"] = EpsilonBound(**fields["epsilon"]) if fields["epsilon"] else None
         fields["decision"] = Decision(**fields["decision"])
         return cls(**fields)
 
     def to_metrics(self) -> dict[str, float]:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
 
-        Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<score>` of the other scores,
-        `member_loss`, `non_member_loss`; with a budget `budget` and `over_budget` (0 or 1); `failed` is 1
-        for a failed audit, which has nothing else.
+        Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
+        groups of canaries, `member_loss`, `non_member_loss`; where coins were thrown `epsilon_lower` and
+        `epsilon_ceiling`; with a budget `budget` and `over_budget` (0 or 1); `failed` is 1 for a failed
+        audit, which has nothing else.
         """
         if self.status == "failed":
             return {"failed": 1.0}
@@ -157,6 +165,8 @@ class AuditResult:
         for name, measurement in {**self.auc_by_score, **self.auc_by_group}.items():
             if measurement.value is not None:
                 flat[f"auc_{name}"] = measurement.value
+        if self.epsilon is not None:
+            flat["epsilon_lower"], flat["epsilon_ceiling"] = self.epsilon.value, self.epsilon.ceiling
         if self.member_loss is not None and self.non_member_loss is not None:
             flat["member_loss"] = self.member_loss
             flat["non_member_loss"] = self.non_member_loss

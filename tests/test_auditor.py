@@ -1,11 +1,19 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 
-from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks import (
+    AuditResult,
+    CanarySet,
+    LeakageBudget,
+    PrivacyAuditor,
+    hold_out_canaries,
+    insert_canaries,
+)
 from ezmia_callbacks.errors import (
     AuditError,
     AuditMemoryError,
@@ -239,7 +247,70 @@ def test_sides_that_differ_before_training_are_reported(caplog):
     auditor = PrivacyAuditor(CanarySet.from_lists(members, non_members))
     auditor.begin(model)
 
-    assert "differ before any training: AUC of the bare loss" in caplog.text
+    assert "can be told apart without the model (AUC at least 0.867 by words)" in caplog.text
+    assert "can be told apart" in auditor.history.caveat
+    assert {f.name for f in auditor.history.findings if f.is_flagged} >= {
+        "words",
+        "mean loss before training",
+    }
+
+
+def test_a_budget_is_not_judged_on_a_shifted_split_of_the_users(caplog):
+    members = make_rows(make_texts(60, n_words=12))
+    non_members = make_rows([f"{text} the the the" for text in make_texts(60, seed=5)])
+    canaries = CanarySet.from_lists(members, non_members)
+    budget = LeakageBudget(limit=0.6)
+
+    with pytest.raises(ConfigurationError, match="allow_shift=True"):
+        PrivacyAuditor(canaries, budget=budget, n_audits=1).begin(make_model())
+
+    auditor = PrivacyAuditor(canaries, budget=budget, n_audits=1, allow_shift=True)
+    auditor.begin(make_model())
+    assert "can be told apart without the model" in auditor.history.caveat
+    assert auditor.history.caveat in caplog.text
+
+
+def test_near_copies_of_non_members_in_training_are_found_before_the_first_step():
+    rows, canaries = draw()
+    copied = [r for r, is_member in zip(canaries.records, canaries.is_member, strict=True) if not is_member]
+    auditor = PrivacyAuditor(canaries, training_records=[*rows, *copied[:5]])
+
+    auditor.begin(make_model())
+
+    found = {finding.name: finding for finding in auditor.history.findings}
+    assert found["near copies among training rows"].is_flagged
+    assert "5 of 60 non-members" in found["near copies among training rows"].text
+    assert "near copies" in auditor.history.caveat
+
+
+def test_findings_survive_a_resume(tmp_path):
+    _, canaries = draw()
+    first = PrivacyAuditor(canaries, output_dir=tmp_path)
+    model = make_model()
+    first.begin(model)
+
+    second = PrivacyAuditor(canaries, output_dir=tmp_path)
+    second.resume(model, first.history.to_dicts(), step=0)
+
+    assert second.history.findings == first.history.findings
+    assert second.history.caveat == first.history.caveat
+
+
+def test_an_attacked_run_of_inserted_canaries_has_an_epsilon_and_a_curve_for_each_tier():
+    rows, canaries = insert_canaries(
+        make_rows(make_texts(1500)), n_canaries=200, repetitions=(1, 8), length=12, max_fraction=0.9, seed=0
+    )
+    auditor = PrivacyAuditor(canaries, n_audits=2)
+    run(auditor, rows, n_epochs=2)
+    result = auditor.history[-1]
+
+    assert auditor.history[0].epsilon is None
+    assert result.n_members + result.n_non_members == 100
+    assert result.auc_by_group["x8"].value > result.auc_by_group["x1"].value
+    assert result.auc_by_group["x1"].value == result.metrics["auc"].value
+    assert result.epsilon.n == 40
+    assert result.to_metrics()["epsilon_lower"] == result.epsilon.value
+    assert AuditResult.from_dict(json.loads(json.dumps(result.to_dict()))) == replace(result, scores=None)
 
 
 def test_a_resumed_run_has_the_original_reference_and_history(tmp_path):
@@ -291,7 +362,8 @@ def test_finish_removes_the_kept_weights_and_nothing_else(tmp_path):
 
     auditor.finish()
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "reference.safetensors"]
+    left = ["history.jsonl", "reference.safetensors", "trajectories.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_an_unwritable_history_does_not_end_training(tmp_path, caplog, monkeypatch):
@@ -464,7 +536,7 @@ def test_weights_of_the_last_audit_are_kept_on_resume_and_later_ones_are_not(tmp
     train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
     assert second.restore_within_budget(model).step == 1
     assert_same_weights(model, audited)
-    assert not caplog.records
+    assert "No weights" not in caplog.text
 
     train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-2))
     third = PrivacyAuditor(canaries, budget=budget, n_audits=3)

@@ -290,7 +290,12 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
     assert [result.status for result in audit.history] == ["ok", "ok", "ok"]
     assert seen["history"] == 2
     assert seen["step"] == 8
-    assert seen["files"] == ["history.jsonl", "last_within_budget-0.pt", "reference.safetensors"]
+    assert seen["files"] == [
+        "history.jsonl",
+        "last_within_budget-0.pt",
+        "reference.safetensors",
+        "trajectories.safetensors",
+    ]
     assert "The audit history could not be written" in caplog.text
     assert "could not be kept" in caplog.text
 
@@ -349,7 +354,11 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
     # Nothing of the killed write stays, either.
-    assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "reference.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "history.jsonl",
+        "reference.safetensors",
+        "trajectories.safetensors",
+    ]
 
 
 class Interrupt(TrainerCallback):

@@ -27,12 +27,35 @@ class Row(NamedTuple):
 ROWS = (
     Row(frozenset({"errors", "canaries", "functional"}), frozenset({"numpy", "scipy", "sklearn"})),
     Row(
-        frozenset({"files", "token_statistics", "results", "measurement", "history", "encoding", "report"}),
+        frozenset(
+            {
+                "detectors",
+                "encoding",
+                "facts",
+                "files",
+                "history",
+                "measurement",
+                "report",
+                "results",
+                "token_statistics",
+                "trajectories",
+                "units",
+            }
+        ),
         frozenset({"safetensors"}),
     ),
     Row(
         frozenset(
-            {"inference", "reference", "snapshot", "distributed", "auditor", "console", "schedule_free"}
+            {
+                "attack",
+                "auditor",
+                "console",
+                "distributed",
+                "inference",
+                "reference",
+                "schedule_free",
+                "snapshot",
+            }
         ),
         frozenset({"torch", "tqdm"}),
     ),

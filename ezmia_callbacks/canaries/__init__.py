@@ -9,7 +9,7 @@ from ezmia_callbacks.canaries.insertion import (
     strip_canaries,
 )
 from ezmia_callbacks.canaries.records import Record
-from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance, by_group
 
 __all__ = [
     "CanaryDetails",
@@ -17,6 +17,7 @@ __all__ = [
     "Provenance",
     "Record",
     "ValidityReport",
+    "by_group",
     "check_validity",
     "hold_out_canaries",
     "insert_canaries",

@@ -1,8 +1,8 @@
 """Draw canaries from a training set, and take the non-members out of it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ MINIMUM_COINS = 50
 RowT_co = TypeVar("RowT_co", covariant=True)
 RowT = TypeVar("RowT", bound=Record)
 ColumnarT = TypeVar("ColumnarT", bound="ColumnarDataset")
+GroupBy: TypeAlias = str | Callable[[Any], Hashable]
 
 
 class MapStyleDataset(Protocol[RowT_co]):
@@ -72,6 +73,7 @@ def hold_out_canaries(
     n_members: int | None = None,
     n_non_members: int | None = None,
     n_canaries: int | None = None,
+    group_by: GroupBy | None = None,
     seed: int = 0,
 ) -> tuple[list[RowT], CanarySet]: ...
 @overload
@@ -81,6 +83,7 @@ def hold_out_canaries(
     n_members: int | None = None,
     n_non_members: int | None = None,
     n_canaries: int | None = None,
+    group_by: GroupBy | None = None,
     seed: int = 0,
 ) -> tuple[tuple[RowT, ...], CanarySet]: ...
 @overload
@@ -90,6 +93,7 @@ def hold_out_canaries(
     n_members: int | None = None,
     n_non_members: int | None = None,
     n_canaries: int | None = None,
+    group_by: GroupBy | None = None,
     seed: int = 0,
 ) -> tuple[ColumnarT, CanarySet]: ...
 @overload
@@ -99,6 +103,7 @@ def hold_out_canaries(
     n_members: int | None = None,
     n_non_members: int | None = None,
     n_canaries: int | None = None,
+    group_by: GroupBy | None = None,
     seed: int = 0,
 ) -> tuple[MapStyleDataset[RowT], CanarySet]: ...
 def hold_out_canaries(
@@ -107,6 +112,7 @@ def hold_out_canaries(
     n_members: int | None = None,
     n_non_members: int | None = None,
     n_canaries: int | None = None,
+    group_by: GroupBy | None = None,
     seed: int = 0,
 ) -> tuple[object, CanarySet]:
     """Draw canaries at random, and return the training set without the non-members.
@@ -121,12 +127,19 @@ def hold_out_canaries(
     `n_canaries` draws that many records and throws an independent fair coin for each: about half
     become members. Only such coins carry a lower bound on epsilon.
 
+    Where a person or a document has several records, one of them in training gives the others away: with
+    `group_by`, whole groups are drawn, and sizes count groups. All rows of a non-member group leave the
+    training set, repeated and empty ones too; members keep theirs. Canaries then are the records of the
+    drawn groups that the pool holds, and `by_group` scores their groups.
+
     Args:
         dataset: Training records: a list or tuple, a `datasets.Dataset` (one split), or any
             dataset with a length and integer indexing, such as a PyTorch map-style dataset.
         n_members: Canaries that stay in the training set, at least 10.
         n_non_members: Canaries that leave it, at least 10.
         n_canaries: Canaries of both kinds, at least 50; instead of the two numbers above.
+        group_by: What a row belongs to: a column, such as "user_id", or a function of the row. Groups get
+            the names `group-<index>`, by their first row, which tell no one's identity.
         seed: Seed of the draw, non-negative. The global random generators are not used.
 
     Returns:
@@ -136,8 +149,8 @@ def hold_out_canaries(
 
     Raises:
         ConfigurationError: if the dataset is streamed, a dictionary of splits or not a dataset, a
-            row has no accepted shape, the seed is not a non-negative integer, or sizes are missing or
-            contradict each other.
+            row has no accepted shape or no group, the seed is not a non-negative integer, or sizes are
+            missing or contradict each other.
         TooFewCanariesError: if fewer canaries are asked for than are needed, or the pool is too small.
 
     >>> texts = [f"patient note {i}" for i in range(100)]
@@ -154,38 +167,90 @@ def hold_out_canaries(
     pool = [i for i, key in enumerate(keys) if key is not None and n_copies[key] == 1]
     n_empty = keys.count(None)
     n_duplicates = len(keys) - n_empty - len(pool)
-    if len(pool) < n_drawn:
+    # The unit of the draw, by its first row: without groups, each row is one.
+    units = np.arange(len(keys)) if group_by is None else _first_rows_of_groups(source, group_by)
+    drawable = np.unique(units[pool])
+    if len(drawable) < n_drawn:
         sizes = "" if n_kept is None else f"{n_kept} members and {n_drawn - n_kept} non-members, "
+        kind, n_all = ("rows", len(keys)) if group_by is None else ("groups", len(np.unique(units)))
         raise TooFewCanariesError(
-            f"Asked for {sizes}{n_drawn} in all, but only {len(pool)} of {len(keys)} rows can be drawn "
+            f"Asked for {sizes}{n_drawn} in all, but only {len(drawable)} of {n_all} {kind} can be drawn "
             f"({n_duplicates} repeat another row, {n_empty} are empty): ask for fewer, or add different "
             "records."
         )
 
     rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.choice(pool, size=n_drawn, replace=False))
+    drawn = np.sort(rng.choice(drawable, size=n_drawn, replace=False))
     if n_kept is None:
-        is_member = fair_coins(n_drawn, rng)
+        is_kept = fair_coins(n_drawn, rng)
     else:
-        is_member = np.zeros(n_drawn, dtype=np.bool_)
-        is_member[rng.choice(n_drawn, size=n_kept, replace=False)] = True
+        is_kept = np.zeros(n_drawn, dtype=np.bool_)
+        is_kept[rng.choice(n_drawn, size=n_kept, replace=False)] = True
 
-    is_kept = np.ones(len(keys), dtype=np.bool_)
-    is_kept[drawn[~is_member]] = False
+    is_held_out = np.isin(units, drawn[~is_kept])
+    chosen = np.array(pool)[np.isin(units[pool], drawn)]
     canaries = CanarySet(
-        records=tuple(rows[int(i)] for i in drawn),
-        is_member=is_member,
-        record_ids=tuple(f"row-{i}" for i in drawn),
+        records=tuple(rows[int(i)] for i in chosen),
+        is_member=~is_held_out[chosen],
+        record_ids=tuple(f"row-{i}" for i in chosen),
         provenance=Provenance(
             method="hold_out_coins" if n_kept is None else "hold_out",
             is_randomized=True,
             seed=int(seed),
-            n_pool=len(pool),
+            n_pool=len(drawable),
             n_duplicates_removed=n_duplicates,
             pool_fingerprint=fingerprint(str(keys[i]) for i in pool),
         ),
+        groups=None if group_by is None else tuple(f"group-{units[i]}" for i in chosen),
     )
-    return select(source, np.flatnonzero(is_kept).tolist()), canaries
+    return select(source, np.flatnonzero(~is_held_out).tolist()), canaries
+
+
+def _first_rows_of_groups(source: MapStyleDataset[Record], group_by: GroupBy) -> NDArray[np.intp]:
+    """Return the first row of the group that each row belongs to, (n_rows,)."""
+    first_of: dict[Hashable, int] = {}
+    groups = [_group(row, group_by) for row in iterated(_groupable(source, group_by))]
+    n_without = sum(group is None for group in groups)
+    if n_without:
+        raise ConfigurationError(
+            f"{n_without} of {len(groups)} rows have no group, the first is row {groups.index(None)}; they "
+            "could put a group on both sides: fill the gaps, or drop these rows."
+        )
+    return np.array([first_of.setdefault(group, i) for i, group in enumerate(groups)], dtype=np.intp)
+
+
+def _groupable(source: MapStyleDataset[Record], group_by: GroupBy) -> MapStyleDataset[Record]:
+    """Return a view on a columnar dataset with plain values and the columns that `group_by` may read."""
+    if not is_columnar(source) or is_transformed(cast(ColumnarDataset, source)):
+        return source
+    columnar = cast(ColumnarDataset, source)
+    if isinstance(group_by, str) and group_by in columnar.column_names:
+        columnar = columnar.select_columns([group_by])
+    return columnar.with_format(None)
+
+
+def _group(row: Any, group_by: GroupBy) -> Hashable:
+    """Return what the row belongs to; None if nothing is known."""
+    if callable(group_by):
+        group = group_by(row)
+    elif isinstance(row, Mapping) and group_by in row:
+        group = row[group_by]
+    else:
+        columns = sorted(map(str, row)) if isinstance(row, Mapping) else "none"
+        raise ConfigurationError(
+            f"Got group_by={group_by!r}, which must be a column of each row, and a {type(row).__name__} with "
+            f"the columns {columns}: name one of them, or pass a function of the row."
+        )
+    # Tensors of equal value are not equal keys.
+    if hasattr(group, "tolist"):
+        group = group.tolist()
+    if not isinstance(group, Hashable):
+        raise ConfigurationError(
+            f"Got a {type(group).__name__} as a group, which needs a value that can be compared, such as a "
+            "string or a number: pass a function of the row that makes one."
+        )
+    # NaN, which is how a missing value often arrives, equals nothing.
+    return None if group != group else group
 
 
 class _Sizes(NamedTuple):

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ezmia_callbacks.canaries.records import (
     Record,
@@ -42,7 +42,8 @@ class Provenance:
             user supplied both sides, `trainer_datasets` if they are a trainer's own two datasets.
         is_randomized: True only where this library drew membership at random.
         seed: Seed of that draw.
-        n_pool: Number of records that were drawn from, after deduplication.
+        n_pool: Number of records that were drawn from, after deduplication; of groups, where whole groups
+            were drawn. The coins are then thrown for groups, too.
         n_duplicates_removed: Records that could not be canaries because another one has the same
             normalized content. `hold_out` leaves out all copies; lists keep the first.
         pool_fingerprint: Short digest of the records that were drawn from.
@@ -119,6 +120,60 @@ class CanaryDetails:
         return f"{self.family} x{self.n_repeats}"
 
 
+class GroupScores(NamedTuple):
+    """The scores of groups of records.
+
+    Attributes:
+        scores: float64, (n_groups,), or (n_audits, n_groups): mean score of each group's records.
+        is_member: (n_groups,): True where the group is in the training set.
+        group_ids: Name of each group, in the order in which they first occur.
+    """
+
+    scores: NDArray[np.float64]
+    is_member: NDArray[np.bool_]
+    group_ids: tuple[str, ...]
+
+
+def by_group(scores: ArrayLike, groups: Sequence[str], is_member: NDArray[np.bool_]) -> GroupScores:
+    """Return the mean score of each group's records, so that the group is the unit of every figure.
+
+    One person's records resemble each other: intervals and tests that count each of them as independent are
+    too narrow. Those of the groups' scores are right, and answer whether a person was trained on at all.
+
+    Args:
+        scores: Score of each record, (n_records,), or of each record at each audit, (n_audits, n_records).
+        groups: Name of each record's group.
+        is_member: True where the record is in the training set, (n_records,).
+
+    Raises:
+        ConfigurationError: if the lengths differ.
+        OverlappingCanariesError: if a group has members and non-members.
+
+    >>> scores = by_group([1.0, 5.0, 3.0], ["ann", "bob", "ann"], np.array([True, False, True]))
+    >>> scores.scores.tolist(), scores.is_member.tolist(), scores.group_ids
+    ([2.0, 5.0], [True, False], ('ann', 'bob'))
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim == 0 or not values.shape[-1] == len(groups) == len(is_member):
+        raise ConfigurationError(
+            f"Got scores of shape {values.shape}, {len(groups)} groups and membership of {len(is_member)} "
+            "records; one of each per record is needed."
+        )
+    _check_membership_of_groups(groups, is_member)
+    number_of = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    numbers = np.array([number_of[name] for name in groups], dtype=np.intp)
+    sums = [np.bincount(numbers, weights=row) for row in values.reshape(-1, len(numbers))]
+    means = (np.array(sums) / np.bincount(numbers)).reshape(*values.shape[:-1], len(number_of))
+    sides = np.zeros(len(number_of), dtype=np.bool_)
+    sides[numbers] = is_member
+    return GroupScores(means, sides, tuple(number_of))
+
+
+class _Sizes(NamedTuple):
+    members: int
+    non_members: int
+
+
 @dataclass(frozen=True, eq=False)
 class CanarySet:
     """Records with known membership, on which leakage is measured.
@@ -132,13 +187,15 @@ class CanarySet:
         record_ids: One unique name per record. Safe to log, unlike the records.
         provenance: How the split was made.
         details: How each synthetic canary was made; None for records of the user's own.
+        groups: Name of the group that each record belongs to, such as the person it is about; None if each
+            stands for itself. Records of a group are not independent: score groups with `by_group`.
 
     Raises:
-        ConfigurationError: if lengths differ, ids repeat, a record has no accepted shape, or the
-            details contradict the membership.
+        ConfigurationError: if lengths differ, ids repeat, a record has no accepted shape, the details
+            contradict the membership, or there are details and groups.
         EmptyRecordError: if a record holds nothing to score.
-        TooFewCanariesError: if either side has fewer than 10 records.
-        OverlappingCanariesError: if a record is on both sides, up to case and white space.
+        TooFewCanariesError: if either side has fewer than 10 records, or groups.
+        OverlappingCanariesError: if a record, up to case and white space, or a group is on both sides.
     """
 
     records: tuple[Record, ...]
@@ -146,6 +203,7 @@ class CanarySet:
     record_ids: tuple[str, ...]
     provenance: Provenance
     details: tuple[CanaryDetails, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         is_member = np.array(self.is_member)
@@ -155,6 +213,7 @@ class CanarySet:
         object.__setattr__(self, "record_ids", tuple(self.record_ids))
         self._check_shapes()
         self._check_details()
+        self._check_groups()
         self._check_empty_records()
         self._check_class_sizes()
         self._check_overlap()
@@ -249,6 +308,15 @@ class CanarySet:
         """Number of records held out of the training set."""
         return len(self.records) - self.n_members
 
+    @property
+    def _n_units(self) -> "_Sizes":
+        """Members and non-members, as groups where there are groups."""
+        if self.groups is None:
+            return _Sizes(self.n_members, self.n_non_members)
+        sides = dict(zip(self.groups, self.is_member.tolist(), strict=True))
+        n_member_groups = sum(sides.values())
+        return _Sizes(n_member_groups, len(sides) - n_member_groups)
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the exact records, their order and their membership.
@@ -258,9 +326,11 @@ class CanarySet:
         """
         pairs = zip(self.records, self.is_member, strict=True)
         keys = [f"{exact_key(record)}:{int(member)}" for record, member in pairs]
-        # Without details nothing is added, so that files of earlier versions still match.
+        # Without details and groups nothing is added, so that files of earlier versions still match.
         if self.details is not None:
             keys = [f"{key}:{d.describe()}:{d.pair_id}" for key, d in zip(keys, self.details, strict=True)]
+        if self.groups is not None:
+            keys = [f"{key}:group {group}" for key, group in zip(keys, self.groups, strict=True)]
         return fingerprint(keys)
 
     @property
@@ -292,7 +362,7 @@ class CanarySet:
 
         Raises:
             ConfigurationError: if `records` does not hold one per index.
-            TooFewCanariesError: if fewer than 10 records of a side are left.
+            TooFewCanariesError: if fewer than 10 records, or groups, of a side are left.
         """
         return CanarySet(
             records=tuple(self.records[i] for i in indices) if records is None else tuple(records),
@@ -300,6 +370,7 @@ class CanarySet:
             record_ids=tuple(self.record_ids[i] for i in indices),
             provenance=self.provenance,
             details=None if self.details is None else tuple(self.details[i] for i in indices),
+            groups=None if self.groups is None else tuple(self.groups[i] for i in indices),
         )
 
     @property
@@ -314,26 +385,35 @@ class CanarySet:
 
     def describe(self) -> str:
         """Say in one sentence how large the set is, how it was split, and what follows from it."""
-        sizes = f"{self.n_members} members and {self.n_non_members} non-members"
         source = self.provenance
+        if self.groups is None:
+            sizes, unit = f"{self.n_members} members and {self.n_non_members} non-members", "record"
+        else:
+            n_groups = self._n_units
+            sizes = (
+                f"{n_groups.members} member groups ({self.n_members} records) and {n_groups.non_members} "
+                f"non-member groups ({self.n_non_members} records)"
+            )
+            unit = "group"
         if source.method in ("inserted_coins", "inserted_pairs"):
             unit = "pair of twins" if source.method == "inserted_pairs" else "canary"
-            groups = ", ".join(dict.fromkeys(detail.describe() for detail in self.details or ()))
+            kinds = ", ".join(dict.fromkeys(detail.describe() for detail in self.details or ()))
             return (
-                f"{sizes}, synthetic canaries ({groups}), inserted by an independent fair coin for each "
+                f"{sizes}, synthetic canaries ({kinds}), inserted by an independent fair coin for each "
                 f"{unit} (seed {source.seed}): the sides differ by chance and training only. Strip them, "
                 "or train without them, before a release."
             )
+        repeated = "ones" if self.groups is None else "records"
         if source.method == "hold_out_coins":
             return (
-                f"{sizes}, by an independent fair coin for each record (seed {source.seed}) drawn from "
-                f"{source.n_pool} records after {source.n_duplicates_removed} repeated ones were set aside, "
-                "so that the two sides differ by chance and training only."
+                f"{sizes}, by an independent fair coin for each {unit} (seed {source.seed}) drawn from "
+                f"{source.n_pool} {unit}s after {source.n_duplicates_removed} repeated {repeated} were set "
+                "aside, so that the two sides differ by chance and training only."
             )
         if source.is_randomized:
             return (
-                f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} records after "
-                f"{source.n_duplicates_removed} repeated ones were set aside, so that the two "
+                f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} {unit}s after "
+                f"{source.n_duplicates_removed} repeated {repeated} were set aside, so that the two "
                 "sides differ by chance and training only."
             )
         origin = {
@@ -390,6 +470,21 @@ class CanarySet:
                 "`pair_id` of their own."
             )
 
+    def _check_groups(self) -> None:
+        if self.groups is None:
+            return
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if self.details is not None:
+            raise ConfigurationError(
+                "Got groups for inserted canaries, which stand for themselves, in tiers of copies: leave out "
+                "`groups`, or draw groups of real records with hold_out_canaries."
+            )
+        if len(self.groups) != len(self.records):
+            raise ConfigurationError(
+                f"Got {len(self.groups)} groups for {len(self.records)} records; one per record is needed."
+            )
+        _check_membership_of_groups(self.groups, self.is_member)
+
     def _check_empty_records(self) -> None:
         empty = [i for i, record in enumerate(self.records) if is_empty(record)]
         if empty:
@@ -399,9 +494,11 @@ class CanarySet:
             )
 
     def _check_class_sizes(self) -> None:
-        if min(self.n_members, self.n_non_members) < MINIMUM_PER_CLASS:
+        n_units = self._n_units
+        if min(n_units) < MINIMUM_PER_CLASS:
+            unit = "members" if self.groups is None else "member groups"
             raise TooFewCanariesError(
-                f"Got {self.n_members} members and {self.n_non_members} non-members "
+                f"Got {n_units.members} {unit} and {n_units.non_members} non-{unit} "
                 f"({self.provenance.n_duplicates_removed} repeated records not counted); at least "
                 f"{MINIMUM_PER_CLASS} of each are needed: add different records."
             )
@@ -422,6 +519,17 @@ class CanarySet:
                 f"Got {len(shared)} records that are member and non-member at once, up to case and "
                 f"white space ({examples}); the sides must be disjoint: remove them from one side."
             )
+
+
+def _check_membership_of_groups(groups: Sequence[str], is_member: NDArray[np.bool_]) -> None:
+    sides: dict[str, bool] = {}
+    pairs = zip(groups, is_member.tolist(), strict=True)
+    n_split = len({name for name, member in pairs if sides.setdefault(name, member) != member})
+    if n_split:
+        raise OverlappingCanariesError(
+            f"Got {n_split} groups with records on both sides; a group is trained on whole or not at all: "
+            "draw groups with hold_out_canaries(..., group_by=...)."
+        )
 
 
 def _first_of_each(records: Sequence[Record], is_member: NDArray[np.bool_]) -> list[int]:

@@ -351,3 +351,107 @@ def test_a_coin_for_fewer_than_fifty_records_is_refused() -> None:
 def test_sizes_that_are_missing_or_contradict_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match="or n_canaries alone for a coin per record"):
         hold_out_canaries(TEXTS, **sizes)
+
+
+# Person i has i % 3 + 1 notes; the rows of a person do not stand together.
+PEOPLE = [f"person-{i}@example.org" for k in range(3) for i in range(60) if i % 3 >= k]
+NOTES: list[dict[str, object]] = [
+    {"text": f"Note {n} of {name}", "user_id": name} for n, name in enumerate(PEOPLE)
+]
+
+
+def people_of(canaries: CanarySet, *, is_member: bool) -> set[str]:
+    return {PEOPLE[i] for i in rows_of(canaries, is_member=is_member)}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize(
+    "group_by", ["user_id", lambda row: row["text"].split()[-1]], ids=["column", "function"]
+)
+def test_whole_groups_go_to_one_side(container: str, group_by: object) -> None:
+    dataset = CONTAINERS[container](NOTES)
+
+    kept, canaries = hold_out_canaries(dataset, n_members=10, n_non_members=20, group_by=group_by)  # type: ignore[call-overload]  # any container
+
+    members, others = people_of(canaries, is_member=True), people_of(canaries, is_member=False)
+    assert (len(members), len(others), len(members & others)) == (10, 20, 0)
+    assert [kept[i] for i in range(len(kept))] == [row for row in NOTES if row["user_id"] not in others]
+    drawn = [i for i, name in enumerate(PEOPLE) if name in members | others]
+    assert canaries.record_ids == tuple(f"row-{i}" for i in drawn)
+    assert canaries.groups == tuple(f"group-{PEOPLE.index(PEOPLE[i])}" for i in drawn)
+    assert canaries.provenance.n_pool == 60
+    assert f"10 member groups ({canaries.n_members} records)" in canaries.describe()
+    assert "drawn at random (seed 0) from 60 groups after 0 repeated records" in canaries.describe()
+
+
+def test_all_rows_of_a_non_member_group_leave_even_those_that_are_no_canaries() -> None:
+    empty = [{"text": " ", "user_id": name} for name in dict.fromkeys(PEOPLE)]
+    repeated = [{"text": "The same.", "user_id": name} for name in dict.fromkeys(PEOPLE)]
+
+    kept, canaries = hold_out_canaries(
+        [*NOTES, *empty, *repeated], n_members=10, n_non_members=20, group_by="user_id"
+    )
+
+    others = people_of(canaries, is_member=False)
+    assert others.isdisjoint({row["user_id"] for row in kept})
+    assert len(kept) == sum(name not in others for name in PEOPLE) + 2 * 40
+    assert all(record["text"] not in (" ", "The same.") for record in canaries.records)  # type: ignore[index]  # rows are mappings
+
+
+def test_sizes_and_coins_count_groups() -> None:
+    _, canaries = hold_out_canaries(NOTES, n_canaries=55, group_by="user_id", seed=4)
+
+    n_groups = [len(people_of(canaries, is_member=side)) for side in (True, False)]
+    assert sum(n_groups) == 55
+    assert min(n_groups) >= 10
+    assert "an independent fair coin for each group (seed 4) drawn from 60 groups" in canaries.describe()
+    with pytest.raises(TooFewCanariesError, match="61 in all, but only 60 of 60 groups can be drawn"):
+        hold_out_canaries(NOTES, n_members=31, n_non_members=30, group_by="user_id")
+
+
+def test_groups_of_one_record_give_the_split_without_groups() -> None:
+    kept, canaries = hold_out_canaries(NOTES, n_members=10, n_non_members=20, seed=5)
+
+    alone, grouped = hold_out_canaries(
+        NOTES, n_members=10, n_non_members=20, seed=5, group_by=lambda row: row["text"]
+    )
+
+    assert alone == kept
+    assert grouped.record_ids == canaries.record_ids
+    assert grouped.is_member.tolist() == canaries.is_member.tolist()
+    assert canaries.groups is None
+
+
+def test_a_split_without_groups_is_the_one_of_earlier_versions() -> None:
+    _, canaries = hold_out_canaries(TEXTS, n_members=10, n_non_members=20, seed=7)
+
+    # As version 0.1.0.dev0 drew it before there were groups.
+    assert canaries.fingerprint == "bb1f93911be4b38d"
+    assert canaries.provenance.pool_fingerprint == "44c5182a23f777df"
+
+
+@pytest.mark.parametrize("make", [np.int64, torch.tensor], ids=["numpy", "torch"])
+def test_scalars_of_equal_value_are_one_group(make: Callable[[int], object]) -> None:
+    rows = [{"text": f"Note {i}", "user_id": make(i // 3)} for i in range(90)]
+
+    _, canaries = hold_out_canaries(rows, n_members=10, n_non_members=10, group_by="user_id")
+
+    assert len(canaries) == 60
+    assert len(set(canaries.groups or ())) == 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "group_by", "message"),
+    [
+        (NOTES, "user", r"columns \['text', 'user_id'\]: name one of them"),
+        (datasets.Dataset.from_list(NOTES), "user", r"columns \['text', 'user_id'\]"),
+        (TEXTS, "user_id", "a str with the columns none: name one of them, or pass a function"),
+        ([*NOTES, {"text": "Whose?", "user_id": None}], "user_id", "1 of 121 rows have no group, .* row 120"),
+        ([*NOTES, {"text": "Whose?", "user_id": float("nan")}], "user_id", "1 of 121 rows have no group"),
+        (NOTES, lambda row: [row["user_id"]], "Got a list as a group"),
+        (NOTES, lambda row: torch.tensor([1]), "Got a list as a group"),
+    ],
+)
+def test_rows_without_a_usable_group_are_refused(rows: object, group_by: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        hold_out_canaries(rows, n_members=10, n_non_members=10, group_by=group_by)  # type: ignore[call-overload]  # wrong use

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from ezmia_callbacks.canaries import CanaryDetails, CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import by_group
 from ezmia_callbacks.errors import (
     ConfigurationError,
     EmptyRecordError,
     OverlappingCanariesError,
     TooFewCanariesError,
 )
+from ezmia_callbacks.functional import delong_interval
 
 MEMBERS = [f"member text {i}" for i in range(12)]
 NON_MEMBERS = [f"other text {i}" for i in range(15)]
@@ -254,3 +256,92 @@ def test_records_of_the_user_are_one_tier() -> None:
 def test_no_copy_is_no_canary() -> None:
     with pytest.raises(ConfigurationError, match="Got n_repeats=0"):
         CanaryDetails("bigram", 0)
+
+
+def grouped(**changes: object) -> CanarySet:
+    """Forty records of twenty people, half of whom are trained on."""
+    arguments: dict[str, object] = {
+        "records": tuple(f"record {i}" for i in range(40)),
+        "is_member": np.arange(40) % 20 < 10,
+        "record_ids": tuple(f"id-{i}" for i in range(40)),
+        "provenance": USER_LISTS,
+        "groups": [f"person {i % 20}" for i in range(40)],
+    }
+    return CanarySet(**(arguments | changes))  # type: ignore[arg-type]  # built by name
+
+
+def test_selected_records_keep_their_groups() -> None:
+    canaries = grouped()
+
+    actual = canaries.select(list(range(20, 40)), records=[f"other {i}" for i in range(20)])
+
+    assert actual.groups == tuple(f"person {i}" for i in range(20))
+    assert canaries.of_tier(1).groups == canaries.groups
+    assert pickle.loads(pickle.dumps(canaries)).groups == canaries.groups
+
+
+def test_groups_change_the_fingerprint() -> None:
+    changed = [grouped(), grouped(groups=None), grouped(groups=[f"person {i}" for i in range(40)])]
+
+    assert len({canaries.fingerprint for canaries in changed}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"is_member": np.arange(40) < 20}, OverlappingCanariesError, "Got 20 groups with records on both"),
+        ({"groups": ["one"]}, ConfigurationError, "1 groups for 40 records"),
+        (
+            {"groups": [f"person {i % 20 // 2}" for i in range(40)]},
+            TooFewCanariesError,
+            "Got 5 member groups and 5 non-member groups .*at least 10",
+        ),
+        (
+            {"details": tuple(CanaryDetails("bigram", 1 + i % 2) for i in range(40))},
+            ConfigurationError,
+            "in tiers of copies: leave out `groups`",
+        ),
+    ],
+)
+def test_groups_that_contradict_the_records_are_refused(
+    changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        grouped(**changes)
+
+    assert "person" not in str(raised.value)
+
+
+def test_the_score_of_a_group_is_the_mean_of_its_records_at_each_audit() -> None:
+    scores = np.arange(8.0).reshape(2, 4)
+    is_member = np.array([True, False, True, False])
+
+    actual = by_group(scores, ["b", "a", "b", "c"], is_member)
+
+    assert actual.scores.tolist() == [[1.0, 1.0, 3.0], [5.0, 5.0, 7.0]]
+    assert actual.group_ids == ("b", "a", "c")
+    assert actual.is_member.tolist() == [True, False, False]
+
+
+def test_groups_on_both_sides_and_other_lengths_have_no_group_score() -> None:
+    with pytest.raises(OverlappingCanariesError, match="Got 1 groups"):
+        by_group([1.0, 2.0], ["a", "a"], np.array([True, False]))
+    with pytest.raises(ConfigurationError, match=r"scores of shape \(3,\), 2 groups"):
+        by_group([1.0, 2.0, 3.0], ["a", "b"], np.array([True, False]))
+
+
+def test_intervals_of_group_scores_hold_where_those_of_records_do_not() -> None:
+    """A person's eight records share half of what makes their scores differ; nothing leaks."""
+    rng = np.random.default_rng(0)
+    groups = [str(i) for i in range(40) for _ in range(8)]
+    is_member = np.arange(320) < 160
+    n_covered = {"record": 0, "group": 0}
+
+    for _ in range(200):
+        scores = np.repeat(rng.normal(size=40), 8) + rng.normal(size=320)
+        n_covered["record"] += 0.5 in delong_interval(scores, is_member)
+        means = by_group(scores, groups, is_member)
+        n_covered["group"] += 0.5 in delong_interval(means.scores, means.is_member)
+
+    assert n_covered["group"] >= 0.9 * 200
+    assert n_covered["record"] < 0.75 * 200
