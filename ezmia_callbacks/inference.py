@@ -229,7 +229,8 @@ def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> li
     """Indices of the rows that each of several processes scores, in whole batches of one process's audit.
 
     The batches, and with them every bit of the result, are those that one process alone would make.
-    With fewer batches than processes there is nothing to gain, and each gets all rows.
+    With fewer batches than processes the surplus ones repeat the first batch, so that none is idle while
+    others wait for it.
 
     >>> from ezmia_callbacks.encoding import TokenRow
     >>> rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3, 4)]
@@ -238,9 +239,9 @@ def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> li
     """
     order = _longest_first(rows)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(batches) < n_shares:
-        return [order] * n_shares
-    return [[i for batch in batches[share::n_shares] for i in batch] for share in range(n_shares)]
+    return [
+        [i for batch in batches[share::n_shares] or batches[:1] for i in batch] for share in range(n_shares)
+    ]
 
 
 def _longest_first(rows: Sequence[TokenRow]) -> list[int]:

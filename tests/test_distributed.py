@@ -136,8 +136,8 @@ def test_every_row_is_dealt_once(n_shares):
     assert max(map(len, shares)) - min(map(len, shares)) <= 4
 
 
-def test_with_fewer_batches_than_processes_each_scores_all():
-    assert deal_rows(rows_of_lengths(2, 4, 3), batch_size=2, n_shares=3) == [[1, 2, 0]] * 3
+def test_with_fewer_batches_than_processes_the_first_is_repeated():
+    assert deal_rows(rows_of_lengths(2, 4, 3), batch_size=2, n_shares=4) == [[1, 2], [0], [1, 2], [1, 2]]
 
 
 def test_tensor_parallel_processes_score_the_same_records():

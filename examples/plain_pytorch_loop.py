@@ -1,0 +1,61 @@
+"""A PyTorch loop by hand: `begin` before the first step, `audit` after each epoch, put back at a stop."""
+
+import torch
+from common import MAX_LENGTH, output_dir_argument, print_outcome, private_texts, small_base_model
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
+
+N_EPOCHS = 6
+
+
+def main() -> None:
+    output_dir = output_dir_argument(__doc__)
+    torch.manual_seed(0)
+    base = small_base_model(output_dir)  # yours: "meta-llama/Llama-3.2-1B"
+    texts = private_texts()  # yours
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    rows = [dict(tokenizer(text, truncation=True, max_length=MAX_LENGTH)) for text in texts]
+
+    train_rows, canaries = hold_out_canaries(rows, n_members=150, n_non_members=250, seed=0)
+    loader = DataLoader(
+        train_rows,
+        batch_size=8,
+        shuffle=True,
+        collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    auditor = PrivacyAuditor(
+        canaries,
+        budget=LeakageBudget(metric="auc", limit=0.70),
+        n_audits=N_EPOCHS,
+        batch_size=32,
+        output_dir=output_dir / "privacy_audit",
+    )
+
+    auditor.begin(model)
+    step = 0
+    for epoch in range(N_EPOCHS):
+        model.train()
+        for batch in loader:
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        result = auditor.audit(model, step=step, epoch=epoch + 1)
+        print(result.describe())
+        if result.decision.stop:
+            auditor.restore_within_budget(model)
+            break
+    auditor.finish()
+    model.save_pretrained(output_dir / "final")
+
+    print_outcome(auditor.history)
+    print(f"Files: {output_dir}")
+
+
+if __name__ == "__main__":
+    main()
