@@ -38,6 +38,7 @@ from ezmia_callbacks.shells import (
     say_restarted,
     warn_of_gaps,
 )
+from ezmia_callbacks.trackers import audit_settings, log_settings, log_verdict
 from ezmia_callbacks.trainer_checkpoints import (
     checkpoint_intervals,
     checkpoints_in,
@@ -418,6 +419,10 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
     def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
         """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
         payload = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        reporters = trainer.callback_handler.callbacks
+        if result.is_baseline and is_main_process():
+            settings = audit_settings(self.history, every=self.every, restore=self.restore)
+            log_settings(reporters, settings, prefix=self.prefix)
         # Logging resets the flag by which Trainer is about to log its own loss.
         should_log = control.should_log
         self._is_publishing = True
@@ -427,6 +432,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         finally:
             control.should_log = should_log
             self._is_publishing = False
+        if is_main_process():
+            log_verdict(reporters, result.describe(), prefix=self.prefix, step=result.step)
         state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
     def _restart(self, args: Any, state: Any, model: nn.Module) -> None:

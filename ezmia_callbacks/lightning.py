@@ -57,6 +57,7 @@ from ezmia_callbacks.shells import (
     say_restarted,
     warn_of_gaps,
 )
+from ezmia_callbacks.trackers import audit_settings, log_settings, log_verdict
 
 __all__ = ["PrivacyAuditCallback"]
 
@@ -431,12 +432,17 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         `pl_module.log` is forbidden in some of these hooks and would average audits over an epoch.
         """
         metrics = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        if result.is_baseline and is_main_process():
+            settings = audit_settings(self.history, every=self.every, restore=self.restore)
+            log_settings(trainer.loggers, settings, prefix=self.prefix)
         for run_logger in trainer.loggers:
             run_logger.log_metrics(dict(metrics), step=result.step)
         for offered in (trainer.callback_metrics, trainer.logged_metrics):
             # An audit that failed has no figures; those of an older one must not pass for its own.
             unknown = {name: math.nan for name in offered if name.startswith(self.prefix)}
             offered.update({name: torch.tensor(value) for name, value in {**unknown, **metrics}.items()})
+        if is_main_process():
+            log_verdict(trainer.loggers, result.describe(), prefix=self.prefix, step=result.step)
 
     def _begin(self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         announce(auditor, self.budget)

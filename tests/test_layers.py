@@ -38,6 +38,7 @@ ROWS = (
                 "report",
                 "results",
                 "token_statistics",
+                "trackers",
                 "trajectories",
                 "units",
             }
@@ -85,6 +86,8 @@ EXCEPTIONS = {
     ("canaries.insertion", "torch"): "a torch dataset with rows put in; anything else needs no torch",
     ("canaries.insertion", "datasets"): "a datasets.Dataset with rows put in, which brings it along",
     ("canaries.near_duplicates", "datasketch"): "an optional package that loads when texts are compared",
+    ("report.drawing", "matplotlib"): "an optional package that loads when a plot is drawn",
+    ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("trl_rows", "datasets"): "TRL prepares nothing else, and brings it along",
     ("shells", "transformers"): "a checkpoint as the reference",
