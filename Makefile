@@ -58,6 +58,6 @@ $(BIN_OLDEST)/python:
 	$(PYTHON) -m venv $(VENV_OLDEST)
 
 $(INSTALLED_OLDEST): $(BIN_OLDEST)/python pyproject.toml constraints-oldest.txt
-	$(BIN_OLDEST)/python -m pip install --quiet -c constraints-oldest.txt -e ".[all]" datasets hypothesis \
-		"jsonargparse[signatures]" optuna pytest pytest-xdist pytorch-lightning schedulefree tensorboard trl
+	$(BIN_OLDEST)/python -m pip install --quiet -c constraints-oldest.txt -e ".[all]" datasets html5lib hypothesis \
+		"jsonargparse[signatures]" jsonschema optuna pytest pytest-xdist pytorch-lightning schedulefree tensorboard trl
 	touch $@

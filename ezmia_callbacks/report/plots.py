@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.report.markdown import counts_line, histories_by_label, metric_label, score_label
+from ezmia_callbacks.report.drawing import (
+    FIGURE_WIDTH,
+    INK,
+    LABEL_SIZE,
+    NOTE_SIZE,
+    QUIET,
+    STYLES,
+    Style,
+    annotate,
+    label_line,
+    legend_above,
+    pyplot,
+    short,
+    write_caption,
+)
+from ezmia_callbacks.report.labels import counts_line, histories_by_label, metric_label, score_label
 from ezmia_callbacks.results import AuditResult, Measurement
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from jaxtyping import Float64
     from matplotlib.axes import Axes
 
-__all__ = ["plot_leakage_and_loss", "plot_leakage_curve"]
-
-_INK, _QUIET = "#222222", "#666666"
-_LABEL_SIZE, _NOTE_SIZE = 10.5, 9.0
-
-
-@dataclass(frozen=True)
-class _Style:
-    """Color, marker and line of one run, the same in every panel; each alone tells the runs apart."""
-
-    color: str
-    marker: str
-    line: Any
-
-
-# Okabe and Ito's colors, which stay apart for color-blind readers; markers and lines do so in grey.
-_STYLES = (
-    _Style("#D55E00", "o", "-"),
-    _Style("#0072B2", "s", (0, (5, 1.6))),
-    _Style("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
-    _Style("#CC79A7", "D", (0, (1.5, 1.2))),
-    _Style("#E69F00", "v", (0, (8, 2))),
-    _Style("#56B4E9", "P", (0, (3, 1, 1, 1, 1, 1))),
-)
+__all__ = ["plot_leakage_and_loss", "plot_leakage_and_utility", "plot_leakage_curve"]
 
 
 def plot_leakage_curve(
@@ -65,20 +54,18 @@ def plot_leakage_curve(
         ConfigurationError: if there is no history, one has no audits, or no audit resolves `metric`.
         MissingDependencyError: if matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    plt = pyplot()
     runs = histories_by_label(histories)
     _check_metric(runs, metric)
     if ax is None:
-        _, ax = pyplot.subplots(figsize=(7.0, 4.8), layout="constrained")
+        _, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
     has_epochs = _has_epochs(runs)
     for style, (label, history) in zip(_styles(runs), runs.items(), strict=True):
         _draw_leakage(ax, history, metric, label=label, style=style, has_epochs=has_epochs)
     _draw_limits(ax, runs, metric)
     _mark_events(ax, runs, metric, has_epochs=has_epochs)
-    scores = {score_label(history[0].score) for history in runs.values()}
-    attack = f"the {scores.pop()} attack" if len(scores) == 1 else "the attack"
-    _finish(ax, y_label=f"{metric_label(metric)} of {attack}", has_epochs=has_epochs)
-    _write_caption(ax, _leakage_caption(runs, metric))
+    _finish(ax, y_label=_leakage_label(runs, metric), has_epochs=has_epochs)
+    write_caption(ax, _leakage_caption(runs, metric))
     return ax
 
 
@@ -96,11 +83,11 @@ def plot_leakage_and_loss(
             two.
         MissingDependencyError: if matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    plt = pyplot()
     runs = histories_by_label(histories)
     _check_metric(runs, "auc")
     if axes is None:
-        figure, axes = pyplot.subplots(1, 2, figsize=(10.0, 4.0), sharex=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), sharex=True, layout="constrained")
         figure.get_layout_engine().set(wspace=0.04)
     if len(axes) != 2:
         raise ConfigurationError(f"Two axes are needed, got {len(axes)}: try `pyplot.subplots(1, 2)[1]`.")
@@ -110,19 +97,51 @@ def plot_leakage_and_loss(
     for style, history in zip(_styles(runs), runs.values(), strict=True):
         _draw_losses(right, history, style=style, has_epochs=has_epochs)
     for label, filled in (("members (trained on)", True), ("held out", False)):
-        right.plot([], [], label=label, **_loss_look(_Style(_INK, "o", "-"), filled=filled))
+        right.plot([], [], label=label, **_loss_look(Style(INK, "o", "-"), filled=filled))
     _finish(right, y_label="loss (nats per token)", has_epochs=has_epochs)
     right.set_xlim(left.get_xlim())
-    _write_caption(right, f"Mean loss over the canaries' tokens: {_counts(runs)}.")
+    write_caption(right, f"Mean loss over the canaries' tokens: {_counts(runs)}.")
     return left, right
 
 
-def _pyplot() -> ModuleType:
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise MissingDependencyError('Plots need matplotlib: pip install "ezmia-callbacks[report]"') from None
-    return pyplot
+def plot_leakage_and_utility(
+    histories: AuditHistory | Mapping[str, AuditHistory], *, metric: str = "auc", ax: Axes | None = None
+) -> Axes:
+    """Axes with the path of each run: held-out loss across, leakage upward, one dot an audit.
+
+    Of two runs the better one is left (useful) and low (private). Bars are the bands, or the audit's own
+    interval where there is no band. An audit without either figure is a gap.
+
+    Args:
+        histories: The audits of one run, or of several by label, e.g. full fine-tuning and LoRA ranks.
+        metric: Name of a metric of the audits, e.g. `"auc"`.
+        ax: Axes to draw on; by default those of a new figure.
+
+    Raises:
+        ConfigurationError: if there is no history, one has no audits, or no audit has `metric`, or a
+            held-out loss.
+        MissingDependencyError: if matplotlib is not installed.
+    """
+    plt = pyplot()
+    runs = histories_by_label(histories)
+    _check_metric(runs, metric)
+    if all(result.non_member_loss is None for history in runs.values() for result in history):
+        raise ConfigurationError("No audit has a held-out loss (`non_member_loss`) to draw leakage against.")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.9), layout="constrained")
+    has_epochs = _has_epochs(runs)
+    for style, (label, history) in zip(_styles(runs), runs.items(), strict=True):
+        _draw_path(ax, history, metric, label=label, style=style, has_epochs=has_epochs)
+    _draw_limits(ax, runs, metric)
+    ax.set_xlabel("held-out loss (nats per token)", fontsize=LABEL_SIZE)
+    ax.set_ylabel(_leakage_label(runs, metric), fontsize=LABEL_SIZE)
+    ax.tick_params(labelsize=LABEL_SIZE - 0.5)
+    ax.margins(x=0.1, y=0.12)
+    ax.spines[["top", "right"]].set_visible(False)
+    legend_above(ax)
+    of_dots = "Numbers: epochs. " if has_epochs else "Numbers: optimizer steps. "
+    write_caption(ax, of_dots + "Left is useful, low is private. " + _leakage_caption(runs, metric, "Bars"))
+    return ax
 
 
 def _check_metric(runs: Mapping[str, AuditHistory], metric: str) -> None:
@@ -140,8 +159,8 @@ def _check_metric(runs: Mapping[str, AuditHistory], metric: str) -> None:
     raise ConfigurationError(f"Unknown metric {metric!r}; {available}.")
 
 
-def _styles(runs: Mapping[str, AuditHistory]) -> list[_Style]:
-    return [_STYLES[index % len(_STYLES)] for index in range(len(runs))]
+def _styles(runs: Mapping[str, AuditHistory]) -> list[Style]:
+    return [STYLES[index % len(STYLES)] for index in range(len(runs))]
 
 
 def _has_epochs(runs: Mapping[str, AuditHistory]) -> bool:
@@ -171,7 +190,7 @@ def _curve(history: AuditHistory, metric: str) -> Float64[np.ndarray, "n_audits 
 
 
 def _draw_leakage(
-    ax: Axes, history: AuditHistory, metric: str, *, label: str, style: _Style, has_epochs: bool
+    ax: Axes, history: AuditHistory, metric: str, *, label: str, style: Style, has_epochs: bool
 ) -> None:
     x = _positions(history, has_epochs=has_epochs)
     values, lower, upper = _curve(history, metric).T
@@ -191,6 +210,63 @@ def _draw_leakage(
     )
 
 
+def _leakage_label(runs: Mapping[str, AuditHistory], metric: str) -> str:
+    scores = {score_label(history[0].score) for history in runs.values()}
+    attack = f"the {scores.pop()} attack" if len(scores) == 1 else "the attack"
+    return f"{metric_label(metric)} of {attack}"
+
+
+def _draw_path(
+    ax: Axes, history: AuditHistory, metric: str, *, label: str, style: Style, has_epochs: bool
+) -> None:
+    x = np.array(
+        [math.nan if result.non_member_loss is None else result.non_member_loss for result in history]
+    )
+    values, lower, upper = _curve(history, metric).T
+    is_known = ~(np.isnan(x) | np.isnan(values))
+    ax.vlines(x, lower, upper, color=style.color, alpha=0.45, linewidth=1.2, zorder=2)
+    ax.plot(
+        np.where(is_known, x, np.nan),
+        np.where(is_known, values, np.nan),
+        color=style.color,
+        linestyle=style.line,
+        linewidth=1.8,
+        marker=style.marker,
+        markersize=7,
+        label=label or "_nolegend_",
+        zorder=3,
+    )
+    known = np.flatnonzero(is_known)
+    for before, after in pairwise(known):
+        if after == before + 1:
+            _draw_arrow(ax, (x[before], values[before]), (x[after], values[after]), style)
+    for i in known:
+        text = f"{_position(history[int(i)], has_epochs=has_epochs):.3g}"
+        if history[int(i)].decision.stop:
+            text += " stopped"
+            _draw_stop(ax, float(x[i]), float(values[i]), style)
+        annotate(ax, text, float(x[i]), float(values[i]), offset=(6, 3), ha="left", va="bottom")
+
+
+def _draw_arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], style: Style) -> None:
+    """A head halfway along the line between two dots."""
+    middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+    ax.annotate(
+        "",
+        xy=middle,
+        xytext=start,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "mutation_scale": 20,
+            "color": style.color,
+            "linewidth": 0,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        },
+        zorder=3,
+    )
+
+
 def _draw_limits(ax: Axes, runs: Mapping[str, AuditHistory], metric: str) -> None:
     budgets = {
         label: history.budget
@@ -200,31 +276,12 @@ def _draw_limits(ax: Axes, runs: Mapping[str, AuditHistory], metric: str) -> Non
     limits = {budget.limit for budget in budgets.values()}
     for limit in sorted(limits):
         names = [label for label, budget in budgets.items() if budget.limit == limit and len(limits) > 1]
-        ax.axhline(limit, color=_INK, linestyle="--", linewidth=1.4, zorder=1.5, label="_budget")
-        _label_line(ax, limit, "\n".join([f"budget {_short(limit)}", *names]), above=True)
+        ax.axhline(limit, color=INK, linestyle="--", linewidth=1.4, zorder=1.5, label="_budget")
+        label_line(ax, limit, "\n".join([f"budget {short(limit)}", *names]), above=True)
     chance = _chance(metric)
     if chance is not None:
-        ax.axhline(chance, color=_QUIET, linestyle="-", linewidth=0.8, zorder=0.5, label="_chance")
-        _label_line(ax, chance, f"chance {_short(chance)}", above=False)
-
-
-def _label_line(ax: Axes, y: float, text: str, *, above: bool) -> None:
-    """Write beside the axes, where no curve runs; the budget lies above chance, and so does its label."""
-    ax.annotate(
-        text,
-        xy=(1.0, y),
-        xycoords=ax.get_yaxis_transform(),
-        xytext=(4, -3 if above else 3),
-        textcoords="offset points",
-        va="bottom" if above else "top",
-        color=_INK if above else _QUIET,
-        fontsize=_NOTE_SIZE,
-    )
-
-
-def _short(value: float) -> str:
-    """Two decimals, or three where two would hide something."""
-    return f"{value:.2f}" if abs(value - round(value, 2)) < 5e-4 else f"{value:.3f}"
+        ax.axhline(chance, color=QUIET, linestyle="-", linewidth=0.8, zorder=0.5, label="_chance")
+        label_line(ax, chance, f"chance {short(chance)}", above=False)
 
 
 def _chance(metric: str) -> float | None:
@@ -249,25 +306,14 @@ def _mark_stop(
     history: AuditHistory,
     stopped: AuditResult,
     metric: str,
-    style: _Style,
+    style: Style,
     *,
     has_epochs: bool,
 ) -> None:
     x, y = _position(stopped, has_epochs=has_epochs), _ends(stopped.metrics.get(metric))[0]
     if not math.isnan(y):
-        ax.plot(
-            [x],
-            [y],
-            marker="X",
-            markersize=15,
-            color=style.color,
-            markeredgecolor="white",
-            markeredgewidth=1.3,
-            linestyle="none",
-            label="_stopped",
-            zorder=5,
-        )
-        _annotate(ax, "stopped", x, y, offset=(-11, 4), ha="right", va="bottom")
+        _draw_stop(ax, x, y, style)
+        annotate(ax, "stopped", x, y, offset=(-11, 4), ha="right", va="bottom")
     kept = history.last_within_budget
     if kept is None:
         return
@@ -279,17 +325,32 @@ def _mark_stop(
             marker="o",
             markersize=14,
             markerfacecolor="none",
-            markeredgecolor=_INK,
+            markeredgecolor=INK,
             markeredgewidth=1.5,
             linestyle="none",
             label="_last within budget",
             zorder=4,
         )
         # The run's own curve rises to the stop, so below and to the right is free of it.
-        _annotate(ax, "last within\nbudget", x, y, offset=(9, -4), ha="left", va="top")
+        annotate(ax, "last within\nbudget", x, y, offset=(9, -4), ha="left", va="top")
 
 
-def _mark_failed(ax: Axes, failed: Sequence[float], style: _Style, *, middle: float) -> None:
+def _draw_stop(ax: Axes, x: float, y: float, style: Style) -> None:
+    ax.plot(
+        [x],
+        [y],
+        marker="X",
+        markersize=15,
+        color=style.color,
+        markeredgecolor="white",
+        markeredgewidth=1.3,
+        linestyle="none",
+        label="_stopped",
+        zorder=5,
+    )
+
+
+def _mark_failed(ax: Axes, failed: Sequence[float], style: Style, *, middle: float) -> None:
     ax.plot(
         failed,
         [0.035] * len(failed),
@@ -312,32 +373,12 @@ def _mark_failed(ax: Axes, failed: Sequence[float], style: _Style, *, middle: fl
         textcoords="offset points",
         ha="left" if is_left else "right",
         va="center",
-        color=_INK,
-        fontsize=_NOTE_SIZE,
+        color=INK,
+        fontsize=NOTE_SIZE,
     )
 
 
-def _annotate(
-    ax: Axes, text: str, x: float, y: float, *, offset: tuple[float, float], ha: str, va: str
-) -> None:
-    from matplotlib import patheffects
-
-    ax.annotate(
-        text,
-        xy=(x, y),
-        xytext=offset,
-        textcoords="offset points",
-        ha=ha,
-        va=va,
-        color=_INK,
-        fontsize=_NOTE_SIZE,
-        linespacing=1.0,
-        zorder=6,
-        path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
-    )
-
-
-def _draw_losses(ax: Axes, history: AuditHistory, *, style: _Style, has_epochs: bool) -> None:
+def _draw_losses(ax: Axes, history: AuditHistory, *, style: Style, has_epochs: bool) -> None:
     x = _positions(history, has_epochs=has_epochs)
     for filled, losses in (
         (True, [result.member_loss for result in history]),
@@ -347,7 +388,7 @@ def _draw_losses(ax: Axes, history: AuditHistory, *, style: _Style, has_epochs: 
         ax.plot(x, y, label="_nolegend_", zorder=3, **_loss_look(style, filled=filled))
 
 
-def _loss_look(style: _Style, *, filled: bool) -> dict[str, Any]:
+def _loss_look(style: Style, *, filled: bool) -> dict[str, Any]:
     return {
         "color": style.color,
         "linestyle": style.line,
@@ -362,25 +403,15 @@ def _loss_look(style: _Style, *, filled: bool) -> dict[str, Any]:
 def _finish(ax: Axes, *, y_label: str, has_epochs: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_xlabel("epoch" if has_epochs else "optimizer steps", fontsize=_LABEL_SIZE)
-    ax.set_ylabel(y_label, fontsize=_LABEL_SIZE)
-    ax.tick_params(labelsize=_LABEL_SIZE - 0.5)
+    ax.set_xlabel("epoch" if has_epochs else "optimizer steps", fontsize=LABEL_SIZE)
+    ax.set_ylabel(y_label, fontsize=LABEL_SIZE)
+    ax.tick_params(labelsize=LABEL_SIZE - 0.5)
     ax.margins(x=0.06, y=0.12)
     # Fractions of an epoch are real audits; with several epochs they are no ticks.
     spread = ax.dataLim.width
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=spread >= 2))
     ax.spines[["top", "right"]].set_visible(False)
-    labels = ax.get_legend_handles_labels()[1]
-    if labels:
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(0.0, 1.0),
-            ncols=min(3, len(labels)),
-            frameon=False,
-            fontsize=_LABEL_SIZE,
-            borderaxespad=0.2,
-            handlelength=2.6,
-        )
+    legend_above(ax)
 
 
 def _counts(runs: Mapping[str, AuditHistory]) -> str:
@@ -395,7 +426,7 @@ def _percents(confidences: Iterable[float]) -> str:
     return " / ".join(dict.fromkeys(f"{100 * confidence:.4g} %" for confidence in confidences))
 
 
-def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str) -> str:
+def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str, shape: str = "Bands") -> str:
     at_bands = _percents(history.band_confidence for history in runs.values())
     at_intervals = _percents(history.confidence for history in runs.values())
     looks = [
@@ -406,33 +437,15 @@ def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str) -> str:
     ]
     text = f"{_counts(runs)}. "
     if any(measurement.band is not None for measurement in looks):
-        text += f"Bands hold for all audits of a run together at {at_bands} (baseline: interval)"
+        text += f"{shape} hold for all audits of a run together at {at_bands} (baseline: interval)"
         if any(measurement.band is None and measurement.interval is not None for measurement in looks):
             text += "; where none is resolved, the interval of that audit alone"
         text += "."
     elif any(measurement.interval is not None for measurement in looks):
-        text += f"Shaded: interval of each audit alone at {at_intervals}."
+        alone = "Shaded" if shape == "Bands" else shape
+        text += f"{alone}: interval of each audit alone at {at_intervals}."
     n_failed = sum(history.n_failed for history in runs.values())
     if n_failed:
         n_audits = sum(len(history) for history in runs.values())
         text += f" {n_failed} of {n_audits} audits failed: leakage there is unknown."
     return text
-
-
-def _write_caption(ax: Axes, text: str) -> None:
-    """Write below the x label, broken to the width of the axes."""
-    figure = ax.get_figure()
-    width = ax.get_window_extent().width / (figure.dpi if figure is not None else 100.0) * 72
-    # A character of the default font is about half as wide as it is high.
-    n_characters = max(30, int(width / (0.5 * _NOTE_SIZE)))
-    ax.annotate(
-        textwrap.fill(text, n_characters),
-        xy=(0.0, 0.0),
-        xycoords="axes fraction",
-        xytext=(0, -39),
-        textcoords="offset points",
-        va="top",
-        color=_QUIET,
-        fontsize=_NOTE_SIZE,
-        annotation_clip=False,
-    )

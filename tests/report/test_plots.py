@@ -1,5 +1,6 @@
 import math
 import sys
+from dataclasses import replace
 
 import matplotlib
 
@@ -14,7 +15,11 @@ from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.report import plot_leakage_and_loss, plot_leakage_curve
+from ezmia_callbacks.report.plots import (
+    plot_leakage_and_loss,
+    plot_leakage_and_utility,
+    plot_leakage_curve,
+)
 from ezmia_callbacks.results import AuditResult, Measurement
 
 
@@ -270,6 +275,56 @@ def test_nothing_is_clipped_or_overlaps_in_the_front_page_picture():
     boxes = [text.get_window_extent() for ax in (left, right) for text in ax.texts]
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_path_has_a_dot_an_audit_at_held_out_loss_and_leakage():
+    ax = plot_leakage_and_utility({"full": FULL, "LoRA": LORA})
+
+    assert line(ax, "full").get_xydata() == pytest.approx(np.array([[3.1, 0.5], [2.8, 0.56], [2.5, 0.66]]))
+    assert line(ax, "full").get_marker() != line(ax, "LoRA").get_marker()
+    assert ax.get_xlabel() == "held-out loss (nats per token)"
+    assert ax.get_ylabel() == "AUC of the EZ attack"
+    assert list(line(ax, "_budget").get_ydata()) == [0.6, 0.6]
+
+
+def test_path_names_its_epochs_points_forward_and_marks_the_stop():
+    ax = plot_leakage_and_utility(FULL)
+
+    assert {"0", "1", "2 stopped"} <= set(texts(ax))
+    arrows = [text for text in ax.texts if text.arrow_patch is not None]
+    assert [arrow.xyann for arrow in arrows] == [pytest.approx((3.1, 0.5)), pytest.approx((2.8, 0.56))]
+    assert [arrow.xy for arrow in arrows] == [pytest.approx((2.95, 0.53)), pytest.approx((2.65, 0.61))]
+    assert line(ax, "_stopped").get_xydata() == pytest.approx(np.array([[2.5, 0.66]]))
+
+
+def test_path_carries_the_band_of_each_audit():
+    (bars,) = plot_leakage_and_utility(FULL).collections
+
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx(end) for end in ([0.47, 0.53], [0.51, 0.61], [0.61, 0.71])]
+
+
+def test_failed_audit_interrupts_the_path_and_no_arrow_bridges_it():
+    ax = plot_leakage_and_utility(history(audit(0.0, 0.5), failure(1.0), audit(2.0, 0.52)))
+
+    assert not [text for text in ax.texts if text.arrow_patch is not None]
+    assert "1 of 3 audits failed" in caption(ax)
+
+
+def test_path_without_a_held_out_loss_is_refused():
+    with pytest.raises(ConfigurationError, match="held-out loss"):
+        plot_leakage_and_utility(history(replace(audit(1.0, 0.5), non_member_loss=None)))
+
+
+def test_path_changes_nothing_global_and_draws_on_given_axes():
+    _, given = pyplot.subplots()
+    figures, style = pyplot.get_fignums(), dict(matplotlib.rcParams)
+
+    ax = plot_leakage_and_utility(FULL, ax=given)
+
+    assert ax is given
+    assert pyplot.get_fignums() == figures
+    assert dict(matplotlib.rcParams) == style
 
 
 @pytest.mark.parametrize("empty", [AuditHistory(), {}, {"run": AuditHistory()}])

@@ -1,0 +1,546 @@
+"""All that a report says, as plain data: the page, the JSON file and the model card are written from it.
+
+What stands here is chosen field by field: no record id, text or score of a record gets in unless it was
+handed over for that purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.functional.budget import Decision, LeakageBudget
+from ezmia_callbacks.functional.epsilon import EpsilonBound
+from ezmia_callbacks.functional.intervals import Interval
+from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.report.labels import (
+    histories_by_label,
+    metric_label,
+    moment,
+    percent,
+    percents,
+    score_label,
+)
+from ezmia_callbacks.results import AuditResult, EdgeCounts, Finding, Measurement
+
+if TYPE_CHECKING:
+    from ezmia_callbacks.trajectories import ExposedRecords
+
+__all__ = ["SCHEMA_VERSION", "Document", "to_document", "write_json"]
+
+# Of the document; `schema.json` describes it, and a change that a reader could trip over raises it.
+SCHEMA_VERSION = 1
+
+Document = dict[str, Any]
+
+_READING = (
+    (
+        "Member, non-member",
+        "Members are records that the model was trained on; non-members are like them and were kept out.",
+    ),
+    (
+        "AUC",
+        "The share of pairs of one member and one non-member in which the member has the higher score. "
+        "50 % is chance; at 100 % the attack tells the two apart without error.",
+    ),
+    (
+        "TPR at a given FPR",
+        "The share of members that the attack names while it wrongly names at most that share of the "
+        "non-members. What a few confident accusations would get right.",
+    ),
+    (
+        "Membership advantage",
+        "The largest difference between the share of members named and the share of non-members named. "
+        "0 is chance.",
+    ),
+    (
+        "Interval and band",
+        "An interval holds for its own audit alone; a band holds for all audits of the run together, so that "
+        "looking often does not make chance look like leakage. Decisions read the band.",
+    ),
+    (
+        "Epsilon",
+        "Only where coins decided who is a member: a lower bound of the epsilon of differential privacy that "
+        "this training could claim, beside the largest value that the same canaries could have shown. A "
+        "witness of leakage, never a certificate against it.",
+    ),
+    (
+        "Gap",
+        "An audit that failed, or a figure that the canaries do not resolve. Leakage there is unknown, not "
+        "absent.",
+    ),
+    (
+        "Held-out loss",
+        "The mean loss over the non-members' tokens, in nats per token. Leakage can rise while it still "
+        "falls.",
+    ),
+)
+
+_LIMITS = (
+    "Within budget means that this attack found no excess on these canaries. It does not mean that the model "
+    "is private.",
+    "A stronger attack may find more than this one. The figures bound leakage from below, never from above.",
+    "The figures speak of records like the canaries. Records that are rare, repeated or unlike them may be "
+    "remembered better.",
+    "The intervals cover the choice of the canaries, not the randomness of training: another seed gives "
+    "another model.",
+    "A headline speaks of the weights at its audit, and of no other checkpoint, merge or quantization.",
+    "Nothing here is a differential-privacy guarantee.",
+)
+
+_VERDICTS = {
+    "baseline": "Baseline",
+    "within": "Excess not detected",
+    "over": "Over budget",
+    "stop": "Over budget: stop",
+    "unknown": "Unknown: audit failed",
+    "none": "No budget",
+}
+
+_OUTCOMES = {
+    "stopped": "Stopped over budget",
+    "over": "Over budget, not stopped",
+    "within": "Excess not detected",
+    "unknown": "Unknown: the last audit failed",
+    "none": "No budget was set",
+    "baseline": "Only the baseline was audited",
+}
+
+
+def to_document(
+    histories: AuditHistory | Mapping[str, AuditHistory],
+    *,
+    title: str | None = None,
+    exposed: ExposedRecords | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Document:
+    """All that a report on one or several runs says, as plain dicts, lists, strings, numbers and None.
+
+    `schema.json` beside this module describes it. A figure that is missing is None with a note, never 0.
+
+    Args:
+        histories: The audits of one run, or of several by label.
+        title: Title of the report.
+        exposed: Records to name, as `most_exposed` found them; by default no record is named.
+        texts: Texts by record id, shown beside `exposed`; by default no text is shown.
+
+    Raises:
+        ConfigurationError: if there is no history, one has no audits, `exposed` is given for several runs, or
+            `texts` without `exposed`.
+    """
+    runs = histories_by_label(histories)
+    if exposed is not None and len(runs) > 1:
+        raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
+    if texts is not None and exposed is None:
+        raise ConfigurationError("`texts` are shown beside the records of `exposed`, which is missing.")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": title or "Membership leakage during fine-tuning",
+        "runs": [_run(label, history) for label, history in runs.items()],
+        "comparison": _comparison(runs),
+        "exposed": None if exposed is None else _exposed(exposed, texts or {}),
+        "reading": [{"term": term, "text": text} for term, text in _READING],
+        "limits": list(_LIMITS),
+    }
+
+
+def write_json(
+    histories: AuditHistory | Mapping[str, AuditHistory],
+    path: str | Path,
+    *,
+    title: str | None = None,
+    exposed: ExposedRecords | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write `to_document` as a JSON file, whole or not at all.
+
+    Args:
+        histories: The audits of one run, or of several by label.
+        path: File to write.
+        title: Title of the report.
+        exposed: Records to name; by default no record is named.
+        texts: Texts by record id, shown beside `exposed`.
+
+    Raises:
+        ConfigurationError: as `to_document`.
+    """
+    document = to_document(histories, title=title, exposed=exposed, texts=texts)
+    write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _run(label: str, history: AuditHistory) -> Document:
+    first = history[0]
+    return {
+        "label": label,
+        "score": {"name": first.score, "label": score_label(first.score)},
+        "n_members": int(first.n_members),
+        "n_non_members": int(first.n_non_members),
+        "n_tokens": max(int(result.n_tokens) for result in history) or None,
+        "n_audits": len(history),
+        "n_failed": history.n_failed,
+        "seconds": float(sum(result.seconds for result in history)),
+        "confidence": history.confidence,
+        "band_confidence": history.band_confidence,
+        "budget": _budget(history.budget),
+        "decides": "auc" if history.budget is None else history.budget.name,
+        "metrics": _names(history),
+        "headline": _headline(history),
+        "kept": _kept(history),
+        "outcome": _outcome(history),
+        "failures": _failures(history),
+        "caveat": history.caveat,
+        "about": history.about,
+        "promise": _promise(history),
+        "checks": [*_baseline_check(history), *map(_finding, history.findings)],
+        "facts": {name: str(value) for name, value in history.facts.items()},
+        "audits": [_audit(result) for result in history],
+    }
+
+
+def _budget(budget: LeakageBudget | None) -> Document | None:
+    if budget is None:
+        return None
+    return {
+        "metric": budget.name,
+        "label": budget.label,
+        "limit": float(budget.limit),
+        "rule": budget.rule,
+        "confidence": budget.confidence,
+        "patience": budget.patience,
+        "text": budget.describe(),
+    }
+
+
+def _names(history: AuditHistory) -> list[Document]:
+    """The metrics of the run in the order in which they are shown."""
+    seen = dict.fromkeys(name for result in history for name in result.metrics)
+    return [{"name": name, "label": metric_label(name), "chance": _chance(name)} for name in seen]
+
+
+def _chance(metric: str) -> float | None:
+    if metric.startswith("tpr_at_fpr_"):
+        return float(metric.removeprefix("tpr_at_fpr_"))
+    return {"auc": 0.5, "advantage": 0.0}.get(metric)
+
+
+def _audit(result: AuditResult) -> Document:
+    return {
+        "moment": moment(result),
+        "step": int(result.step),
+        "epoch": _number(result.epoch),
+        "status": result.status,
+        "is_baseline": result.is_baseline,
+        "metrics": _figures(result.metrics),
+        "auc_by_score": [
+            {"name": name, "label": score_label(name), **_figure(measurement)}
+            for name, measurement in result.auc_by_score.items()
+        ],
+        "auc_by_group": [
+            {"name": name, "label": name, **_figure(measurement)}
+            for name, measurement in result.auc_by_group.items()
+        ],
+        "epsilon": _epsilon(result.epsilon),
+        "member_loss": _number(result.member_loss),
+        "non_member_loss": _number(result.non_member_loss),
+        "n_error_tokens": _number(result.n_error_tokens),
+        "member_edges": _edges(result.member_edges),
+        "non_member_edges": _edges(result.non_member_edges),
+        "decision": _decision(result),
+        "findings": [_finding(finding) for finding in result.findings],
+        "error": result.error,
+        "seconds": float(result.seconds),
+        "batch_size": result.batch_size,
+    }
+
+
+def _figures(measurements: Mapping[str, Measurement]) -> Document:
+    return {name: _figure(measurement) for name, measurement in measurements.items()}
+
+
+def _figure(measurement: Measurement) -> Document:
+    return {
+        "value": _number(measurement.value),
+        "interval": _interval(measurement.interval),
+        "band": _interval(measurement.band),
+        "note": measurement.note,
+    }
+
+
+def _interval(interval: Interval | None) -> Document | None:
+    if interval is None:
+        return None
+    return {
+        "lower": float(interval.lower),
+        "upper": float(interval.upper),
+        "confidence": float(interval.confidence),
+        "method": interval.method,
+    }
+
+
+def _epsilon(bound: EpsilonBound | None) -> Document | None:
+    if bound is None:
+        return None
+    return {
+        "value": _number(bound.value),
+        "ceiling": _number(bound.ceiling),
+        "n": int(bound.n),
+        "confidence": float(bound.confidence),
+        "delta": float(bound.delta),
+        "method": bound.method,
+        "text": bound.describe(),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """A plain float; None for what is missing or no number, which JSON has no way to write."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _edges(edges: EdgeCounts | None) -> Document | None:
+    if edges is None:
+        return None
+    return {
+        "n_no_errors": int(edges.n_no_errors),
+        "n_no_negative": int(edges.n_no_negative),
+        "n_low_evidence": int(edges.n_low_evidence),
+    }
+
+
+def _finding(finding: Finding) -> Document:
+    return {"name": finding.name, "is_flagged": finding.is_flagged, "text": finding.text}
+
+
+def _decision(result: AuditResult) -> Document:
+    decision = result.decision
+    verdict = _verdict(result, decision)
+    return {
+        "verdict": verdict,
+        "label": _VERDICTS[verdict],
+        "message": decision.message,
+        "compared": _number(decision.compared),
+        "limit": _number(decision.limit),
+        "n_over_in_a_row": decision.n_over_in_a_row,
+    }
+
+
+def _verdict(result: AuditResult, decision: Decision) -> str:
+    if result.status == "failed":
+        return "unknown"
+    if decision.stop:
+        return "stop"
+    if result.is_baseline:
+        return "baseline"
+    if decision.is_within_budget is None:
+        return "none"
+    return "within" if decision.is_within_budget else "over"
+
+
+def _headline(history: AuditHistory) -> Document:
+    """The one figure to remember, of the audit that stopped the run or else of the last one; or why not."""
+    return _statement(history, history.stopped or history[-1])
+
+
+def _kept(history: AuditHistory) -> Document | None:
+    """The same of the weights that a stopped run leaves behind, if they were trained at all."""
+    kept = history.last_within_budget
+    if history.stopped is None or kept is None or kept.is_baseline:
+        return None
+    return _statement(history, kept)
+
+
+def _statement(history: AuditHistory, result: AuditResult) -> Document:
+    if result.status == "failed":
+        return _refused(
+            f"The audit at {moment(result)} failed: the leakage of these weights is unknown, not absent."
+        )
+    if result.is_baseline:
+        return _refused("Only the baseline was audited: nothing is known about trained weights.")
+    measurement = result.metrics.get("auc", Measurement(None, note="no AUC was measured"))
+    value, interval = _number(measurement.value), measurement.band or measurement.interval
+    if value is None or interval is None:
+        reason = measurement.note or "no reason was recorded"
+        return _refused(
+            f"At {moment(result)} the AUC has no value with an interval ({reason}): the leakage of these "
+            "weights is unknown."
+        )
+    shown = percents([value, interval.lower, interval.upper])
+    is_band = measurement.band is not None
+    kind = "band over all audits of the run" if is_band else "interval of this audit alone"
+    confidence = history.band_confidence if is_band else history.confidence
+    return {
+        "status": "measured",
+        "moment": moment(result),
+        "value": value,
+        "lower": float(interval.lower),
+        "upper": float(interval.upper),
+        "is_band": is_band,
+        "confidence": confidence,
+        "n_members": int(result.n_members),
+        "n_non_members": int(result.n_non_members),
+        "percent": shown[0],
+        "lower_percent": shown[1],
+        "upper_percent": shown[2],
+        "text": (
+            f"At {moment(result)} a random member scores higher than a random non-member in {shown[0]} % of "
+            f"pairs [{shown[1]}, {shown[2]}]."
+        ),
+        "basis": (
+            f"{percent(confidence)} {kind}; {result.n_members} members, {result.n_non_members} non-members"
+        ),
+        "meaning": _meaning(interval),
+    }
+
+
+def _refused(text: str) -> Document:
+    return {"status": "refused", "text": text}
+
+
+def _meaning(interval: Interval) -> str:
+    if interval.lower > 0.5:
+        return (
+            "Chance is 50 %. All of the interval lies above it: the attack tells members apart better than "
+            "a coin."
+        )
+    if interval.upper < 0.5:
+        return (
+            "Chance is 50 %. All of the interval lies below it: the score is turned round, which hides "
+            "leakage and does not disprove it."
+        )
+    return (
+        "Chance is 50 %, and the interval contains it: leakage was not detected with this many records, "
+        "which does not show that there is none."
+    )
+
+
+def _outcome(history: AuditHistory) -> Document:
+    kind, text = _outcome_of(history)
+    return {"kind": kind, "label": _OUTCOMES[kind], "text": text}
+
+
+def _outcome_of(history: AuditHistory) -> tuple[str, str]:
+    stopped, kept, last = history.stopped, history.last_within_budget, history[-1]
+    if stopped is not None:
+        text = f"Stopped at {moment(stopped)}: {_sentence(stopped.decision.message)}"
+        if kept is None:
+            return "stopped", f"{text} No audit was within budget."
+        weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
+        return (
+            "stopped",
+            f"{text} Kept, as the last within budget: {weights} (unless restoring was switched off).",
+        )
+    if last.status == "failed":
+        return "unknown", "The run was not stopped, and its last audit failed: no verdict on its end."
+    if history.budget is None and last.decision.limit is None:
+        return "none", "The run was measured without a budget: nothing could stop it."
+    if last.is_baseline:
+        return "baseline", "Only the baseline was audited: there is no verdict on trained weights."
+    kind = "within" if last.decision.is_within_budget else "over"
+    return kind, f"The run was not stopped. At {moment(last)}: {_sentence(last.decision.message)}"
+
+
+def _failures(history: AuditHistory) -> str:
+    """What failed audits leave open; empty if none failed."""
+    if not history.n_failed:
+        return ""
+    text = (
+        f"{history.n_failed} of {len(history)} audits FAILED. Leakage there is unknown; it is neither zero "
+        "nor within budget."
+    )
+    if history[-1].status == "failed":
+        text += " The last audit is one of them: the leakage of the final weights is unknown."
+    return text
+
+
+def _promise(history: AuditHistory) -> str:
+    risk = f"{100 * (1 - history.band_confidence):.3g} %"
+    text = (
+        f"The bands hold for all audits of this run together at {percent(history.band_confidence)} "
+        "(union bound)."
+    )
+    if history.budget is None:
+        return text
+    return (
+        text
+        + {
+            "lower": f" A run whose true leakage stays within the limit is stopped with probability at most "
+            f"{risk}; a run that goes on may still exceed it.",
+            "upper": f" A run whose true leakage exceeds the limit goes on with probability at most {risk}.",
+            "point": " The stop reads the bare estimate and carries no such promise.",
+        }[history.budget.rule]
+    )
+
+
+def _baseline_check(history: AuditHistory) -> list[Document]:
+    """What the baseline says about members and non-members before any training."""
+    baseline = next((result for result in history if result.is_baseline), None)
+    measurement = None if baseline is None else baseline.auc_by_score.get("loss")
+    if measurement is None or measurement.value is None or measurement.interval is None:
+        return []
+    lower, upper = measurement.interval.lower, measurement.interval.upper
+    is_flagged = 0.5 not in measurement.interval
+    text = (
+        "Before training a score that compares with the reference ties on all records, so its AUC is 0.5 by "
+        f"construction; the one to look at is the AUC of the bare loss, {measurement.value:.3f} "
+        f"[{lower:.3f}, {upper:.3f}]. "
+    )
+    text += (
+        "It excludes 0.5: members and non-members differed before any training, and the leakage figures "
+        "include this difference."
+        if is_flagged
+        else "It agrees with 0.5: no sign that members and non-members differed beforehand."
+    )
+    return [{"name": "difference before training", "is_flagged": is_flagged, "text": text}]
+
+
+def _comparison(runs: Mapping[str, AuditHistory]) -> Document | None:
+    """What stands in the way of comparing the runs; None for a single run."""
+    if len(runs) < 2:
+        return None
+    histories = list(runs.values())
+    looked_at: dict[str, set[object]] = {
+        "attack": {history[0].score for history in histories},
+        "number of canaries": {(history[0].n_members, history[0].n_non_members) for history in histories},
+        "description of the canaries": {history.about for history in histories},
+        "budget": {history.budget for history in histories},
+    }
+    differing = [name for name, values in looked_at.items() if len(values) > 1]
+    text = (
+        f"The runs differ in: {', '.join(differing)}. Compare their figures with that in mind."
+        if differing
+        else "The runs were audited with the same attack, number of canaries and budget."
+    )
+    return {"differs_in": differing, "text": text}
+
+
+def _exposed(exposed: ExposedRecords, texts: Mapping[str, str]) -> Document:
+    return {
+        "text": exposed.describe(),
+        "n_exposed": int(exposed.n_exposed),
+        "n_expected": float(exposed.n_expected),
+        "n_members": int(exposed.n_members),
+        "n_non_members": int(exposed.n_non_members),
+        "fpr": float(exposed.fpr),
+        "step": int(exposed.step),
+        "records": [
+            {
+                "record_id": record.record_id,
+                "score": float(record.score),
+                "share_above": float(record.share_above),
+                "first_step": int(record.first_step),
+                "first_epoch": _number(record.first_epoch),
+                "n_audits_above": int(record.n_audits_above),
+                "text": texts.get(record.record_id),
+            }
+            for record in exposed.records
+        ],
+    }
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith(".") else text + "."

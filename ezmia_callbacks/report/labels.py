@@ -1,0 +1,109 @@
+"""How runs, audits, metrics and scores are called where a person reads of them."""
+
+from collections.abc import Mapping, Sequence
+
+from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.results import AuditResult
+
+__all__ = [
+    "counts_line",
+    "histories_by_label",
+    "metric_label",
+    "moment",
+    "percent",
+    "percents",
+    "score_label",
+]
+
+_SCORE_LABELS = {
+    "ez": "EZ",
+    "wbc": "WBC",
+    "loss_difference": "loss-difference",
+    "calibrated_min_k_plus_plus": "calibrated Min-K%++",
+    "min_k": "Min-K%",
+    "min_k_plus_plus": "Min-K%++",
+}
+
+
+def histories_by_label(histories: AuditHistory | Mapping[str, AuditHistory]) -> dict[str, AuditHistory]:
+    """The runs by label; a single history gets the empty label.
+
+    Raises:
+        ConfigurationError: if there is no history, or one has no audits.
+    """
+    runs = {"": histories} if isinstance(histories, AuditHistory) else dict(histories)
+    if not runs:
+        raise ConfigurationError("Got no history: at least one is needed.")
+    for label, history in runs.items():
+        if not len(history):
+            name = f"The history {label!r}" if label else "The history"
+            raise ConfigurationError(f"{name} has no audits: run the training with the callback first.")
+    return runs
+
+
+def metric_label(name: str) -> str:
+    """Name of a metric for a reader.
+
+    >>> metric_label("tpr_at_fpr_0.01")
+    'TPR at 1 % FPR'
+    """
+    if name.startswith("tpr_at_fpr_"):
+        return f"TPR at {100 * float(name.removeprefix('tpr_at_fpr_')):g} % FPR"
+    return {"auc": "AUC", "advantage": "Membership advantage"}.get(name, name)
+
+
+def score_label(name: str) -> str:
+    """Name of a score for a reader.
+
+    >>> score_label("ez")
+    'EZ'
+    """
+    return _SCORE_LABELS.get(name, name.replace("_", " "))
+
+
+def counts_line(history: AuditHistory) -> str:
+    """How many records stand on each side.
+
+    >>> from ezmia_callbacks.functional.budget import Decision
+    >>> result = AuditResult(9, 1.0, "failed", False, "ez", 50, 60, Decision(False, None, "failed"))
+    >>> counts_line(AuditHistory((result,)))
+    '50 members, 60 non-members'
+    """
+    return f"{history[0].n_members} members, {history[0].n_non_members} non-members"
+
+
+def moment(result: AuditResult) -> str:
+    """When an audit was made, for a sentence."""
+    if result.is_baseline:
+        return "the baseline"
+    return f"step {result.step}" if result.epoch is None else f"epoch {result.epoch:.3g}"
+
+
+def percent(confidence: float) -> str:
+    """A confidence for a sentence.
+
+    >>> percent(0.95)
+    '95 %'
+    """
+    return f"{100 * confidence:.4g} %"
+
+
+def percents(rates: Sequence[float]) -> list[str]:
+    """Rates in per cent, whole ones unless rounding would turn a rate into certainty or into chance.
+
+    >>> percents([0.684, 0.612, 0.741])
+    ['68', '61', '74']
+    >>> percents([0.9991, 0.52, 1.0])
+    ['99.9', '52.0', '100.0']
+    """
+    for n_decimals in range(4):
+        shown = [f"{100 * rate:.{n_decimals}f}" for rate in rates]
+        landmarks = {0.0, 0.5, 1.0}
+        is_misleading = (
+            float(text) / 100 in landmarks and rate not in landmarks
+            for text, rate in zip(shown, rates, strict=True)
+        )
+        if not any(is_misleading):
+            break
+    return shown

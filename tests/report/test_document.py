@@ -1,0 +1,269 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from report.example_runs import (
+    ABOUT,
+    BUDGET,
+    CAVEAT,
+    audit,
+    epsilon_run,
+    exposed_records,
+    failure,
+    history,
+    lora_run,
+    stopped_run,
+)
+
+from ezmia_callbacks import report
+from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.report import summarize, to_document, write_json
+from ezmia_callbacks.report.labels import percents
+from ezmia_callbacks.results import Measurement
+
+SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text("utf-8"))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+TPR_BUDGET = LeakageBudget(limit=0.3, metric="tpr_at_fpr", fpr=0.1)
+UNRESOLVED = {"auc": Measurement(None, note="needs 100 non-members for a value, got 60")}
+
+
+def only(document):
+    (run,) = document["runs"]
+    return run
+
+
+def headline(*results, **changes):
+    return only(to_document(history(*results, **changes)))["headline"]
+
+
+DOCUMENTS = {
+    "stopped": lambda: to_document(stopped_run()),
+    "several": lambda: to_document({"full": stopped_run(), "LoRA": lora_run()}),
+    "baseline only": lambda: to_document(history(audit(0, 0.5, (5.2, 5.2)))),
+    "failed only": lambda: to_document(history(failure(1))),
+    "steps": lambda: to_document(history(replace(audit(1, 0.6, (5.2, 5.2)), epoch=None))),
+    "unresolved": lambda: to_document(history(audit(1, 0.6, (None, None), metrics=UNRESOLVED))),
+    "no budget": lambda: to_document(history(audit(1, 0.6, (5.2, 5.2), budget=None), budget=None)),
+    "another metric": lambda: to_document(history(audit(1, 0.6, (5, 5)), budget=TPR_BUDGET)),
+    "coins": lambda: to_document(epsilon_run()),
+    "bare": lambda: to_document(AuditHistory((audit(1, 0.6, (5.2, 5.2)),))),
+    "exposed": lambda: to_document(stopped_run(), exposed=exposed_records(), texts={"ticket 17": "secret"}),
+}
+
+
+def test_the_schema_itself_is_valid_and_forbids_what_it_does_not_name():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+    surplus = to_document(stopped_run()) | {"scores": [1.0]}
+
+    assert not VALIDATOR.is_valid(surplus)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_fit_the_schema_and_come_back_from_json(name):
+    document = DOCUMENTS[name]()
+
+    VALIDATOR.validate(document)
+
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_the_file_holds_the_document(tmp_path):
+    write_json(stopped_run(), tmp_path / "new" / "report.json", title="A title")
+
+    saved = json.loads((tmp_path / "new" / "report.json").read_text("utf-8"))
+    assert saved == to_document(stopped_run(), title="A title")
+    assert saved["schema_version"] == 1
+
+
+def test_the_headline_is_that_of_the_stop_with_its_band_counts_and_plain_words():
+    run = only(to_document(stopped_run()))
+
+    stated = run["headline"]
+    assert stated["text"] == (
+        "At epoch 6 a random member scores higher than a random non-member in 68 % of pairs [63, 73]."
+    )
+    assert stated["basis"] == "95 % band over all audits of the run; 400 members, 800 non-members"
+    assert (stated["value"], stated["lower"]) == (0.684, pytest.approx(0.684 - 1.45 * 0.034))
+    assert "tells members apart better than a coin" in stated["meaning"]
+    assert run["caveat"] == CAVEAT
+
+
+def test_a_run_that_goes_on_is_headed_by_its_last_audit_and_not_by_its_best():
+    stated = headline(audit(0, 0.5, (5, 5)), audit(1, 0.52, (5, 5)), audit(2, 0.62, (5, 5)))
+
+    assert stated["moment"] == "epoch 2"
+
+
+def test_an_interval_around_chance_is_not_detected_and_never_absent():
+    stated = headline(audit(0, 0.5, (5, 5)), audit(1, 0.51, (5, 5)))
+
+    assert "leakage was not detected" in stated["meaning"]
+    assert "does not show that there is none" in stated["meaning"]
+
+
+def test_an_auc_below_chance_hides_leakage():
+    assert "turned round" in headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("results", "reason"),
+    [
+        ((audit(0, 0.5, (5, 5)),), "Only the baseline"),
+        ((audit(0, 0.5, (5, 5)), audit(1, 0.51, (5, 5)), failure(2)), "unknown, not absent"),
+        ((audit(1, 0.6, (5, 5), metrics=UNRESOLVED),), "got 60"),
+        ((audit(1, 0.6, (5, 5), metrics={"auc": Measurement(0.6, note="too few")}),), "too few"),
+        ((audit(1, 0.6, (5, 5), metrics={}),), "no AUC was measured"),
+    ],
+)
+def test_a_headline_that_the_data_cannot_carry_is_refused(results, reason):
+    stated = headline(*results)
+
+    assert stated["status"] == "refused"
+    assert reason in stated["text"]
+    assert "value" not in stated
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([0.9996, 0.99, 1.0], ["99.96", "99.00", "100.00"]),
+        ([0.502, 0.4, 0.6], ["50.2", "40.0", "60.0"]),
+        ([0.004, 0.0, 0.1], ["0.4", "0.0", "10.0"]),
+        ([0.5, 0.45, 0.55], ["50", "45", "55"]),
+    ],
+)
+def test_rounding_makes_neither_certainty_nor_chance(rates, expected):
+    assert percents(rates) == expected
+
+
+def test_within_budget_reads_as_not_detected():
+    run = only(to_document(lora_run()))
+
+    assert run["outcome"]["label"] == "Excess not detected"
+    assert {entry["decision"]["label"] for entry in run["audits"]} == {"Baseline", "Excess not detected"}
+    assert not re.search(r"\b(safe|passed|private\b(?!\.))", json.dumps(run), re.IGNORECASE)
+
+
+def test_every_audit_has_the_verdict_that_its_decision_gave():
+    patient = LeakageBudget(limit=0.6, patience=1)
+    over = audit(2, 0.684, (5, 5), budget=patient)
+    stop = audit(3, 0.7, (5, 5), budget=patient, n_over_before=1)
+
+    run = only(to_document(history(audit(0, 0.5, (5, 5)), failure(1), over, stop, budget=patient)))
+
+    verdicts = [entry["decision"]["verdict"] for entry in run["audits"]]
+    assert verdicts == ["baseline", "unknown", "over", "stop"]
+    assert run["audits"][2]["decision"]["limit"] == 0.6
+
+
+def test_failed_audits_are_gaps_without_numbers():
+    run = only(to_document(stopped_run()))
+
+    failed = run["audits"][3]
+    assert failed["metrics"] == {}
+    assert failed["member_loss"] is None
+    assert "one record alone" in failed["error"]
+    assert run["failures"].startswith("1 of 7 audits FAILED. Leakage there is unknown")
+
+
+def test_the_kept_weights_of_a_stopped_run_have_their_own_figure():
+    first_stop = history(audit(0, 0.5, (5, 5)), audit(1, 0.7, (5, 5)))
+
+    assert "At epoch 5" in only(to_document(stopped_run()))["kept"]["text"]
+    assert only(to_document(first_stop))["kept"] is None
+    assert only(to_document(lora_run()))["kept"] is None
+
+
+def test_checks_that_found_nothing_are_listed_and_the_baseline_is_checked():
+    checks = only(to_document(stopped_run()))["checks"]
+
+    assert [(check["name"], check["is_flagged"]) for check in checks] == [
+        ("difference before training", False),
+        ("blind difference", False),
+        ("near-duplicates", True),
+        ("overlap", False),
+    ]
+
+
+def test_a_difference_before_training_is_flagged():
+    shifted = audit(
+        0, 0.5, (5, 5), auc_by_score={"loss": Measurement(0.6, audit(0, 0.6, (5, 5)).metrics["auc"].interval)}
+    )
+
+    check = only(to_document(history(shifted, audit(1, 0.6, (5, 5)))))["checks"][0]
+
+    assert check["is_flagged"]
+    assert "excludes 0.5" in check["text"]
+
+
+def test_no_record_is_named_and_no_score_of_one_leaves_unless_asked_for():
+    result = audit(1, 0.6, (5, 5), scores=np.array([0.123456789]))
+    found = exposed_records()
+
+    plain = json.dumps(to_document(history(result)))
+    named = to_document(history(result), exposed=found)["exposed"]
+
+    assert "0.123456789" not in plain
+    assert "ticket" not in plain
+    assert [record["record_id"] for record in named["records"]] == ["ticket 17", "ticket 4"]
+    assert {record["text"] for record in named["records"]} == {None}
+    assert "without any leakage about 40.5 would" in named["text"]
+
+
+def test_texts_are_those_of_the_records_named_and_no_others():
+    texts = {"ticket 17": "my pin is 1234", "ticket 99": "not exposed"}
+
+    document = to_document(stopped_run(), exposed=exposed_records(), texts=texts)
+
+    assert [record["text"] for record in document["exposed"]["records"]] == ["my pin is 1234", None]
+    assert "not exposed" not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("histories", "arguments", "reason"),
+    [
+        (AuditHistory(), {}, "no audits"),
+        ({}, {}, "no history"),
+        (stopped_run(), {"texts": {"ticket 17": "a"}}, "`exposed`, which is missing"),
+        ({"a": lora_run(), "b": lora_run()}, {"exposed": exposed_records()}, "one run"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(histories, arguments, reason):
+    with pytest.raises(ConfigurationError, match=reason):
+        to_document(histories, **arguments)
+
+
+def test_numbers_that_json_has_no_way_to_write_are_missing():
+    result = audit(1, 0.6, (float("inf"), float("nan")))
+
+    entry = only(to_document(history(result)))["audits"][0]
+
+    assert (entry["member_loss"], entry["non_member_loss"]) == (None, None)
+
+
+def test_runs_that_differ_say_in_what():
+    other = replace(lora_run(), budget=LeakageBudget(limit=0.7), about="Others")
+
+    same = to_document({"a": stopped_run(), "b": lora_run()})["comparison"]
+    different = to_document({"a": stopped_run(), "b": other})["comparison"]
+
+    assert same["differs_in"] == []
+    assert different["differs_in"] == ["description of the canaries", "budget"]
+
+
+def test_the_model_card_tells_the_same():
+    run = only(to_document(stopped_run()))
+    text = summarize(stopped_run())
+
+    for sentence in (run["failures"], run["promise"], run["budget"]["text"], ABOUT, CAVEAT):
+        assert sentence in text
+    assert run["outcome"]["text"] in text
+    assert BUDGET.describe() == run["budget"]["text"]
