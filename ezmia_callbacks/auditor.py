@@ -223,6 +223,7 @@ class PrivacyAuditor:
         self._logits_fn = logits_fn
         self._autocast = autocast
         self._reference: TokenStatistics | None = None
+        self._target: TokenStatistics | None = None
         self._is_loaded = False
         keeps_weights = restore and budget is not None
         path = self._output_dir and self._output_dir / f"last_within_budget-{rank()}.pt"
@@ -272,6 +273,14 @@ class PrivacyAuditor:
     def _fingerprint(self) -> str:
         """Of what the reference statistics were computed on, and from: sources are never mixed in a run."""
         return f"{self.encoded.fingerprint}-{reference_label(self._reference_source)}"
+
+    @property
+    def target(self) -> TokenStatistics | None:
+        """Statistics of the model at the last audit, for figures of your own; None before `begin`.
+
+        `functional.extraction_probability` and `functional.rank_exposure` take it from there.
+        """
+        return self._target
 
     @property
     def _reference_path(self) -> Path | None:
@@ -562,6 +571,7 @@ class PrivacyAuditor:
         target = self._statistics(model)
         if is_baseline:
             self._reference = self._reference_statistics(model, target)
+        self._target = target
         own_scores = self._attack_scores(model, target, is_baseline=is_baseline)
         result = everywhere(
             lambda: self._result(

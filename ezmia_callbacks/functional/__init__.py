@@ -33,6 +33,11 @@ from ezmia_callbacks.functional.exposure import (
     extrapolated_exposure,
     rank_exposure,
 )
+from ezmia_callbacks.functional.extraction import (
+    attempts_needed,
+    extraction_probability,
+    suffix_log_probability,
+)
 from ezmia_callbacks.functional.intervals import (
     BootstrapBand,
     DelongComponents,
@@ -93,6 +98,7 @@ __all__ = [
     "RocCurve",
     "TokenMoments",
     "advantage_interval",
+    "attempts_needed",
     "auc",
     "bonferroni_epsilon",
     "bootstrap_band",
@@ -114,6 +120,7 @@ __all__ = [
     "epsilon_one_run",
     "epsilon_one_run_gdp",
     "exposure_of_rank",
+    "extraction_probability",
     "extrapolated_exposure",
     "ez_evidence",
     "ez_score",
@@ -136,6 +143,7 @@ __all__ = [
     "realized_fpr_range",
     "roc_curve",
     "split_half_epsilon",
+    "suffix_log_probability",
     "tpr_at_fpr",
     "tpr_at_fpr_interval",
     "tpr_at_fpr_lower_bound",
