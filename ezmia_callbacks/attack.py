@@ -61,7 +61,7 @@ def checked_scores(scores: object, *, name: str, n_records: int) -> Float64[np.n
     if array.shape != (n_records,) or not np.isfinite(array).all():
         raise AuditError(
             f"The attack {name!r} returned scores of shape {array.shape}, "
-            f"{int((~np.isfinite(array)).sum())} of them not finite; one finite score for each of {n_records} "
-            "records is needed."
+            f"{int((~np.isfinite(array)).sum())} of them not finite; one finite score for each of "
+            f"{n_records} records is needed."
         )
     return array

@@ -233,6 +233,11 @@ class PrivacyAuditor:
                 "%d canaries have fewer than two tokens that carry loss and are left out.",
                 self.encoded.n_dropped,
             )
+        if budget is not None and budget.metric == "tpr_at_fpr" and n_audits is None:
+            raise ConfigurationError(
+                f"A budget on {budget.label} needs to know how many audits will share its error rate: pass "
+                "`n_audits`, or give the trainer a length (`max_steps`); or set the budget on AUC."
+            )
         if budget is not None:
             least = failure_probability_of_look(
                 n_audits or 1, n_planned=n_audits, failure_probability=1.0 - budget.confidence
@@ -736,7 +741,10 @@ class PrivacyAuditor:
             return Decision(False, None, "no budget")
         decided = metrics[budget.name]
         if decided.value is None or decided.band is None:
-            raise TooFewCanariesError(f"{budget.label} is not resolved: {decided.note}.")
+            # Audits beyond the plan have less of the error rate, until the canaries cannot carry them. Going
+            # on would be to go on without a budget.
+            message = f"{budget.label} cannot be judged any more ({decided.note}): the run was to end by now"
+            return Decision(True, None, message)
         n_over_before = self.history.n_over_in_a_row
         return decide(budget, decided.value, band=decided.band, n_over_before=n_over_before)
 

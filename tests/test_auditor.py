@@ -581,3 +581,30 @@ def test_a_second_model_that_does_not_fit_is_named_and_not_taken_for_a_large_bat
     with pytest.raises(AuditMemoryError, match="no memory for a second model") as caught:
         PrivacyAuditor(canaries, reference=load).begin(make_model())
     assert caught.value.__cause__ is None
+
+
+def test_a_tpr_budget_needs_to_know_the_number_of_audits():
+    _, canaries = draw()
+    budget = LeakageBudget(metric="tpr_at_fpr", fpr=0.1, limit=0.5)
+
+    with pytest.raises(ConfigurationError, match="pass `n_audits`"):
+        PrivacyAuditor(canaries, budget=budget)
+
+
+def test_a_run_that_goes_beyond_what_its_canaries_can_judge_is_stopped():
+    _, canaries = draw()
+    budget = LeakageBudget(metric="tpr_at_fpr", fpr=0.1, limit=0.99, rule="point")
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, budget=budget, n_audits=1)
+    auditor.begin(model)
+    assert not auditor.audit(model).decision.stop
+
+    for _ in range(40):
+        decision = auditor.audit(model).decision
+        if decision.stop:
+            break
+
+    assert decision.stop
+    assert decision.is_within_budget is None
+    assert "cannot be judged any more" in decision.message
+    assert auditor.restore_within_budget(model).decision.is_within_budget

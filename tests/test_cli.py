@@ -1,3 +1,5 @@
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -5,8 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ezmia_callbacks import cli
-from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks import __version__, cli
+from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError
+
+COMMANDS = ("demo", "doctor", "plan", "split", "audit", "report", "compare")
 
 
 def ezmia(*arguments):
@@ -14,6 +18,19 @@ def ezmia(*arguments):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def run_main(monkeypatch, *arguments):
+    """Exit code, standard output and standard error of the command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["ezmia", *map(str, arguments)])
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as caught,
+    ):
+        cli.main()
+    return caught.value.code, out.getvalue(), err.getvalue()
 
 
 def test_the_demo_gets_what_the_command_line_says(monkeypatch):
@@ -43,17 +60,41 @@ def test_the_defaults_of_the_command_are_those_of_the_settings(monkeypatch):
     assert seen == [run.DemoSettings()]
 
 
-def test_an_error_of_ours_is_one_line_and_exit_code_two(monkeypatch, capsys):
-    def fail():
-        raise ConfigurationError("the limit is odd.")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("the limit\nis odd."), 2),
+        (OSError("the limit is odd."), 2),
+        (NonFiniteLogitsError("the limit is odd."), 3),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_an_exit_code(error, code, monkeypatch):
+    def fail(**options):
+        raise error
 
     monkeypatch.setattr(cli, "app", fail)
 
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
+    assert run_main(monkeypatch) == (code, "", "ezmia: the limit is odd.\n")
 
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "ezmia: the limit is odd.\n"
+
+def test_a_crash_is_never_taken_for_a_model_over_budget(monkeypatch):
+    def fail(**options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "app", fail)
+
+    code, _, err = run_main(monkeypatch)
+    assert code == 3
+    assert "ZeroDivisionError: a bug" in err
+
+
+def test_an_interrupt_is_never_taken_for_a_model_over_budget(monkeypatch):
+    def fail(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", fail)
+
+    assert run_main(monkeypatch) == (130, "", "ezmia: interrupted.\n")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +110,30 @@ def test_bad_input_ends_in_one_line_without_a_traceback(arguments, message):
     assert outcome.returncode == 2
     assert message in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["plan", "--nonsense"], ["split"], ["audit", "--fpr", "x"]]
+)
+def test_wrong_usage_shows_the_usage_and_one_line(arguments, monkeypatch):
+    code, out, err = run_main(monkeypatch, *arguments)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: ezmia")
+    assert len([line for line in err.splitlines() if line.startswith("Error: ")]) == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_offers_json(command):
+    outcome = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+
+    assert outcome.exit_code == 0
+    assert "--json" in outcome.output
+    # The blank help of an undocumented option would be a row without words.
+    assert len(outcome.output) > 500
+
+
+def test_the_commands_are_listed_and_the_version_is_told():
+    assert all(command in CliRunner().invoke(cli.app, ["--help"]).output for command in COMMANDS)
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"ezmia {__version__}\n"

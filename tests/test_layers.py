@@ -25,16 +25,16 @@ class Row(NamedTuple):
 
 # A name stands for its submodules too; "" is the package itself, which loads the lower rows lazily.
 ROWS = (
-    Row(frozenset({"errors", "canaries", "functional"}), frozenset({"numpy", "scipy", "sklearn"})),
+    Row(frozenset({"errors", "files", "canaries", "functional"}), frozenset({"numpy", "scipy", "sklearn"})),
     Row(
         frozenset(
             {
                 "detectors",
                 "encoding",
                 "facts",
-                "files",
                 "history",
                 "measurement",
+                "record_files",
                 "report",
                 "results",
                 "token_statistics",
@@ -77,7 +77,7 @@ ROWS = (
     Row(frozenset({"huggingface"}), frozenset({"transformers"}), is_shell=True),
     Row(frozenset({"lightning"}), frozenset({"lightning", "pytorch_lightning"}), is_shell=True),
     Row(frozenset({"axolotl"}), frozenset({"axolotl", "pydantic"})),
-    Row(frozenset({"", "cli", "demo"}), frozenset({"typer", "rich", "peft"})),
+    Row(frozenset({"", "cli", "commands", "demo", "post_hoc"}), frozenset({"typer", "rich", "peft"})),
 )
 
 # Allowed inside functions only: {(module, package): reason}.
@@ -86,6 +86,7 @@ EXCEPTIONS = {
     ("canaries.insertion", "torch"): "a torch dataset with rows put in; anything else needs no torch",
     ("canaries.insertion", "datasets"): "a datasets.Dataset with rows put in, which brings it along",
     ("canaries.near_duplicates", "datasketch"): "an optional package that loads when texts are compared",
+    ("record_files", "pyarrow"): "an optional package that loads when a Parquet file is read",
     ("report.drawing", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",

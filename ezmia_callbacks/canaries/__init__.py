@@ -1,6 +1,7 @@
 """Canaries: records with known membership, on which leakage is measured."""
 
 from ezmia_callbacks.canaries.checks import ValidityReport, check_validity
+from ezmia_callbacks.canaries.files import load_canaries, save_canaries
 from ezmia_callbacks.canaries.hold_out import hold_out_canaries
 from ezmia_callbacks.canaries.insertion import (
     insert_canaries,
@@ -21,7 +22,9 @@ __all__ = [
     "check_validity",
     "hold_out_canaries",
     "insert_canaries",
+    "load_canaries",
     "removal_list",
+    "save_canaries",
     "save_removal_list",
     "strip_canaries",
 ]

@@ -128,9 +128,8 @@ def _train_twice(
     )
     histories = {name: _fine_tune(name, base, corpus, budget, settings, console) for name in (FULL, LORA)}
 
-    figure = plot_leakage_and_loss(histories)[0].get_figure(root=True)
-    if figure is not None:
-        figure.savefig(settings.output_dir / PICTURE, dpi=140)
+    figure: Any = plot_leakage_and_loss(histories)[0].figure
+    figure.savefig(settings.output_dir / PICTURE, dpi=140)
     summary = f"# ezmia demo\n\nModel: {base.name}\n\n{summarize(histories)}\n"
     (settings.output_dir / SUMMARY).write_text(summary, encoding="utf-8")
     return histories

@@ -56,8 +56,10 @@ class LeakageBudget:
         rule: What has to cross `limit`. `"lower"`: the lower end of the simultaneous band, evidence of
             excess; a run whose true leakage stays at or under the limit is stopped with probability at
             most 1 - confidence over all its audits. `"upper"`: the upper end, excess cannot be ruled
-            out; a run whose true leakage exceeds the limit goes on with probability at most
-            1 - confidence. `"point"`: the bare estimate, no guarantee either way.
+            out; weights whose true leakage exceeds the limit are found within budget, at any audit, with
+            probability at most 1 - confidence (with `patience` a run that is found over budget still goes
+            on for a while). `"point"`: the bare estimate, no guarantee either way. The band of the AUC is
+            a large-sample approximation, the others are exact.
         confidence: Confidence of all decisions of the run together, in (0, 1).
         patience: Number of consecutive audits over budget that are tolerated before the stop.
 

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny import make_texts
 
 from ezmia_callbacks import CanarySet, hold_out_canaries, insert_canaries
 from ezmia_callbacks.canaries.files import load_canaries, save_canaries
@@ -42,7 +43,7 @@ def test_a_set_comes_back_whole(kind, tmp_path):
 
 def test_inserted_canaries_keep_how_they_were_made(tmp_path):
     _, canaries = insert_canaries(
-        [f"note {i} about the river and the stone field" for i in range(12000)],
+        make_texts(12_000),
         n_canaries=100,
         families=["unigram"],
         repetitions=[1, 2],

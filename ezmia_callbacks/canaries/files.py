@@ -1,0 +1,104 @@
+"""A canary set as one JSON file, so that the split outlives the process that drew it.
+
+How membership was drawn travels with the records: an audit of a finished run can claim for its figures
+exactly what the split can claim, and no more.
+"""
+
+import json
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
+from ezmia_callbacks.errors import CanaryError, ConfigurationError
+from ezmia_callbacks.files import write_atomically
+
+__all__ = ["load_canaries", "save_canaries"]
+
+# Of the file; another schema is refused, not guessed at.
+_SCHEMA = 1
+
+
+def save_canaries(canaries: CanarySet, path: str | Path) -> None:
+    """Write a canary set to a JSON file, whole or not at all; one record a line.
+
+    The file holds the records' text or tokens: it is as confidential as the training set.
+
+    Args:
+        canaries: The canary set.
+        path: File to write; its folder is created.
+
+    Raises:
+        ConfigurationError: if a record holds something that JSON has no word for.
+        OSError: if the file cannot be written.
+    """
+    content = {"schema": _SCHEMA, "fingerprint": canaries.fingerprint}
+    content |= {entry.name: _plain(getattr(canaries, entry.name)) for entry in fields(CanarySet)}
+    try:
+        lines = [f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"The canaries cannot be written as JSON: {error}.") from error
+    write_atomically(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def load_canaries(path: str | Path) -> CanarySet:
+    """The canary set that `save_canaries` wrote.
+
+    Raises:
+        ConfigurationError: if the file is missing, is not such a file, or was changed since.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("schema") != _SCHEMA:
+            raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
+        fingerprint = content.pop("fingerprint")
+        canaries = CanarySet(**{name: _restored(name, value) for name, value in content.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CanaryError) as error:
+        raise ConfigurationError(f"{str(path)!r} is not a file of canaries: {_reason(error)}.") from error
+    if canaries.fingerprint != fingerprint:
+        raise ConfigurationError(
+            f"{str(path)!r} was changed since it was saved: records, order or membership do not match its "
+            "fingerprint. Split again, or restore the file."
+        )
+    return canaries
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _lines(value: Any) -> str:
+    """JSON of one attribute: of a list one item a line, for a reader and for `diff`."""
+    if not isinstance(value, list):
+        return json.dumps(value, allow_nan=False)
+    return "[\n" + ",\n".join(json.dumps(item, allow_nan=False) for item in value) + "\n]"
+
+
+def _restored(name: str, value: Any) -> Any:
+    if name == "provenance":
+        return Provenance(**value)
+    if name == "is_member":
+        if not all(isinstance(item, bool) for item in value):
+            raise ValueError("membership is true or false")
+        return np.array(value, dtype=np.bool_)
+    if name == "details" and value is not None:
+        return tuple(
+            CanaryDetails(**(detail | {"row_indices": tuple(detail["row_indices"])})) for detail in value
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return str(error).rstrip(".")

@@ -1,0 +1,84 @@
+"""The options that name a leakage budget, the same in every command that takes one."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.functional.budget import LeakageBudget
+
+__all__ = ["ConfidenceOption", "FprOption", "MaxAucOption", "MaxTprOption", "Rule", "RuleOption", "budget_of"]
+
+
+class Rule(str, Enum):
+    """What has to cross the limit."""
+
+    LOWER = "lower"
+    UPPER = "upper"
+    POINT = "point"
+
+
+_PANEL = "Budget"
+
+MaxAucOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-auc",
+        help="Largest tolerated AUC of the attack: the chance that it ranks a random member above a random "
+        "non-member. 0.5 is guessing, 1 is certainty; 0.6 is a common choice.",
+        rich_help_panel=_PANEL,
+    ),
+]
+MaxTprOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-tpr",
+        help="Instead: largest tolerated share of members that the attack names while it wrongly names at "
+        "most --fpr of the non-members. Needs many more canaries than an AUC.",
+        rich_help_panel=_PANEL,
+    ),
+]
+FprOption = Annotated[
+    float,
+    typer.Option("--fpr", help="That false-positive rate, with --max-tpr.", rich_help_panel=_PANEL),
+]
+RuleOption = Annotated[
+    Rule,
+    typer.Option(
+        "--rule",
+        help="What is held against the limit. lower: the lower end of the confidence band (over budget only "
+        "on evidence). upper: its upper end (within budget only on evidence). point: the bare estimate.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ConfidenceOption = Annotated[
+    float,
+    typer.Option(
+        "--confidence",
+        help="With which all bands hold together, above 0 and below 1.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def budget_of(
+    *, max_auc: float | None, max_tpr: float | None, fpr: float, rule: Rule, confidence: float
+) -> LeakageBudget | None:
+    """The budget that the options name, if they name one.
+
+    Raises:
+        ConfigurationError: if they name two, or one out of range.
+    """
+    if max_auc is not None and max_tpr is not None:
+        raise ConfigurationError("--max-auc and --max-tpr were both given: one of them decides.")
+    limit = max_auc if max_tpr is None else max_tpr
+    if limit is None:
+        return None
+    return LeakageBudget(
+        limit=limit,
+        metric="auc" if max_tpr is None else "tpr_at_fpr",
+        fpr=fpr,
+        rule=rule.value,
+        confidence=confidence,
+    )

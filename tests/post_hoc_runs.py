@@ -1,0 +1,66 @@
+"""A finished run as people leave it on the disk: base, checkpoints, and the history of its callback."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tiny import make_model, make_rows, make_texts, make_tokenizer
+
+from ezmia_callbacks import AuditHistory, CanarySet, PrivacyAuditCallback, hold_out_canaries
+from ezmia_callbacks.canaries.files import save_canaries
+
+N_EPOCHS = 4
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    base: Path
+    folder: Path
+    canaries: CanarySet
+    canaries_file: Path
+    history: AuditHistory
+
+
+def finish_run(path: Path, *, is_adapter: bool = False) -> FinishedRun:
+    """Train, with a checkpoint and an audit after each epoch."""
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    tokenizer = make_tokenizer()
+    base, folder = path / "base", path / "run"
+    make_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows, canaries = hold_out_canaries(
+        make_rows(make_texts(120), tokenizer), n_members=40, n_non_members=60, seed=0
+    )
+    callback = PrivacyAuditCallback(canaries, batch_size=BATCH_SIZE)
+    model = make_model()
+    if is_adapter:
+        import peft
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+            model = peft.get_peft_model(model, config)
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(folder),
+            num_train_epochs=N_EPOCHS,
+            per_device_train_batch_size=4,
+            learning_rate=2e-2 if is_adapter else 1e-2,
+            save_strategy="epoch",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=0,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        callbacks=[callback],
+    )
+    trainer.train()
+    trainer.save_model()
+    save_canaries(canaries, path / "canaries.json")
+    return FinishedRun(base, folder, canaries, path / "canaries.json", callback.history)
