@@ -89,6 +89,8 @@ def trainer_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
     starting = weights_of(trainer.model)
     trainer.train()
     last = audit.history.last_within_budget
+    # The main process removes the kept weights when it comes to that.
+    torch.distributed.barrier()
     return {
         "stopped_at": trainer.state.global_step,
         "kept": last.step,

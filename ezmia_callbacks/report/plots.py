@@ -140,7 +140,7 @@ def plot_leakage_and_utility(
     ax.spines[["top", "right"]].set_visible(False)
     legend_above(ax)
     of_dots = "Numbers: epochs. " if has_epochs else "Numbers: optimizer steps. "
-    write_caption(ax, of_dots + "Left is useful, low is private. " + _leakage_caption(runs, metric, "Bars"))
+    write_caption(ax, of_dots + "Left is useful, low leaks less. " + _leakage_caption(runs, metric, "Bars"))
     return ax
 
 
