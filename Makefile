@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-slow test-gpu check format clean
+.PHONY: help demo docs test test-oldest test-slow test-gpu check format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -29,6 +29,9 @@ test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported rele
 
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(INSTALLED) ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
