@@ -118,5 +118,5 @@ def test_without_datasketch_the_error_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
 
-    with pytest.raises(MissingDependencyError, match=r"ezmia-callbacks\[duplicates\]"):
+    with pytest.raises(MissingDependencyError, match="pip install datasketch"):
         near_duplicates(["a"], ["b"])
