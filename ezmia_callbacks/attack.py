@@ -27,13 +27,21 @@ class Attack(Protocol):
     processes each calls it, with the same canaries, and the main process's scores count.
 
     `canaries.is_member` is there, too: an attack may be trained on the canaries. It must then score each
-    record by a classifier that has not seen it (cross-fitting), or it will find its own training set.
+    record by a classifier that has not seen it (cross-fitting), or it will find its own training set. It
+    has no epsilon, whose proof needs guesses that do not depend on the other canaries' membership; its
+    intervals are too narrow, by a factor of 1.2 to 1.5 where it was measured; and it is refused on groups and
+    on several tiers of copies, which its folds would tear apart.
+
+    A resumed run does not call `begin` again, for the weights are trained by then: keep what it computes in a
+    file if `score` needs it.
 
     Attributes:
         name: Name of the score in results and files.
+        is_trained_on_membership: Whether it looks at `canaries.is_member`.
     """
 
     name: str
+    is_trained_on_membership: bool
 
     def begin(self, model: nn.Module, canaries: EncodedCanaries) -> None:
         """Prepare, before the first optimizer step; the model is still the start."""

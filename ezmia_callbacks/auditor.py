@@ -193,9 +193,18 @@ class PrivacyAuditor:
             raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
         self.canaries = canaries
         self.encoded: EncodedCanaries = encode_canaries(canaries, tokenizer, max_length=max_length)
+        self._attack = None if isinstance(score, str) else score
+        self._score = score if isinstance(score, str) else score.name
         index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
         self._units = Units(canaries.select([index_of[record_id] for record_id in self.encoded.record_ids]))
         self._is_member = self._units.is_member
+        is_structured = canaries.groups is not None or len(canaries.tiers) > 1
+        if self._attack is not None and self._attack.is_trained_on_membership and is_structured:
+            raise ConfigurationError(
+                f"The attack {self._attack.name!r} is trained on the canaries, and these have groups or "
+                "several tiers of copies, which its folds would tear apart: use a built-in score, or "
+                "canaries without."
+            )
         facts = run_facts() | {
             "canaries": self.encoded.fingerprint,
             "reference": reference_label(reference),
@@ -212,8 +221,6 @@ class PrivacyAuditor:
         self._allow_shift = allow_shift
         self._training_records = training_records
         self._reference_source: ReferenceSource = reference
-        self._attack = None if isinstance(score, str) else score
-        self._score = score if isinstance(score, str) else score.name
         self._fpr_levels = _with_budget_level(fpr_levels, budget)
         self._n_audits = n_audits
         self._batch_size = batch_size
@@ -721,7 +728,8 @@ class PrivacyAuditor:
         return replace(result, findings=detect(result, self.history.results))
 
     def _epsilon(self, scores: np.ndarray, *, is_baseline: bool) -> EpsilonBound | None:
-        if is_baseline or not self.canaries.provenance.has_independent_coins:
+        is_fair = self._attack is None or not self._attack.is_trained_on_membership
+        if is_baseline or not is_fair or not self.canaries.provenance.has_independent_coins:
             return None
         return self._units.epsilon(scores, delta=_DELTA, confidence=self.history.confidence)
 
@@ -843,8 +851,8 @@ def check_arguments(
         )
     if score not in SCORES if isinstance(score, str) else not isinstance(score, Attack):
         raise ConfigurationError(
-            f"Unknown score {score!r}: use one of {', '.join(SCORES)}, or an object with `name`, `begin` and "
-            "`score` (see `ezmia_callbacks.attack.Attack`)."
+            f"Unknown score {score!r}: use one of {', '.join(SCORES)}, or an object with `name`, "
+            "`is_trained_on_membership`, `begin` and `score` (see `ezmia_callbacks.attack.Attack`)."
         )
     if not all(0.0 < fpr < 1.0 for fpr in fpr_levels):
         raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(fpr_levels)!r}.")

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from test_auditor import draw, run, train_one_epoch
-from tiny import make_model
+from tiny import make_model, make_rows, make_texts
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditor
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor, insert_canaries
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional import auc
 
@@ -17,6 +17,7 @@ class CrossFitted:
     """A classifier trained on the canaries; each record is scored by one that has not seen it."""
 
     name = "cross_fitted"
+    is_trained_on_membership = True
 
     def begin(self, model, canaries):
         self.n_begun = getattr(self, "n_begun", 0) + 1
@@ -96,5 +97,29 @@ def test_an_error_in_an_attack_is_a_gap_in_the_curve():
 def test_what_is_no_attack_is_refused():
     _, canaries = draw()
 
-    with pytest.raises(ConfigurationError, match="an object with `name`, `begin` and `score`"):
+    with pytest.raises(ConfigurationError, match="an object with `name`"):
         PrivacyAuditor(canaries, score=object())
+
+
+def test_an_attack_that_is_trained_on_the_canaries_has_no_epsilon():
+    rows, canaries = insert_canaries(
+        make_rows(make_texts(1500)), n_canaries=100, length=12, max_fraction=0.9, seed=0
+    )
+    for is_trained in (True, False):
+        attack = CrossFitted()
+        attack.is_trained_on_membership = is_trained
+        model = make_model()
+        auditor = PrivacyAuditor(canaries, score=attack, n_audits=1)
+        auditor.begin(model)
+        train_one_epoch(model, rows[:80], torch.optim.Adam(model.parameters()))
+
+        assert (auditor.audit(model).epsilon is None) == is_trained
+
+
+def test_an_attack_that_is_trained_on_the_canaries_is_refused_on_tiers():
+    _, canaries = insert_canaries(
+        make_rows(make_texts(1500)), n_canaries=200, repetitions=(1, 4), length=12, max_fraction=0.9, seed=0
+    )
+
+    with pytest.raises(ConfigurationError, match="which its folds would tear apart"):
+        PrivacyAuditor(canaries, score=CrossFitted())

@@ -319,10 +319,14 @@ def train_until_killed(folder, n_writes, moment):
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
-# Writes: a probe, reference, history and weights at the start; then history and weights of each epoch.
+# Writes: a probe, reference, history, trajectories and weights at the start; then the last three each epoch.
 @pytest.mark.parametrize(
     ("n_writes", "moment"),
-    [(7, "before"), (7, "after"), (8, "before"), (8, "after"), (9, "before"), (10, "after")],
+    [
+        *((n_writes, moment) for n_writes in (9, 10, 11) for moment in ("before", "after")),
+        (12, "before"),
+        (14, "after"),
+    ],
 )
 @pytest.mark.usefixtures("checkpoints_of_old_releases")
 # Forking a process that has other threads; the child ends by its own signal.
@@ -361,12 +365,21 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     ]
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT as in a terminal; a shell starts background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 11:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_in_training_leaves_a_valid_history(tmp_path):
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries, budget=BUDGET)
@@ -378,6 +391,7 @@ def test_ctrl_c_in_training_leaves_a_valid_history(tmp_path):
     assert [json.loads(line)["step"] for line in lines[1:]] == [0, 8]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_in_an_audit_leaves_the_model_in_training_mode_and_a_valid_history(tmp_path):
     rows, canaries = draw()
     model = make_model()
