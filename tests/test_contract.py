@@ -58,6 +58,7 @@ def test_the_run_stops_at_the_same_epoch_with_the_same_weights(shell, stopped, t
     assert_same(SHELLS[shell](tmp_path, [BUDGET], n_epochs=8), stopped)
 
 
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 @pytest.mark.parametrize("shell", SHELLS)
 def test_an_interrupted_run_ends_like_one_that_was_not(shell, stopped, tmp_path):
     assert_same(SHELLS[shell](tmp_path, [BUDGET], n_epochs=8, interrupt_after=1), stopped)

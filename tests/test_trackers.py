@@ -63,19 +63,22 @@ def trainer_run(offline, tmp_path_factory):
     offline.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}/mlflow.db")
     rows, canaries = draw()
     callback = PrivacyAuditCallback(canaries, budget=BUDGET)
+    args = transformers.TrainingArguments(
+        str(path / "run"),
+        num_train_epochs=2,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        logging_steps=4,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to=["tensorboard", *HEAVY],
+    )
+    # Old releases do not read the environment.
+    args.logging_dir = str(path / "tensorboard")
     trainer = transformers.Trainer(
         make_model(),
-        transformers.TrainingArguments(
-            str(path / "run"),
-            num_train_epochs=2,
-            per_device_train_batch_size=8,
-            learning_rate=1e-2,
-            logging_steps=4,
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-            report_to=["tensorboard", *HEAVY],
-        ),
+        args,
         train_dataset=rows,
         data_collator=transformers.DataCollatorForLanguageModeling(make_tokenizer(), mlm=False),
         callbacks=[callback],
