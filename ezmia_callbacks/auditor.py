@@ -208,12 +208,12 @@ class PrivacyAuditor:
         facts = run_facts() | {
             "canaries": self.encoded.fingerprint,
             "reference": reference_label(reference),
-            "score": score if isinstance(score, str) else score.name,
+            "score": self._score,
             "audits planned": "unknown" if n_audits is None else str(n_audits),
         }
         self.history = AuditHistory((), budget, confidence, canaries.describe(), facts=facts)
         self.trajectories = Trajectories.empty(
-            score=self.history.facts["score"],
+            score=self._score,
             record_ids=self.encoded.record_ids,
             is_member=self.encoded.is_member,
             fingerprint=self.encoded.fingerprint,
@@ -381,6 +381,7 @@ class PrivacyAuditor:
             "findings": [asdict(finding) for finding in self.history.findings],
             "caveat": self.history.caveat,
             "reference": None if reference is None else _to_tensors(reference),
+            "trajectories": _to_tensors(self.trajectories),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -398,7 +399,8 @@ class PrivacyAuditor:
                 "or start again from the original weights: the trained weights cannot stand in for the "
                 "reference."
             )
-        self._reference = _from_tensors(state["reference"])
+        self._reference = TokenStatistics(**_to_arrays(state["reference"]))
+        self.trajectories = replace(self.trajectories, **_to_arrays(state["trajectories"]))
         findings = tuple(Finding(**finding) for finding in state["findings"])
         self.history = replace(self.history, findings=findings, caveat=state["caveat"])
         self.history = self.history.with_results(state["history"])
@@ -599,11 +601,15 @@ class PrivacyAuditor:
         attack, reference = self._attack, self._reference or target
         if attack is None:
             return {}
+
+        def scored() -> np.ndarray:
+            scores = attack.score(model, self.encoded, target, reference)
+            return checked_scores(scores, name=attack.name, n_records=len(self.encoded.rows))
+
         with undisturbed(model), self._autocast():
             if is_baseline:
                 everywhere(lambda: attack.begin(model, self.encoded))
-            scores = everywhere(lambda: attack.score(model, self.encoded, target, reference))
-        return {attack.name: checked_scores(scores, name=attack.name, n_records=len(self.encoded.rows))}
+            return {attack.name: everywhere(scored)}
 
     def _statistics(self, model: nn.Module, *, n_rows: int | None = None) -> TokenStatistics:
         """Statistics of all rows, or the first ones, on every process; each scores its share."""
@@ -808,12 +814,13 @@ class PrivacyAuditor:
             )
 
 
-def _to_tensors(statistics: TokenStatistics) -> dict[str, torch.Tensor]:
-    return {field.name: torch.from_numpy(getattr(statistics, field.name)) for field in fields(statistics)}
+def _to_tensors(owner: TokenStatistics | Trajectories) -> dict[str, torch.Tensor]:
+    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
+    return {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
 
 
-def _from_tensors(tensors: Mapping[str, torch.Tensor]) -> TokenStatistics:
-    return TokenStatistics(**{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def _warn(sentence: str | None) -> None:

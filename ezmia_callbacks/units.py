@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ class Units:
 
     canaries: CanarySet
 
-    @property
+    @cached_property
     def is_headline(self) -> Bool[np.ndarray, " n_records"]:
         """Which records the headline is about."""
         details, fewest = self.canaries.details, self.canaries.tiers[0]
@@ -50,7 +51,7 @@ class Units:
             return np.ones(len(self.canaries), dtype=np.bool_)
         return np.array([detail.n_repeats == fewest for detail in details], dtype=np.bool_)
 
-    @property
+    @cached_property
     def is_member(self) -> Bool[np.ndarray, " n_units"]:
         """Membership of the headline's units."""
         if self.canaries.groups is not None:
@@ -66,7 +67,7 @@ class Units:
         chosen: Float64[np.ndarray, " n_units"] = scores[self.is_headline]
         return chosen
 
-    @property
+    @cached_property
     def others(self) -> Mapping[str, Bool[np.ndarray, " n_records"]]:
         """Records of each tier, and of each family within the headline's tier, where there are several."""
         details = self.canaries.details
