@@ -19,6 +19,7 @@ HEAVY = (
     "matplotlib",
     "typer",
     "tqdm",
+    "scipy.stats",
     "jaxtyping",
 )
 # Axolotl cannot be installed without its GPU stack; its plugin has tests of its own.

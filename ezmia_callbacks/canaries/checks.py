@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg, special, stats
 
 from ezmia_callbacks.canaries.near_duplicates import near_duplicates, record_units
 from ezmia_callbacks.canaries.records import Record, record_text
@@ -77,8 +77,8 @@ class BlindCheck:
         """Say in one sentence what was found, and how small a difference would have been seen."""
         found = "differs between members and non-members" if self.is_flagged else "shows no difference"
         error = hanley_mcneil_standard_error(0.5, n_members=self.n_members, n_non_members=self.n_non_members)
-        quantile = stats.norm.ppf(0.5 + self.interval.confidence / 2)
-        visible = 0.5 + (quantile + stats.norm.ppf(0.8)) * error
+        quantile = scipy.stats.norm.ppf(0.5 + self.interval.confidence / 2)
+        visible = 0.5 + (quantile + scipy.stats.norm.ppf(0.8)) * error
         return (
             f"{self.name}: {found} (AUC {self.auc:.3f}, {self.interval.confidence:.1%} interval "
             f"{self.interval.lower:.3f} to {self.interval.upper:.3f}). With {self.n_members} members and "
@@ -353,7 +353,7 @@ def _word_check(canaries: CanarySet, *, confidence: float, seed: int) -> BlindCh
     center = auc(scores.actual, is_member)
     permuted, labels = scores.permuted
     # AUC is linear in the sum of the members' ranks.
-    rank_sums = np.where(labels, stats.rankdata(permuted, axis=1), 0.0).sum(axis=1)
+    rank_sums = np.where(labels, scipy.stats.rankdata(permuted, axis=1), 0.0).sum(axis=1)
     spread = float(np.std(rank_sums)) / (n_members * n_non_members)
     widening = spread / hanley_mcneil_standard_error(0.5, n_members=n_members, n_non_members=n_non_members)
     return BlindCheck(
@@ -370,8 +370,8 @@ def _widened(interval: Interval, center: float, factor: float) -> Interval:
     # Bounds that are exact, for separated or constant scores, have no spread to be multiplied.
     if interval.method != "delong" or factor <= 1.0:
         return interval
-    logits = special.logit([interval.lower, center, interval.upper])
-    lower, upper = special.expit(logits[1] + factor * (logits[[0, 2]] - logits[1]))
+    logits = scipy.special.logit([interval.lower, center, interval.upper])
+    lower, upper = scipy.special.expit(logits[1] + factor * (logits[[0, 2]] - logits[1]))
     return Interval(float(lower), float(upper), interval.confidence, interval.method)
 
 
@@ -409,8 +409,8 @@ def _out_of_fold_scores(
     targets = np.where(labels, 1.0, -1.0).T
     for trained, tested in folds:
         regularized = kernel[np.ix_(trained, trained)] + _RIDGE * np.eye(len(trained))
-        factor = linalg.cho_factor(regularized, lower=True, overwrite_a=True)
-        weights = linalg.cho_solve(factor, targets[trained])
+        factor = scipy.linalg.cho_factor(regularized, lower=True, overwrite_a=True)
+        weights = scipy.linalg.cho_solve(factor, targets[trained])
         scores[:, tested] = (kernel[np.ix_(tested, trained)] @ weights).T
     return _FoldScores(scores[0], (scores[1:], labels[1:]))
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy
+
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import (
     Interval,
@@ -293,9 +295,7 @@ def _check_no_leakage_can_pass(
 ) -> None:
     """Raise if a run that leaks nothing would be over budget already."""
     if budget.metric == "auc":
-        from scipy.stats import norm
-
-        z = float(norm.isf(side))
+        z = float(scipy.stats.norm.isf(side))
 
         def excess(n1: int, n0: int) -> float:
             error = hanley_mcneil_standard_error(0.5, n_members=n1, n_non_members=n0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import clopper_pearson_lower, clopper_pearson_upper
@@ -284,7 +284,7 @@ def epsilon_from_rates_gdp(counts: AttackCounts, *, delta: float, confidence: fl
         tpr_lower, fpr_upper = _bounds_of_rates(counted, confidence)
         if tpr_lower <= fpr_upper:
             return 0.0
-        return float(special.ndtri(tpr_lower) - special.ndtri(fpr_upper))
+        return float(scipy.special.ndtri(tpr_lower) - scipy.special.ndtri(fpr_upper))
 
     mu = bound(counts)
     return EpsilonBound(
@@ -426,9 +426,9 @@ def one_run_p_value(epsilon: float, guesses: Guesses, *, delta: float) -> float:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ConfigurationError(f"`epsilon` is {epsilon}, but it needs to be a finite number >= 0.")
     _check_delta(delta)
-    n, n_correct, q = guesses.n_guesses, guesses.n_correct, float(special.expit(epsilon))
+    n, n_correct, q = guesses.n_guesses, guesses.n_correct, float(scipy.special.expit(epsilon))
     # P(Bin(r, q) >= k) for k = v, v - 1, ..., 0, as an incomplete beta function.
-    at_least = special.bdtrc(np.arange(n_correct - 1, -2, -1), n, q)
+    at_least = scipy.special.bdtrc(np.arange(n_correct - 1, -2, -1), n, q)
     beta = float(at_least[0])
     if delta == 0.0 or n_correct == 0:
         return beta
@@ -463,7 +463,7 @@ def epsilon_one_run(guesses: Guesses, *, delta: float, confidence: float = 0.95)
         share = clopper_pearson_lower(guessed.n_correct, guessed.n_guesses, failure_probability=failure)
         if share <= 0.5:
             return 0.0
-        at_delta_zero = float(special.logit(share))
+        at_delta_zero = float(scipy.special.logit(share))
         if delta == 0.0:
             return at_delta_zero
         return _largest_refuted(
@@ -545,8 +545,8 @@ def epsilon_of_gdp(mu: float, *, delta: float) -> float:
         raise ConfigurationError(f"`mu` is {mu}, but it needs to be a finite number >= 0.")
 
     def is_too_small(epsilon: float) -> bool:
-        first = float(special.log_ndtr(-epsilon / mu + mu / 2))
-        second = epsilon + float(special.log_ndtr(-epsilon / mu - mu / 2))
+        first = float(scipy.special.log_ndtr(-epsilon / mu + mu / 2))
+        second = epsilon + float(scipy.special.log_ndtr(-epsilon / mu - mu / 2))
         return math.exp(first) * -math.expm1(min(0.0, second - first)) > delta
 
     if mu == 0.0 or not is_too_small(0.0):
@@ -642,7 +642,7 @@ def _refutes_gdp(mu: float, guesses: Guesses, *, failure_probability: float) -> 
     wrong = failure_probability * (n - n_correct) / m
     for i in range(n_correct - 1, -1, -1):
         wrong_before = wrong
-        wrong = max(wrong, float(special.ndtr(special.ndtri(right) - mu)))
+        wrong = max(wrong, float(scipy.special.ndtr(scipy.special.ndtri(right) - mu)))
         if wrong == wrong_before:
             # Neither can change any more.
             break

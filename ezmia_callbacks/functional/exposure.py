@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.roc import split_by_class
@@ -178,7 +178,7 @@ def extrapolated_exposure(
     if p_value >= significance:
         fitted = _fit_skew_normal(references[None])
         standard = ((members / unit - center) / spread - fitted.location) / fitted.scale
-        tail = special.ndtr(-standard) + 2.0 * special.owens_t(standard, fitted.shape)
+        tail = scipy.special.ndtr(-standard) + 2.0 * scipy.special.owens_t(standard, fitted.shape)
         # Plus 0, for an exposure of -0.0 looks like a mistake.
         values = -np.log2(np.clip(tail, 2.0**-EXTRAPOLATION_CEILING, 1.0)) + 0.0
     return Exposure(values, EXTRAPOLATION_CEILING, n_references, "skew_normal", p_value)
@@ -216,7 +216,7 @@ def _distances(samples: Float64[np.ndarray, "rows n"]) -> Float64[np.ndarray, " 
     fitted = _fit_skew_normal(samples)
     n = samples.shape[1]
     standard = (np.sort(samples, axis=1) - fitted.location[:, None]) / fitted.scale[:, None]
-    expected = special.ndtr(standard) - 2.0 * special.owens_t(standard, fitted.shape[:, None])
+    expected = scipy.special.ndtr(standard) - 2.0 * scipy.special.owens_t(standard, fitted.shape[:, None])
     above = np.arange(1, n + 1) / n - expected
     below = expected - np.arange(n) / n
     distances: Float64[np.ndarray, " rows"] = np.maximum(above, below).max(axis=1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.roc import ScoresByClass, membership_advantage, split_by_class
@@ -190,7 +190,7 @@ def clopper_pearson_lower(n_successes: int, n_trials: int, *, failure_probabilit
     _check_failure_probability(failure_probability)
     if n_successes == 0:
         return 0.0
-    return float(stats.beta.ppf(failure_probability, n_successes, n_trials - n_successes + 1))
+    return float(scipy.stats.beta.ppf(failure_probability, n_successes, n_trials - n_successes + 1))
 
 
 def clopper_pearson_upper(n_successes: int, n_trials: int, *, failure_probability: float) -> float:
@@ -213,7 +213,7 @@ def clopper_pearson_upper(n_successes: int, n_trials: int, *, failure_probabilit
     _check_failure_probability(failure_probability)
     if n_successes == n_trials:
         return 1.0
-    return float(stats.beta.isf(failure_probability, n_successes + 1, n_trials - n_successes))
+    return float(scipy.stats.beta.isf(failure_probability, n_successes + 1, n_trials - n_successes))
 
 
 def delong_components(scores: Float[np.ndarray, " n"], is_member: Bool[np.ndarray, " n"]) -> DelongComponents:
@@ -243,9 +243,9 @@ def delong_components(scores: Float[np.ndarray, " n"], is_member: Bool[np.ndarra
             f"Got {n_members} members and {n_non_members} non-members, but the variance of AUC "
             "needs at least 2 of each: add canaries of the smaller class."
         )
-    ranks = stats.rankdata(np.concatenate([members, non_members]))
-    n_won = ranks[:n_members] - stats.rankdata(members)
-    n_lost_to = n_members - (ranks[n_members:] - stats.rankdata(non_members))
+    ranks = scipy.stats.rankdata(np.concatenate([members, non_members]))
+    n_won = ranks[:n_members] - scipy.stats.rankdata(members)
+    n_lost_to = n_members - (ranks[n_members:] - scipy.stats.rankdata(non_members))
     member_components = n_won / n_non_members
     non_member_components = n_lost_to / n_members
     return DelongComponents(
@@ -305,12 +305,12 @@ def delong_interval(
         radius = (1.0 - failure ** (1.0 / n_pairs)) / 2.0
         return Interval(0.5 - radius, 0.5 + radius, confidence, "tied_pairs")
 
-    z = float(stats.norm.isf(failure / 2.0))
+    z = float(scipy.stats.norm.isf(failure / 2.0))
     radius = z * math.sqrt(components.variance) / (auc * (1.0 - auc))
-    center = float(special.logit(auc))
+    center = float(scipy.special.logit(auc))
     return Interval(
-        float(special.expit(center - radius)),
-        float(special.expit(center + radius)),
+        float(scipy.special.expit(center - radius)),
+        float(scipy.special.expit(center + radius)),
         confidence,
         "delong",
     )
@@ -366,8 +366,8 @@ def paired_delong_difference(
         method = "hoeffding_pairs"
     else:
         standard_error = math.sqrt(variance)
-        radius = float(stats.norm.isf(failure / 2.0)) * standard_error
-        p_value = 2.0 * float(stats.norm.sf(abs(difference) / standard_error))
+        radius = float(scipy.stats.norm.isf(failure / 2.0)) * standard_error
+        p_value = 2.0 * float(scipy.stats.norm.sf(abs(difference) / standard_error))
         method = "paired_delong"
     interval = Interval(max(-1.0, difference - radius), min(1.0, difference + radius), confidence, method)
     return DelongDifference(difference, interval, p_value)
@@ -435,7 +435,7 @@ def n_non_members_needed(*, fpr: float, failure_probability: float, rank: int = 
         )
 
     def is_enough(n: int) -> bool:
-        return bool(stats.binom.cdf(rank - 1, n, fpr) <= failure_probability)
+        return bool(scipy.stats.binom.cdf(rank - 1, n, fpr) <= failure_probability)
 
     too_few, enough = rank - 1, rank
     while not is_enough(enough):
@@ -530,7 +530,7 @@ def tpr_at_fpr_lower_bound(
     by_class = split_by_class(scores, is_member)
     n_non_members = len(by_class.non_members)
     # P(Binomial(n, fpr) < k) for k = 1..n rises with k.
-    exceedance = stats.binom.cdf(np.arange(n_non_members), n_non_members, fpr)
+    exceedance = scipy.stats.binom.cdf(np.arange(n_non_members), n_non_members, fpr)
     rank = int(np.searchsorted(exceedance, piece, side="right"))
     if rank == 0:
         needed = n_non_members_needed(fpr=fpr, failure_probability=piece)
@@ -583,7 +583,7 @@ def tpr_at_fpr_upper_bound(
     by_class = split_by_class(scores, is_member)
     n_members, n_non_members = len(by_class.members), len(by_class.non_members)
     # P(Binomial(n, fpr) >= k) for k = 1..n falls with k.
-    exceedance = stats.binom.sf(np.arange(n_non_members), n_non_members, fpr)
+    exceedance = scipy.stats.binom.sf(np.arange(n_non_members), n_non_members, fpr)
     rank = int(np.count_nonzero(exceedance > piece)) + 1
     if rank > n_non_members:
         return 1.0
@@ -656,7 +656,7 @@ def realized_fpr_range(n_non_members: int, *, n_allowed: int, confidence: float 
             "is itself one of them: allow fewer."
         )
     side = (1.0 - confidence) / 2.0
-    true_rate = stats.beta(n_allowed + 1, n_non_members - n_allowed)
+    true_rate = scipy.stats.beta(n_allowed + 1, n_non_members - n_allowed)
     return Interval(float(true_rate.ppf(side)), float(true_rate.isf(side)), confidence, "order_statistics")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.roc import split_by_class
@@ -90,7 +90,7 @@ def leakage_permutation_test(
     labels = np.asarray(is_member)
     n_members, n_records = int(labels.sum()), len(labels)
     # Sums of mid-ranks are multiples of 1/2: exact in float64, so that equal AUCs compare as equal.
-    ranks = stats.rankdata(values, axis=1)
+    ranks = scipy.stats.rankdata(values, axis=1)
     observed = ranks[:, labels].sum(axis=1)
     rng = np.random.default_rng(seed)
     n_at_least = 0

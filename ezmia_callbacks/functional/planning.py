@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import LeakageBudget, check_resolvable, failure_probability_of_look
@@ -191,9 +191,9 @@ def decision_power(
 
 def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
     error = hanley_mcneil_standard_error(expected, n_members=n1, n_non_members=n0)
-    distance = abs(float(special.logit(expected) - special.logit(budget.limit)))
-    z = 0.0 if budget.rule == "point" else float(special.ndtri(1.0 - side))
-    return float(special.ndtr(distance * expected * (1.0 - expected) / error - z))
+    distance = abs(float(scipy.special.logit(expected) - scipy.special.logit(budget.limit)))
+    z = 0.0 if budget.rule == "point" else float(scipy.special.ndtri(1.0 - side))
+    return float(scipy.special.ndtr(distance * expected * (1.0 - expected) / error - z))
 
 
 def _power_of_advantage(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
@@ -202,7 +202,7 @@ def _power_of_advantage(budget: LeakageBudget, expected: float, n1: int, n0: int
     room = abs(expected - budget.limit) - (0.0 if budget.rule == "point" else radius)
     spread = 1.0 / n1 + 1.0 / n0
     if expected > budget.limit:
-        return float(special.ndtr(room / math.sqrt(max(1e-12, 1.0 - expected**2) / 4.0 * spread)))
+        return float(scipy.special.ndtr(room / math.sqrt(max(1e-12, 1.0 - expected**2) / 4.0 * spread)))
     # The largest difference over all thresholds is biased upward: its tail, not a normal one.
     return 1.0 - math.exp(-2.0 * room**2 / spread) if room > 0.0 else 0.0
 
@@ -212,10 +212,11 @@ def _power_of_tpr(budget: LeakageBudget, expected: float, n1: int, n0: int, side
     if rank is None:
         return 0.0
     middles = (np.arange(_N_QUANTILES) + 0.5) / _N_QUANTILES
-    true_fpr = special.betaincinv(rank, n0 - rank + 1, middles)
-    true_tpr = special.ndtr(special.ndtri(expected) + special.ndtri(true_fpr) - special.ndtri(budget.fpr))
+    true_fpr = scipy.special.betaincinv(rank, n0 - rank + 1, middles)
+    ndtri = scipy.special.ndtri
+    true_tpr = scipy.special.ndtr(ndtri(expected) + ndtri(true_fpr) - ndtri(budget.fpr))
     n_within = _largest_count_within(budget, n1, side / 2.0)
-    within = special.bdtr(n_within, n1, true_tpr) if n_within >= 0 else np.zeros(_N_QUANTILES)
+    within = scipy.special.bdtr(n_within, n1, true_tpr) if n_within >= 0 else np.zeros(_N_QUANTILES)
     return float(np.mean(1.0 - within if expected > budget.limit else within))
 
 
@@ -225,14 +226,14 @@ def _rank_of_threshold(budget: LeakageBudget, n0: int, piece: float) -> int | No
         rank = math.floor(n0 * budget.fpr + 1e-9) + 1
     elif budget.rule == "lower":
         # Largest k with P(Binomial(n0, fpr) < k) <= piece.
-        rank = int(stats.binom.ppf(piece, n0, budget.fpr))
-        while rank > 0 and stats.binom.cdf(rank - 1, n0, budget.fpr) > piece:
+        rank = int(scipy.stats.binom.ppf(piece, n0, budget.fpr))
+        while rank > 0 and scipy.stats.binom.cdf(rank - 1, n0, budget.fpr) > piece:
             rank -= 1
-        while stats.binom.cdf(rank, n0, budget.fpr) <= piece:
+        while scipy.stats.binom.cdf(rank, n0, budget.fpr) <= piece:
             rank += 1
     else:
         # Smallest k with P(Binomial(n0, fpr) >= k) <= piece.
-        rank = int(stats.binom.isf(piece, n0, budget.fpr)) + 1
+        rank = int(scipy.stats.binom.isf(piece, n0, budget.fpr)) + 1
     return rank if 1 <= rank <= n0 else None
 
 

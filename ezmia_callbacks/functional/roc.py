@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 
@@ -136,7 +136,7 @@ def auc(scores: Float[np.ndarray, " n"], is_member: Bool[np.ndarray, " n"]) -> f
     """
     members, non_members = split_by_class(scores, is_member)
     n_members, n_non_members = len(members), len(non_members)
-    ranks = stats.rankdata(np.concatenate([members, non_members]))
+    ranks = scipy.stats.rankdata(np.concatenate([members, non_members]))
     n_wins = float(ranks[:n_members].sum()) - n_members * (n_members + 1) / 2
     return n_wins / (n_members * n_non_members)
 
