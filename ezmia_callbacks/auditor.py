@@ -47,12 +47,9 @@ from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.planning import canaries_needed
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import (
-    LogitsFunction,
     call_for_logits,
     check_model,
     deal_rows,
-    fit_into_memory,
-    is_out_of_memory,
     token_statistics,
     undisturbed,
 )
@@ -63,6 +60,8 @@ from ezmia_callbacks.measurement import (
     measure_auc,
     measure_scores,
 )
+from ezmia_callbacks.memory import fit_into_memory, is_out_of_memory
+from ezmia_callbacks.projection import LogitsFunction, Projection
 from ezmia_callbacks.reference import (
     ReferenceSource,
     adapters_disabled,
@@ -231,6 +230,7 @@ class PrivacyAuditor:
         self._autocast = autocast
         self._reference: TokenStatistics | None = None
         self._target: TokenStatistics | None = None
+        self._projection: Projection | None = None
         self._is_loaded = False
         keeps_weights = restore and budget is not None
         path = self._output_dir and self._output_dir / f"last_within_budget-{rank()}.pt"
@@ -257,7 +257,9 @@ class PrivacyAuditor:
                     failure_probability=least,
                 )
             except TooFewCanariesError as error:
-                plan = canaries_needed(budget, n_audits=n_audits or 1)
+                if n_audits is None:
+                    raise
+                plan = canaries_needed(budget, n_audits=n_audits)
                 raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     @property
@@ -325,7 +327,7 @@ class PrivacyAuditor:
         _check_epoch(epoch)
         everywhere(self._check_output_dir)
         self._check_same_canaries()
-        self._check_model(model)
+        self._projection = self._check_model(model)
         if self._is_loaded:
             return self._begin_loaded(model, step=step)
         started = time.perf_counter()
@@ -611,9 +613,20 @@ class PrivacyAuditor:
                 everywhere(lambda: attack.begin(model, self.encoded))
             return {attack.name: everywhere(scored)}
 
-    def _statistics(self, model: nn.Module, *, n_rows: int | None = None) -> TokenStatistics:
-        """Statistics of all rows, or the first ones, on every process; each scores its share."""
+    def _statistics(
+        self, model: nn.Module, *, n_rows: int | None = None, is_own: bool = True
+    ) -> TokenStatistics:
+        """Statistics of all rows, or the first ones, on every process; each scores its share.
+
+        Args:
+            model: The model that is trained, or another one as its reference.
+            n_rows: Number of rows; None for all.
+            is_own: Whether it is the model that is trained.
+        """
         rows = self.encoded.rows[:n_rows]
+        if is_own and self._projection is None:
+            self._projection = self._check_model(model)
+        projection = self._projection if is_own else None
         n_shares, own = (n_processes(), rank()) if can_share_records(model) else (1, 0)
 
         def share(batch_size: int) -> tuple[TokenStatistics, list[list[int]]]:
@@ -623,6 +636,7 @@ class PrivacyAuditor:
                 [rows[i] for i in shares[own]],
                 batch_size=batch_size,
                 n_batches=math.ceil(max(map(len, shares)) / batch_size),
+                projection=projection,
                 logits_fn=self._logits_fn,
                 autocast=self._autocast,
                 is_progress_shown=self._is_progress_shown and is_main_process(),
@@ -635,13 +649,24 @@ class PrivacyAuditor:
             return join_statistics([broadcast_from_main(statistics)], shares)
         return join_statistics(gather(statistics), shares)
 
-    def _check_model(self, model: nn.Module) -> None:
-        fit_into_memory(
+    def _check_model(self, model: nn.Module) -> Projection:
+        """Refuse a model that cannot be audited; how its logits are computed, alike on all processes."""
+        found, _ = fit_into_memory(
             lambda _: check_model(
                 model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast
             ),
             batch_size=1,
         )
+        projection = next((each for each in gather(found) if each.reason is not None), found)
+        self.history = replace(
+            self.history, facts={**self.history.facts, "logits computed": projection.describe()}
+        )
+        if projection.reason is not None and is_main_process():
+            logger.info(
+                "An audit holds the logits %s: with a large vocabulary keep `batch_size` small.",
+                projection.describe(),
+            )
+        return projection
 
     def _reference_statistics(self, model: nn.Module, start: TokenStatistics) -> TokenStatistics:
         """Statistics of the reference; says so if the model has moved away from its base already."""
@@ -662,7 +687,7 @@ class PrivacyAuditor:
         other = source if isinstance(source, nn.Module) else everywhere(lambda: _second_model(model, source))
         check_token_ids(other, self.encoded.rows)
         _warn(explain_other_vocabulary(other, model))
-        return self._statistics(other)
+        return self._statistics(other, is_own=False)
 
     def _warn_of_difference(self, model: nn.Module, start: TokenStatistics, base: TokenStatistics) -> None:
         difference = float(np.abs(start.log_probs[: base.n_tokens] - base.log_probs).max())

@@ -127,3 +127,7 @@ def _run() -> int:
         traceback.print_exc()
         return fail("an error of this program, please report it.", ExitCode.FAILED)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ __all__ = [
     "everywhere",
     "gather",
     "is_main_process",
+    "is_sharded",
     "n_processes",
     "rank",
     "reshard",
@@ -121,6 +122,17 @@ def can_share_records(model: nn.Module) -> bool:
     meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
     is_fully_sharded = any(map(_is_fully_sharded, model.modules()))
     return not meshes or (is_fully_sharded and all(mesh.ndim == 1 for mesh in meshes))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward pass is a collective operation: each process holds a part of the weights."""
+    if max(getattr(model, "tp_size", None) or 1, getattr(model, "_tp_size", None) or 1) > 1:
+        return True
+    # Distributed tensors, and those of DeepSpeed's third stage.
+    if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()):
+        return True
+    names = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    return not names.isdisjoint({"FSDPModule", "FullyShardedDataParallel"})
 
 
 def reshard(model: nn.Module) -> None:

@@ -89,6 +89,18 @@ class AuditHistory:
         return None
 
     @property
+    def is_past_budget(self) -> bool:
+        """Whether the last weights audited are not to be kept: over budget, or not to be judged any more.
+
+        Failed audits change nothing: the last one that did not fail counts.
+        """
+        for result in reversed(self.results):
+            decision = result.decision
+            if decision.stop or decision.is_within_budget is not None:
+                return not decision.is_within_budget
+        return False
+
+    @property
     def n_over_in_a_row(self) -> int:
         """Consecutive audits over budget at the end; failed audits neither count nor interrupt."""
         for result in reversed(self.results):

@@ -233,7 +233,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         is_last = control.should_training_stop or state.global_step >= state.max_steps
         if self.every == "epoch" or is_last or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
-        if is_last and self._is_over_budget:
+        if is_last and self._is_past_budget:
             self._put_back(args, state, **kwargs)
         self._veto_save(control)
 
@@ -250,7 +250,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         if _sums_all_metrics(self._find_trainer()):
             offered = {name: value for name, value in offered.items() if name == best}
         metrics.update(offered)
-        if self._is_over_budget:
+        if self._is_past_budget:
             self._hide_best(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -283,7 +283,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             if not self._is_audited(state):
                 with weights_for_use(kwargs.get("optimizer")):
                     self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
-            if self._is_over_budget:
+            if self._is_past_budget:
                 self._put_back(args, state, **kwargs)
         warn_of_gaps(self.history)
         self.auditor.finish()
@@ -312,9 +312,9 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         return self.restore and self.budget is not None
 
     @property
-    def _is_over_budget(self) -> bool:
+    def _is_past_budget(self) -> bool:
         """By the last audit that did not fail; a failed one shows no way back."""
-        return self._guards_checkpoints and self.history.n_over_in_a_row > 0
+        return self._guards_checkpoints and self.history.is_past_budget
 
     def _is_audited(self, state: Any) -> bool:
         return len(self.history) > 0 and self.history[-1].step == int(state.global_step)
@@ -324,7 +324,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         return guards or bool(control.should_evaluate and is_best_by_leakage(args))
 
     def _veto_save(self, control: Any) -> None:
-        if self._is_over_budget:
+        if self._is_past_budget:
             control.should_save = False
 
     def _hide_best(self, state: Any) -> None:
@@ -374,7 +374,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         try:
             kept = auditor.restore_within_budget(model)
         except AuditError as error:
-            say_not_put_back(error, step=state.global_step)
+            say_not_put_back(error, self.history, step=state.global_step)
             return
         self._put_back_result = kept
         # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
@@ -384,7 +384,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             self._hidden_best = None
         if is_main_process():
             self._set_aside(after_step=kept.step)
-        say_put_back(kept, step=state.global_step)
+        say_put_back(kept, self.history, step=state.global_step)
 
     def _set_aside(self, *, after_step: int) -> None:
         """Move away what was saved without an audit: one had failed, or another callback asked for it."""

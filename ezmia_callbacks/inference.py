@@ -6,116 +6,54 @@ autocast cache are put back exactly as they were found.
 
 from __future__ import annotations
 
-import gc
 import inspect
-import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ezmia_callbacks.distributed import everywhere, gather, reshard
+from ezmia_callbacks.distributed import reshard
 from ezmia_callbacks.encoding import IGNORED_LABEL, TokenRow
 from ezmia_callbacks.errors import (
-    AuditMemoryError,
     ConfigurationError,
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.projection import (
+    LogitsFunction,
+    Projection,
+    aligned,
+    scored_logits,
+    try_projection,
+)
 from ezmia_callbacks.token_statistics import TokenStatistics
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
 __all__ = [
     "LogitsFunction",
     "check_model",
     "deal_rows",
-    "fit_into_memory",
-    "is_out_of_memory",
     "token_statistics",
     "undisturbed",
 ]
 
-logger = logging.getLogger(__name__)
-
-LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""
-
-# float32 copies of the logits are made in pieces of this size: on a CPU one that its cache can hold.
-_CHUNK_BYTES = 64 * 2**20
+# Logits are reduced in pieces of this size, in float32: on a CPU one that its cache can hold.
+_CHUNK_BYTES = 16 * 2**20
 _CHUNK_BYTES_ON_CPU = 2**20
 
-_Result = TypeVar("_Result")
+# The exponential of less is 0 in float32.
+_LOWEST = -1e3
 
-# What allocators say; only some of them raise a type of their own.
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-
-
-def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[_Result, int]:
-    """What `run(batch_size)` returns at the first size that fits into memory, and that size.
-
-    When memory runs out the batch is halved and the run made again from its start, so that all of its
-    batches have one size. Every process must call this: they halve together.
-
-    Args:
-        run: The run, given a batch size; leaves nothing behind when it fails.
-        batch_size: Size to try first.
-
-    Raises:
-        AuditMemoryError: if a batch of one does not fit.
-
-    >>> fit_into_memory(lambda size: "done", batch_size=8)
-    ('done', 8)
-    """
-    while True:
-        outcome = everywhere(partial(_attempt, run, batch_size))
-        reasons = gather(outcome.reason if isinstance(outcome, _OutOfMemory) else None)
-        if not isinstance(outcome, _OutOfMemory) and not any(reasons):
-            return outcome, batch_size
-        del outcome
-        if batch_size == 1:
-            raise AuditMemoryError(
-                "One canary at a time is too much for the memory that is left "
-                f"({next(filter(None, reasons))}): pass shorter canaries (`max_length=`), or leave more of "
-                "the memory to the audit."
-            )
-        gc.collect()
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.empty_cache()
-        logger.warning(
-            "The audit ran out of memory with %d records in a batch; from here on it takes %d.",
-            batch_size,
-            batch_size // 2,
-        )
-        batch_size //= 2
-
-
-class _OutOfMemory(NamedTuple):
-    reason: str
-
-
-def _attempt(run: Callable[[int], _Result], batch_size: int) -> _Result | _OutOfMemory:
-    try:
-        return run(batch_size)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        # Not kept: its frames hold the tensors, and its message makes trainers shrink their batch.
-        return _OutOfMemory(type(error).__name__)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator said that there is no memory left."""
-    is_by_name = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    return is_by_name or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+# Tokens of a record that are enough to try a model on.
+_N_PROBE_TOKENS = 16
 
 
 @contextmanager
@@ -161,16 +99,9 @@ def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
     takes_use_cache = ("use_cache" in parameters or takes_any) and not has_prefix
     options = {"use_cache": False} if takes_use_cache else {}
     output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    length = input_ids.shape[1]
-    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < length:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
-        raise UnsupportedModelError(
-            f"{type(model).__name__} returned no logits of shape (batch, {length}, vocabulary), got {got}: "
-            "a causal language model is needed, or a `logits_fn` that returns its logits."
-        )
-    # Prompt tuning prepends virtual tokens.
-    return logits[:, -length:]
+    # Anything else is refused by its shape.
+    logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    return logits
 
 
 def check_model(
@@ -179,11 +110,14 @@ def check_model(
     *,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> None:
-    """Refuse a model that is not causal, returns no logits, or is too small for the rows.
+) -> Projection:
+    """Find out how a model can be scored; refuse one that is not causal, or too small for the rows.
 
     Causality is tried, not guessed from a name: changing a token must not change what was predicted
     before it.
+
+    Returns:
+        How its logits are to be computed.
 
     Raises:
         UnsupportedModelError: for encoders, encoder-decoders and models without logits.
@@ -209,20 +143,29 @@ def check_model(
             f"A canary holds token id {largest}, the model has {n_vocabulary} embeddings: was it encoded "
             "with this model's tokenizer?"
         )
-    shortest = min(rows, key=lambda row: len(row.input_ids))
-    ids = torch.from_numpy(shortest.input_ids[None].copy()).to(_device_of(model))
+    ids = _probe_ids(rows, _device_of(model))
     changed = ids.clone()
-    changed[0, -1] = ids[0, 0] if ids[0, -1] != ids[0, 0] else (ids[0, -1] + 1) % (n_vocabulary or 2)
+    first, last = ids[:, 0], ids[:, -1]
+    changed[:, -1] = torch.where(last != first, first, (last + 1) % (n_vocabulary or 2))
     mask = torch.ones_like(ids)
-    with undisturbed(model), autocast():
-        before = logits_fn(model, ids, mask)[:, :-1].float()
-        after = logits_fn(model, changed, mask)[:, :-1].float()
+    with undisturbed(model):
+        with autocast():
+            before = aligned(logits_fn(model, ids, mask), ids, model)[:, :-1].float()
+            after = aligned(logits_fn(model, changed, mask), ids, model)[:, :-1].float()
+        projection = try_projection(model, ids, logits_fn=logits_fn, autocast=autocast)
     # A causal model computes the earlier positions from the same numbers and hits the same bits.
     if bool((before - after).abs().max() > 1e-3 * before.std()):
         raise UnsupportedModelError(
             f"{type(model).__name__} looks ahead: changing the last token changed earlier predictions. Only "
             "causal language models can be audited."
         )
+    return projection
+
+
+def _probe_ids(rows: Sequence[TokenRow], device: torch.device) -> Int[Tensor, "2 length"]:
+    """The first tokens of two records: their logits take no memory to speak of."""
+    length = min(_N_PROBE_TOKENS, *(len(row.input_ids) for row in rows))
+    return torch.from_numpy(np.stack([row.input_ids[:length] for row in (rows[0], rows[-1])])).to(device)
 
 
 def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> list[list[int]]:
@@ -254,15 +197,17 @@ def token_statistics(
     *,
     batch_size: int = 16,
     n_batches: int = 0,
+    projection: Projection | None = None,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     is_progress_shown: bool = False,
 ) -> TokenStatistics:
     """Statistics of every scored token, from one forward pass over the rows.
 
-    Rows are sorted by length, padded on the right, and scored on the model's device; logits of one batch
-    at most are held. The result is in the order of `rows`, and the batches are the same at each call with
-    the same rows, so that rounding is the same for the reference and for every audit.
+    Rows are sorted by length, padded on the right, and scored on the model's device. Where the model's head
+    can be called in pieces no more than 32 MiB of logits are held, else those of one batch. The result is in
+    the order of `rows`, and the batches are the same at each call with the same rows, so that rounding is the
+    same for the reference and for every audit.
 
     Args:
         model: A causal language model; left exactly as it was found.
@@ -270,6 +215,7 @@ def token_statistics(
         batch_size: Rows in a forward pass.
         n_batches: Forward passes to make at least: processes that share a model's weights must make the
             same number of them. The last batch is run again, for nothing, until they are made.
+        projection: How the logits are computed, from `check_model`; found out first if None.
         logits_fn: How to get logits out of the model.
         autocast: Makes the context under which training runs its forward pass.
         is_progress_shown: Show a bar if the pass takes longer than two seconds.
@@ -287,6 +233,9 @@ def token_statistics(
     deviations = np.empty(offsets[-1], dtype=np.float32)
     device = _device_of(model)
     with undisturbed(model):
+        if projection is None:
+            ids = _probe_ids(rows, device)
+            projection = try_projection(model, ids, logits_fn=logits_fn, autocast=autocast)
         for start in tqdm(
             range(0, len(rows), batch_size),
             desc="privacy audit",
@@ -297,9 +246,15 @@ def token_statistics(
             chosen = longest_first[start : start + batch_size]
             batch = _collate([rows[i] for i in chosen], device)
             with autocast():
-                logits = logits_fn(model, batch.input_ids, batch.attention_mask)
-            reduced = _reduce(logits[:, :-1], batch.input_ids[:, 1:], batch.is_scored)
-            del logits
+                pieces = scored_logits(
+                    model,
+                    batch.input_ids,
+                    batch.attention_mask,
+                    batch.positions,
+                    projection=projection,
+                    logits_fn=logits_fn,
+                )
+                reduced = _reduce(pieces, batch.targets)
             position = 0
             for i in chosen:
                 into, out = slice(offsets[i], offsets[i + 1]), slice(position, position + n_scored[i])
@@ -317,38 +272,40 @@ def token_statistics(
 class _Batch(NamedTuple):
     input_ids: Int[Tensor, "batch length"]
     attention_mask: Int[Tensor, "batch length"]
-    is_scored: Bool[Tensor, "batch length_minus_1"]
+    # Of the flattened batch: where the logits of scored tokens are, row by row.
+    positions: Int[Tensor, " n_scored"]
+    targets: Int[Tensor, " n_scored"]
 
 
 def _collate(rows: Sequence[TokenRow], device: torch.device) -> _Batch:
     length = max(len(row.input_ids) for row in rows)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORED_LABEL, dtype=np.int64)
+    is_scored = np.zeros((len(rows), length), dtype=np.bool_)
     for i, row in enumerate(rows):
         n = len(row.input_ids)
-        ids[i, :n], mask[i, :n], labels[i, :n] = row.input_ids, 1, row.labels
-    is_scored = labels[:, 1:] != IGNORED_LABEL
-    return _Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, is_scored)))
+        ids[i, :n], mask[i, :n] = row.input_ids, 1
+        is_scored[i, : n - 1] = row.labels[1:] != IGNORED_LABEL
+    # Position t predicts token t + 1.
+    positions = np.flatnonzero(is_scored)
+    targets = ids.ravel()[positions + 1]
+    return _Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, positions, targets)))
 
 
 def _reduce(
-    logits: Float[Tensor, "batch length vocabulary"],
-    targets: Int[Tensor, "batch length"],
-    is_scored: Bool[Tensor, "batch length"],
+    pieces: Iterable[Float[Tensor, "n_piece vocabulary"]], targets: Int[Tensor, " n_scored"]
 ) -> TokenStatistics:
-    """Statistics of the scored positions, row by row, in float32 and in pieces of bounded size."""
-    positions = is_scored.flatten().nonzero().squeeze(1)
-    flat_logits, flat_targets = logits.flatten(0, 1), targets.flatten()[positions]
-    n_bytes = _CHUNK_BYTES_ON_CPU if logits.device.type == "cpu" else _CHUNK_BYTES
-    size = max(1, n_bytes // (4 * flat_logits.shape[-1]))
-    pieces = []
-    for start in range(0, len(positions), size):
-        piece = slice(start, start + size)
-        scored = flat_logits[positions[piece]].float()
-        pieces.append(_reduce_piece(scored, flat_targets[piece, None]))
+    """Statistics of the scored positions, in float32 and in pieces of bounded size."""
+    reduced, start = [], 0
+    for logits in pieces:
+        n_bytes = _CHUNK_BYTES_ON_CPU if logits.device.type == "cpu" else _CHUNK_BYTES
+        size = max(1, n_bytes // (4 * logits.shape[-1]))
+        own_targets = targets[start : start + len(logits), None].to(logits.device)
+        start += len(logits)
+        for at in range(0, len(logits), size):
+            reduced.append(_reduce_chunk(logits[at : at + size], own_targets[at : at + size]))
     log_probs, is_correct, means, deviations, is_finite = (
-        torch.cat(columns) for columns in zip(*pieces, strict=True)
+        torch.cat(columns) for columns in zip(*reduced, strict=True)
     )
     if not bool(is_finite.all()):
         raise NonFiniteLogitsError(
@@ -360,26 +317,37 @@ def _reduce(
         is_correct.cpu().numpy(),
         means.cpu().numpy(),
         deviations.cpu().numpy(),
-        np.array([0, len(positions)], dtype=np.int64),
+        np.array([0, len(log_probs)], dtype=np.int64),
     )
 
 
-def _reduce_piece(
+def _reduce_chunk(
     logits: Float[Tensor, "n vocabulary"], targets: Int[Tensor, "n 1"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    true_logits = logits.gather(1, targets)
+    """Log-probability of the target, whether it is the largest, mean and deviation of log-probabilities.
+
+    Few passes over the vocabulary and two buffers: this is what an audit adds to a forward pass.
+    """
+    true_logits, top = logits.gather(1, targets), logits.amax(1, keepdim=True)
     # A tie with the true token counts as correct: argmax alone would depend on the order of the vocabulary.
-    is_correct = (true_logits >= logits.amax(1, keepdim=True)).squeeze(1)
-    all_log_probs = logits.log_softmax(1)
-    log_probs = all_log_probs.gather(1, targets).squeeze(1)
-    probs = all_log_probs.exp()
-    # Tokens that a model rules out have log-probability -inf and weight 0.
-    all_log_probs = all_log_probs.masked_fill_(probs == 0, 0.0)
-    means = (probs * all_log_probs).sum(1)
-    centered = all_log_probs.sub_(means[:, None]).square_()
-    deviations = centered.mul_(probs).sum(1).sqrt()
+    is_correct = (true_logits >= top).squeeze(1)
+    shifted = logits.float() - top.float() if logits.dtype != torch.float32 else logits - top
+    probs = shifted.exp()
+    total = probs.sum(1)
+    log_total = total.log()
+    log_probs = (true_logits.float() - top.float()).squeeze(1) - log_total
+    # Tokens that a model rules out have logit -inf and weight 0.
+    shifted.clamp_(min=_LOWEST)
+    mean = _dot(probs, shifted) / total
+    deviations = (_dot(probs, shifted.sub_(mean[:, None]).square_()) / total).sqrt()
+    means = mean - log_total
     is_finite = log_probs.isfinite() & means.isfinite() & deviations.isfinite()
     return log_probs, is_correct, means, deviations, is_finite
+
+
+def _dot(a: Float[Tensor, "n vocabulary"], b: Float[Tensor, "n vocabulary"]) -> Float[Tensor, " n"]:
+    """Row by row, without a buffer for the products."""
+    return torch.bmm(a[:, None], b[:, :, None]).flatten()
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -34,7 +34,7 @@ from ezmia_callbacks.errors import (
 )
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.inference import LogitsFunction, call_for_logits, check_model, undisturbed
+from ezmia_callbacks.inference import call_for_logits, check_model, undisturbed
 from ezmia_callbacks.lightning_trainer import (
     checkpoints_of,
     epochs_done,
@@ -44,6 +44,7 @@ from ezmia_callbacks.lightning_trainer import (
     n_planned_audits,
 )
 from ezmia_callbacks.presence import comparable_rows
+from ezmia_callbacks.projection import LogitsFunction
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 from ezmia_callbacks.schedule_free import forget_undone_steps, weights_for_use
@@ -321,7 +322,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         if not (self._is_running and self._guards):
             return
         self._audit(trainer, pl_module)
-        if not self._is_over_budget:
+        if not self._is_past_budget:
             checkpoint["callbacks"][self.state_key] = self.state_dict()
             return
         held = [(tensor, tensor.detach().clone()) for tensor in _tensors(pl_module)]
@@ -341,11 +342,11 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             return
         self._audit(trainer, pl_module)
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
-        kept = self._put_back(trainer, pl_module) if self._is_over_budget else None
+        kept = self._put_back(trainer, pl_module) if self._is_past_budget else None
         if kept is not None:
             if is_main_process():
                 self._set_aside(trainer, after_step=kept.step)
-            say_put_back(kept, step=trainer.global_step)
+            say_put_back(kept, self.history, step=trainer.global_step)
         warn_of_gaps(self.history)
         self.auditor.finish()
         self._is_running = False
@@ -355,9 +356,9 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         return self.restore and self.budget is not None
 
     @property
-    def _is_over_budget(self) -> bool:
+    def _is_past_budget(self) -> bool:
         """By the last audit that did not fail; a failed one shows no way back."""
-        return self._guards and self.history.n_over_in_a_row > 0
+        return self._guards and self.history.is_past_budget
 
     def _audit(self, trainer: Any, pl_module: Any) -> None:
         auditor, step = self.auditor, int(trainer.global_step)
@@ -385,7 +386,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                         forget_undone_steps(optimizer)
                 kept = self.auditor.restore_within_budget(pl_module)
         except AuditError as error:
-            say_not_put_back(error, step=trainer.global_step)
+            say_not_put_back(error, self.history, step=trainer.global_step)
             return None
         if is_undone:
             self._put_back_step = kept.step
@@ -393,7 +394,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
 
     def _veto_saves(self, trainer: Any) -> None:
         """Have `ModelCheckpoint` skip this step: its figures and file names would be of other weights."""
-        if self._is_over_budget:
+        if self._is_past_budget:
             for callback in trainer.checkpoint_callbacks:
                 callback._last_global_step_saved = trainer.global_step
 

@@ -12,7 +12,8 @@ import gc
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +34,9 @@ __all__ = ["Checkpoint", "Precision", "audit_checkpoints", "find_checkpoints"]
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of the weights when audited; `"auto"`: as they were saved."""
+Precision = Literal["auto", "float32", "bfloat16", "float16", "bfloat16-mixed", "float16-mixed"]
+"""Of the weights when audited; `"auto"`: as they were saved; mixed: as saved, computed under autocast."""
+_MIXED = "-mixed"
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
@@ -126,7 +128,7 @@ def audit_checkpoints(
         max_length: Truncation of canaries that are raw text; give what training used.
         batch_size: Records in a forward pass.
         device: Where to compute, such as `"cuda:1"`; by default a GPU if there is one.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights; of a run in mixed precision (`bf16=True`), `"bfloat16-mixed"`.
         output_dir: Folder for history and reference statistics; None keeps them in memory.
         allow_shift: Let a budget decide although members and non-members of a split of the user's can be told
             apart without the model. Figures then include that difference.
@@ -144,7 +146,8 @@ def audit_checkpoints(
     from ezmia_callbacks.auditor import PrivacyAuditor
 
     base = _checked_base(checkpoints, base)
-    loader = _Loader(base, device=_device(device), dtype=dtype)
+    device = _device(device)
+    loader = _Loader(base, device=device, dtype="auto" if dtype.endswith(_MIXED) else dtype)
     tokenizer = _tokenizer(checkpoints, canaries, base=base, score=score)
     auditor = PrivacyAuditor(
         _distinct_rows(canaries, tokenizer, max_length=max_length),
@@ -160,6 +163,7 @@ def audit_checkpoints(
         on_error="raise",
         allow_shift=allow_shift,
         is_progress_shown=is_progress_shown,
+        autocast=_autocast(dtype, device),
     )
     auditor.history = replace(
         auditor.history,
@@ -167,7 +171,7 @@ def audit_checkpoints(
             **auditor.history.facts,
             "audited": f"after the fact, from {len(checkpoints)} saved models",
             "base model": str(base),
-            "device": loader.device,
+            "device": device,
             "precision": dtype,
         },
     )
@@ -208,21 +212,16 @@ class _Loader:
         return self._onto_device(_with_adapter(self.load_base(), checkpoint.path))
 
     def _load(self, path: str | Path, role: str) -> nn.Module:
+        from ezmia_callbacks.pretrained import load_pretrained
+
         transformers = _transformers()
         precision = {_name_of_dtype_argument(transformers.__version__): self.dtype}
         try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                str(path), output_loading_info=True, **precision
-            )
+            model = load_pretrained(str(path), **precision)
+        except AuditError:
+            raise
         except Exception as error:  # hub, configuration, weights: each fails in a way of its own
             raise _cannot_load(path, role, error) from error
-        missing = sorted(map(str, info["missing_keys"]))
-        if missing:
-            # transformers fills them with random numbers, and the audit would measure those.
-            raise ConfigurationError(
-                f"{str(path)!r} is not a whole causal language model: {len(missing)} weights are missing, "
-                f"such as {missing[0]}."
-            )
         return self._onto_device(model)
 
     def _onto_device(self, model: nn.Module) -> nn.Module:
@@ -307,6 +306,16 @@ def _device(device: str | None) -> str:
     return device
 
 
+def _autocast(dtype: Precision, device: str) -> Callable[[], AbstractContextManager[object]]:
+    """The context of a forward pass as a trainer in mixed precision makes it."""
+    import torch
+
+    if not dtype.endswith(_MIXED):
+        return nullcontext
+    computed_in = getattr(torch, dtype.removesuffix(_MIXED))
+    return lambda: torch.autocast(torch.device(device).type, dtype=computed_in)
+
+
 def _tokenizer(
     checkpoints: Sequence[Checkpoint], canaries: CanarySet, *, base: str | Path, score: str
 ) -> Tokenizer | None:
@@ -389,7 +398,7 @@ def _name_of_dtype_argument(version: str) -> str:
 
 
 def _cannot_load(path: str | Path, role: str, error: Exception) -> AuditError:
-    from ezmia_callbacks.inference import is_out_of_memory
+    from ezmia_callbacks.memory import is_out_of_memory
 
     if is_out_of_memory(error):
         return AuditMemoryError(f"There is no memory for {str(path)!r}: use another device or precision.")

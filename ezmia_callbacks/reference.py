@@ -17,7 +17,7 @@ from torch import nn
 
 from ezmia_callbacks.encoding import TokenRow
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.inference import is_out_of_memory
+from ezmia_callbacks.memory import is_out_of_memory
 
 __all__ = [
     "ReferenceSource",

@@ -149,8 +149,8 @@ class AuditResult:
 
         Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
         groups of canaries, `member_loss`, `non_member_loss`; where coins were thrown `epsilon_lower` and
-        `epsilon_ceiling`; with a budget `budget` and `over_budget` (0 or 1); `failed` is 1 for a failed
-        audit, which has nothing else.
+        `epsilon_ceiling`; with a verdict under a budget `budget` and `over_budget` (0 or 1); `failed` is 1
+        for a failed audit, which has nothing else.
         """
         if self.status == "failed":
             return {"failed": 1.0}
@@ -193,7 +193,8 @@ class AuditResult:
         if self.non_member_loss is not None:
             parts.append(f"loss members {self.member_loss:.3f} / held out {self.non_member_loss:.3f}")
         line = f"privacy audit {when}: " + ", ".join(parts)
-        if self.decision.limit is not None:
+        # A stop without a limit: the figure could not be judged.
+        if self.decision.limit is not None or self.decision.stop:
             line += f" | {self.decision.message}" + (" -> STOP" if self.decision.stop else "")
         return line
 

@@ -12,6 +12,8 @@ from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.memory import is_out_of_memory
+from ezmia_callbacks.pretrained import load_pretrained
 from ezmia_callbacks.reference import ReferenceSource
 from ezmia_callbacks.results import AuditResult
 
@@ -72,14 +74,16 @@ def reference_source(reference: ReferenceSource | str | Path, *, model: nn.Modul
 
 def _loader(name: str, *, like: nn.Parameter) -> Callable[[], nn.Module]:
     def load() -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            loaded = load_pretrained(name)
+        except AuditError:
+            raise
+        except Exception as error:  # hub, configuration, weights: each fails in a way of its own
+            if is_out_of_memory(error):
+                raise
             raise ConfigurationError(
                 f"reference={name!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint that can be "
-                f"loaded: {str(error).strip().splitlines()[0]}"
+                f"loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
             ) from error
         dtype = like.dtype if like.is_floating_point() else None
         # Not the method of the loaded model, which refuses quantized weights.
@@ -105,26 +109,37 @@ def say_restarted() -> None:
     )
 
 
-def say_put_back(kept: AuditResult, *, step: int) -> None:
-    """Say that the run ended over budget at a step, and what the model holds now."""
+def say_put_back(kept: AuditResult, history: AuditHistory, *, step: int) -> None:
+    """Say at which step the run ended and why, and what the model holds now."""
     if is_main_process():
         logger.warning(
-            "Training ends over the leakage budget at step %d; the model holds %s again, the last that "
-            "were inside it.%s",
+            "Training ends %s at step %d; the model holds %s again, the last that were inside it.%s",
+            "without a verdict under the leakage budget"
+            if _is_unjudged(history)
+            else "over the leakage budget",
             step,
             "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
             " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
         )
 
 
-def say_not_put_back(error: AuditError, *, step: int) -> None:
-    """Say that the model is over budget and stays so."""
+def say_not_put_back(error: AuditError, history: AuditHistory, *, step: int) -> None:
+    """Say that the model is over budget, or may be, and stays so."""
+    is_unjudged = _is_unjudged(history)
     logger.error(
-        "Training is over the leakage budget at step %d, and older weights could not be put back: %s The "
-        "model is OVER BUDGET.",
+        "Training is %s the leakage budget at step %d, and older weights could not be put back: %s The "
+        "model %s OVER BUDGET.",
+        "without a verdict under" if is_unjudged else "over",
         step,
         error,
+        "may be" if is_unjudged else "is",
     )
+
+
+def _is_unjudged(history: AuditHistory) -> bool:
+    """Whether the run was stopped because its leakage could not be judged any more."""
+    stopped = history.stopped
+    return stopped is not None and stopped.decision.is_within_budget is None
 
 
 def warn_of_gaps(history: AuditHistory) -> None:

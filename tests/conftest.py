@@ -10,6 +10,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def precision_of_the_test_alone():
+    """Old transformers leave a run's precision in the environment, and the next run takes it for its own."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
 @pytest.fixture
 def checkpoints_of_old_releases():
     """Old transformers keep NumPy's random state where new torch asks for permission to unpickle it."""

@@ -22,7 +22,7 @@ class FinishedRun:
     history: AuditHistory
 
 
-def finish_run(path: Path, *, is_adapter: bool = False) -> FinishedRun:
+def finish_run(path: Path, *, is_adapter: bool = False, is_mixed: bool = False) -> FinishedRun:
     """Train, with a checkpoint and an audit after each epoch."""
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
@@ -52,6 +52,7 @@ def finish_run(path: Path, *, is_adapter: bool = False) -> FinishedRun:
             save_strategy="epoch",
             report_to="none",
             use_cpu=True,
+            bf16=is_mixed,
             disable_tqdm=True,
             seed=0,
         ),

@@ -2,8 +2,10 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from post_hoc_runs import BATCH_SIZE, finish_run
@@ -11,11 +13,12 @@ from test_cli import ezmia, run_main
 from tiny import make_texts
 
 import ezmia_callbacks
-from ezmia_callbacks import AuditHistory
+from ezmia_callbacks import AuditHistory, post_hoc
 from ezmia_callbacks.canaries.files import load_canaries
 from ezmia_callbacks.commands import doctor as doctor_module
 from ezmia_callbacks.commands import runs as runs_module
-from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.commands.audit import Precision
+from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.planning import canaries_needed
 
 pytestmark = pytest.mark.filterwarnings(
@@ -107,6 +110,10 @@ def test_a_checkpoint_that_cannot_be_audited_is_exit_code_three(run, call, tmp_p
     assert "1 of 2 checkpoints could not be audited: leakage there is unknown" in out
     assert "FAILED" in out
     assert "Traceback" not in err
+
+
+def test_every_precision_of_an_audit_can_be_asked_for():
+    assert [precision.value for precision in Precision] == list(get_args(post_hoc.Precision))
 
 
 def test_over_budget_weighs_more_than_a_gap(run, call, tmp_path):
@@ -475,3 +482,43 @@ def test_help_loads_no_framework():
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert outcome.stdout == "[]\n"
+
+
+def unjudged(history):
+    """The same history, with no verdict on its last checkpoint."""
+    decision = Decision(False, None, "AUC cannot be judged any more: the run was to end by now")
+    results = (*history.results[:-1], replace(history[-1], decision=decision))
+    return replace(history, results=results)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("0.99", 3), ("0.51", 1)])
+def test_a_checkpoint_without_a_verdict_is_not_within_budget(limit, code, run, call, monkeypatch):
+    audit_checkpoints = post_hoc.audit_checkpoints
+    monkeypatch.setattr(
+        post_hoc, "audit_checkpoints", lambda *args, **kwargs: unjudged(audit_checkpoints(*args, **kwargs))
+    )
+    arguments = [*audit_arguments(run), "--max-auc", limit, "--rule", "point"]
+
+    got, out, _ = call(*arguments)
+    got_json, out_json, _ = call(*arguments, "--json")
+
+    assert got == got_json == code
+    assert "No verdict on checkpoint-60: that is not within budget." in out
+    assert "checkpoints are within budget" not in out
+    (row,) = [line for line in out.splitlines() if line.startswith("checkpoint-60 ")]
+    assert row.endswith("AUC cannot be judged any more: the run was to end by now")
+    content = json.loads(out_json)
+    assert (content["exit_code"], content["verdict"]) == (code, "unknown" if code == 3 else "over_budget")
+    assert content["checkpoints"][-1]["is_within_budget"] is None
+
+
+def test_a_module_that_is_run_answers_like_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ezmia_callbacks.cli", "plan", "--no-such-option"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "no-such-option" in done.stderr

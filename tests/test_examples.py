@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from ezmia_callbacks.encoding import TokenRow
 from ezmia_callbacks.inference import deal_rows
@@ -166,9 +168,11 @@ def test_a_launch_file_holds_only_what_accelerate_knows(name):
     known = {action.dest for action in launch_command_parser()._actions}
 
     settings = {**config.fsdp_config, **config.deepspeed_config}
+    # FSDP2 came with accelerate 1.6, and the file asks for that.
+    is_older = name == "accelerate_fsdp" and Version(version("accelerate")) < Version("1.6")
     # The launcher's arguments are named as the file's fields.
     assert settings
-    assert set(settings) <= known
+    assert set(settings) - known == ({"fsdp_version", "fsdp_reshard_after_forward"} if is_older else set())
 
 
 @pytest.mark.parametrize("name", ["torchrun", "lightning_multi_node"])

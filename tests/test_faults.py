@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from ezmia_callbacks import AuditHistory, LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
 from ezmia_callbacks.encoding import encode_canaries
 from ezmia_callbacks.errors import AuditError, AuditMemoryError
-from ezmia_callbacks.inference import fit_into_memory, token_statistics
+from ezmia_callbacks.inference import token_statistics
+from ezmia_callbacks.memory import fit_into_memory
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*pin_memory.*:UserWarning",
@@ -140,8 +141,8 @@ def test_an_audit_out_of_memory_does_not_shrink_the_training_batch(tmp_path, n_r
     rows, canaries = draw()
     model = make_model()
     audit = PrivacyAuditCallback(canaries)
-    # The check of the model takes two passes, the baseline of 90 records six.
-    limit_memory(model, n_records=n_records, after_calls=8)
+    # The check of the model takes six passes, the baseline of 90 records six.
+    limit_memory(model, n_records=n_records, after_calls=12)
     trainer = make_trainer(
         tmp_path, rows, [audit], model=model, auto_find_batch_size=True, num_train_epochs=1
     )
@@ -223,7 +224,7 @@ def break_forward(model, *, at_call):
 def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
     rows, canaries = draw()
     model = make_model()
-    break_forward(model, at_call=9)
+    break_forward(model, at_call=13)
     audit = PrivacyAuditCallback(canaries, budget=BUDGET)
     trainer = make_trainer(tmp_path, rows, [audit], model=model, num_train_epochs=2)
 
@@ -237,7 +238,7 @@ def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
 def test_an_exception_in_an_audit_ends_training_when_errors_raise(tmp_path):
     rows, canaries = draw()
     model = make_model()
-    break_forward(model, at_call=9)
+    break_forward(model, at_call=13)
     audit = PrivacyAuditCallback(canaries, on_error="raise")
     trainer = make_trainer(tmp_path, rows, [audit], model=model)
 
@@ -400,7 +401,7 @@ def test_ctrl_c_in_an_audit_leaves_the_model_in_training_mode_and_a_valid_histor
     def interrupt(module, arguments):
         if not module.training:
             calls.append(1)
-            if len(calls) == 10:
+            if len(calls) == 14:
                 os.kill(os.getpid(), signal.SIGINT)
 
     model.register_forward_pre_hook(interrupt)

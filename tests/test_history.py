@@ -12,12 +12,13 @@ BUDGET = LeakageBudget(limit=0.6)
 
 
 def result(step, state, *, n_over=0):
-    """One audit: state is "baseline", "within", "over", "stop" or "failed"."""
+    """One audit: state is "baseline", "within", "over", "stop", "unjudged" or "failed"."""
     decision = {
         "baseline": Decision(False, True, "baseline"),
         "within": Decision(False, True, "within budget", 0.55, 0.6),
         "over": Decision(False, False, "over budget", 0.65, 0.6, n_over),
         "stop": Decision(True, False, "over budget", 0.65, 0.6, n_over),
+        "unjudged": Decision(True, None, "cannot be judged any more"),
         "failed": Decision(False, None, "failed"),
     }[state]
     band = Interval(lower=0.5, upper=0.7, confidence=0.95, method="delong")
@@ -216,3 +217,22 @@ def test_a_write_that_is_cut_off_leaves_the_old_history_readable(tmp_path, monke
         make_history("baseline", "within").save(path)
 
     assert AuditHistory.load(path).results == old.results
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([], False),
+        (["failed"], False),
+        (["baseline"], False),
+        (["baseline", "within", "over"], True),
+        (["baseline", "stop"], True),
+        (["baseline", "over", "within"], False),
+        (["baseline", "over", "failed"], True),
+        (["baseline", "within", "failed"], False),
+        (["baseline", "within", "unjudged"], True),
+        (["baseline", "unjudged", "failed"], True),
+    ],
+)
+def test_past_budget_are_weights_over_it_and_those_that_cannot_be_judged(states, expected):
+    assert make_history(*states).is_past_budget is expected

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -15,8 +16,16 @@ from transformers import (
     trainer_utils,
 )
 
-from ezmia_callbacks import AuditHistory, CanarySet, LeakageBudget, PrivacyAuditCallback, hold_out_canaries
+from ezmia_callbacks import (
+    AuditHistory,
+    CanarySet,
+    LeakageBudget,
+    PrivacyAuditCallback,
+    PrivacyAuditor,
+    hold_out_canaries,
+)
 from ezmia_callbacks.errors import (
+    AuditError,
     CanaryError,
     ConfigurationError,
     OverlappingCanariesError,
@@ -24,6 +33,7 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.functional.budget import Decision
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
@@ -184,6 +194,18 @@ def test_a_memorizing_run_stops_and_ends_with_the_last_good_weights(tmp_path):
         assert torch.equal(tensor, kept[good.step][name]), name
 
 
+def stop_without_a_verdict(monkeypatch, *, after):
+    """So many audits after the baseline are judged; then the canaries can carry no verdict any more."""
+    decide = PrivacyAuditor._decide
+
+    def judge(self, metrics, *, is_baseline):
+        if len(self.history) <= after:
+            return decide(self, metrics, is_baseline=is_baseline)
+        return Decision(True, None, "AUC cannot be judged any more: the run was to end by now")
+
+    monkeypatch.setattr(PrivacyAuditor, "_decide", judge)
+
+
 def test_leakage_rises_above_095_when_nothing_stops_it(tmp_path):
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries)
@@ -217,6 +239,42 @@ def test_the_stopped_epoch_is_not_saved(tmp_path):
     loaded = type(trainer.model).from_pretrained(tmp_path / f"checkpoint-{good.step}")
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
+
+
+def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypatch, caplog):
+    rows, canaries = draw()
+    stop_without_a_verdict(monkeypatch, after=2)
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8))
+    trainer = make_trainer(tmp_path, rows, [audit], num_train_epochs=5, save_strategy="epoch")
+
+    trainer.train()
+
+    assert [result.step for result in audit.history] == [0, 8, 16, 24]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-16", "checkpoint-8"]
+    loaded = type(trainer.model).from_pretrained(tmp_path / "checkpoint-16").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in trainer.model.state_dict().items())
+    assert "ends without a verdict under the leakage budget at step 24" in caplog.text
+    assert "step 16 again" in caplog.text
+
+
+def test_weights_that_cannot_be_judged_and_cannot_be_replaced_may_be_over_budget(
+    tmp_path, monkeypatch, caplog
+):
+    rows, canaries = draw()
+    stop_without_a_verdict(monkeypatch, after=1)
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8))
+
+    def fail(self, model):
+        raise AuditError("nothing was kept.")
+
+    monkeypatch.setattr(PrivacyAuditor, "restore_within_budget", fail)
+    trainer = make_trainer(tmp_path, rows, [audit], num_train_epochs=5, save_strategy="epoch")
+
+    trainer.train()
+
+    assert "without a verdict under the leakage budget at step 16" in caplog.text
+    assert "may be OVER BUDGET" in caplog.text
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
 
 
 def test_the_best_checkpoint_that_is_loaded_at_the_end_is_within_budget(tmp_path):
@@ -644,6 +702,32 @@ def test_a_checkpoint_can_be_the_reference(tmp_path):
 
     np.testing.assert_array_equal(audit.auditor.reference.log_probs, started.auditor.reference.log_probs)
     assert audit.history[0].metrics["auc"].value != 0.5
+
+
+def test_a_checkpoint_with_missing_weights_is_no_reference(tmp_path):
+    rows, canaries = draw()
+    make_model().save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    trainer = make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries, reference=tmp_path / "base")])
+
+    with pytest.raises(ConfigurationError, match=r"weights are missing: .*h\.1\.mlp"):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("content", [b"half of a file", b""])
+def test_a_damaged_checkpoint_is_refused_by_name(content, tmp_path):
+    rows, canaries = draw()
+    make_model().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(content)
+    trainer = make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries, reference=tmp_path / "base")])
+
+    with pytest.raises(ConfigurationError, match=r"reference='.*base' is neither 'auto'"):
+        trainer.train()
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_before_the_first_step(tmp_path):

@@ -53,6 +53,8 @@ ROWS = (
                 "console",
                 "distributed",
                 "inference",
+                "memory",
+                "projection",
                 "reference",
                 "schedule_free",
                 "snapshot",
@@ -66,6 +68,7 @@ ROWS = (
                 "dataloader_rows",
                 "lightning_trainer",
                 "presence",
+                "pretrained",
                 "shells",
                 "trainer_checkpoints",
                 "trainer_rows",
@@ -91,7 +94,7 @@ EXCEPTIONS = {
     ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("trl_rows", "datasets"): "TRL prepares nothing else, and brings it along",
-    ("shells", "transformers"): "a checkpoint as the reference",
+    ("pretrained", "transformers"): "a checkpoint, as the reference or to be audited",
     ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
 }
 

@@ -5,6 +5,7 @@ import pickle
 import sys
 import textwrap
 from datetime import timedelta
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,8 @@ from lightning_tiny import (
     validation_loader,
     weights,
 )
+from safetensors.torch import load_file, save_file
+from test_huggingface import stop_without_a_verdict
 from test_stop_and_restore import make_adapted_model
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 
@@ -241,7 +244,8 @@ SAVES = {
         {"val_check_interval": 0.5},
     ),
     "any time": (
-        lambda folder: ModelCheckpoint(folder, save_top_k=-1, train_time_interval=timedelta(0)),
+        # Less than a step takes; old releases read 0 as "never".
+        lambda folder: ModelCheckpoint(folder, save_top_k=-1, train_time_interval=timedelta(microseconds=1)),
         {"every": 5},
     ),
     "accumulating": (
@@ -383,6 +387,22 @@ def test_restore_can_be_declined(tmp_path):
     assert trainer.global_step == audit.history.stopped.step
     assert_same_weights(module, witness.weights[trainer.global_step])
     assert torch.load(saver.best_model_path, weights_only=True)["global_step"] == trainer.global_step
+
+
+def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypatch, caplog):
+    stop_without_a_verdict(monkeypatch, after=2)
+    witness, audit = Witness(), make_audit(budget=LeakageBudget(limit=0.8))
+    saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+
+    _, module = fit(
+        tmp_path, [witness, audit, saver], module=TinyModule(), max_epochs=5, enable_checkpointing=True
+    )
+
+    steps = [result.step for result in audit.history]
+    assert steps == [n * N_STEPS_IN_EPOCH for n in range(4)]
+    assert_same_weights(module, witness.weights[steps[2]])
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {f"step={step}.ckpt" for step in steps[1:3]}
+    assert f"ends without a verdict under the leakage budget at step {steps[3]}" in caplog.text
 
 
 def test_weights_that_cannot_be_put_back_are_reported(tmp_path, caplog):
@@ -784,6 +804,17 @@ def test_a_checkpoint_folder_can_be_the_reference(tmp_path):
         fit(tmp_path / "c", [make_audit(reference=str(tmp_path / "missing"))], module=TinyModule())
 
 
+def test_a_checkpoint_with_missing_weights_is_no_reference(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+    with pytest.raises(ConfigurationError, match=r"weights are missing: .*h\.1\.mlp"):
+        fit(tmp_path / "run", [make_audit(reference=tmp_path / "base")], module=TinyModule())
+
+
 def test_a_model_of_ones_own_is_audited_through_its_logits(tmp_path):
     audit = bare_audit(reference="copy")
 
@@ -935,14 +966,21 @@ def test_the_callback_can_be_pickled_before_and_after(tmp_path):
     assert after.budget == audit.budget
 
 
-def test_the_same_numbers_under_the_other_package(tmp_path):
+def test_the_same_numbers_under_the_other_package(tmp_path, monkeypatch):
     import pytorch_lightning as other
+
+    # It is built on the packages that are loaded when it is imported, and old releases insist on their class.
+    monkeypatch.setattr(ezmia_callbacks, "lightning", ezmia_callbacks.lightning)
+    monkeypatch.delitem(sys.modules, "ezmia_callbacks.lightning")
+    callback = import_module("ezmia_callbacks.lightning").PrivacyAuditCallback
+    assert issubclass(callback, other.Callback)
 
     class OtherModule(Bare, other.LightningModule):
         pass
 
     rows, _ = draw()
-    plain, audit = bare_audit(budget=LeakageBudget(**BUDGET)), bare_audit(budget=LeakageBudget(**BUDGET))
+    plain = bare_audit(budget=LeakageBudget(**BUDGET))
+    audit = callback(plain.canaries, budget=plain.budget, logits_fn=bare_logits)
     saver = other.callbacks.ModelCheckpoint(tmp_path / "checkpoints", monitor="privacy/auc", save_top_k=-1)
     stopping = other.callbacks.EarlyStopping("privacy/auc", patience=100)
     module = OtherModule()
@@ -995,6 +1033,8 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         _callback_classes()
 
 
+# Old releases of Lightning call what new jsonargparse has renamed.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.pytorch.cli")
 @pytest.mark.parametrize(
     "name",
     ["ezmia_callbacks.LightningPrivacyAuditCallback", "ezmia_callbacks.lightning.PrivacyAuditCallback"],

@@ -35,6 +35,11 @@ def adapter_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def mixed_run(tmp_path_factory):
+    return finish_run(tmp_path_factory.mktemp("mixed"), is_mixed=True)
+
+
+@pytest.fixture(scope="module")
 def curve(run):
     return audited(run)
 
@@ -67,6 +72,11 @@ def test_the_curve_is_the_one_that_the_callback_wrote_to_the_last_bit(run, curve
 
 def test_the_curve_of_adapters_is_the_one_that_the_callback_wrote_to_the_last_bit(adapter_run):
     check_same_to_the_last_bit(audited(adapter_run), adapter_run)
+
+
+def test_the_curve_of_a_run_in_mixed_precision_needs_the_same_to_the_last_bit(mixed_run):
+    assert figures(audited(mixed_run)) != figures(mixed_run.history)
+    check_same_to_the_last_bit(audited(mixed_run, dtype="bfloat16-mixed"), mixed_run)
 
 
 def test_the_curve_tells_checkpoints_apart(curve):
@@ -163,7 +173,7 @@ def test_a_checkpoint_with_missing_weights_is_refused(run, tmp_path):
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
 
-    with pytest.raises(ConfigurationError, match=r"1 weights are missing, such as .*h\.1\.mlp"):
+    with pytest.raises(ConfigurationError, match=r"weights are missing: .*h\.1\.mlp"):
         audit_checkpoints(find_checkpoints(tmp_path), run.canaries, base=run.base, device="cpu")
 
 

@@ -41,6 +41,11 @@ def full_result():
     )
 
 
+def unjudged_result():
+    message = "TPR at 10 % FPR cannot be judged any more (bounds need 132 non-members): it was to end by now"
+    return replace(full_result(), decision=Decision(True, None, message))
+
+
 def failed_result():
     return AuditResult(
         step=7,
@@ -171,3 +176,17 @@ def test_a_value_without_any_bound_shows_its_note():
     )
 
     assert "TPR@0.1%FPR 0.250 (bounds need 9 more)" in result.describe()
+
+
+def test_a_figure_that_cannot_be_judged_has_no_verdict_for_trackers():
+    flat = unjudged_result().to_metrics()
+
+    assert flat["auc"] == 0.7
+    assert not {"over_budget", "budget"} & set(flat)
+
+
+def test_a_stop_without_a_verdict_says_so_on_the_console():
+    line = unjudged_result().describe()
+
+    assert line.endswith("(bounds need 132 non-members): it was to end by now -> STOP")
+    assert "within" not in line

@@ -404,17 +404,18 @@ class CanarySet:
                 "or train without them, before a release."
             )
         repeated = "ones" if self.groups is None else "records"
+        n_repeated = source.n_duplicates_removed
+        left_out = f" after {n_repeated} repeated {repeated} were set aside" if n_repeated else ""
         if source.method == "hold_out_coins":
             return (
                 f"{sizes}, by an independent fair coin for each {unit} (seed {source.seed}) drawn from "
-                f"{source.n_pool} {unit}s after {source.n_duplicates_removed} repeated {repeated} were set "
-                "aside, so that the two sides differ by chance and training only."
+                f"{source.n_pool} {unit}s{left_out}, so that the two sides differ by chance and training "
+                "only."
             )
         if source.is_randomized:
             return (
-                f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} {unit}s after "
-                f"{source.n_duplicates_removed} repeated {repeated} were set aside, so that the two "
-                "sides differ by chance and training only."
+                f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} {unit}s{left_out}, so "
+                "that the two sides differ by chance and training only."
             )
         origin = {
             "hold_out": "held out without a random draw",

@@ -48,6 +48,8 @@ class Precision(str, Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    BFLOAT16_MIXED = "bfloat16-mixed"
+    FLOAT16_MIXED = "float16-mixed"
 
 
 def audit(
@@ -118,7 +120,12 @@ def audit(
     ] = None,
     dtype: Annotated[
         Precision,
-        typer.Option("--dtype", help="Precision of the weights; auto: as saved.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--dtype",
+            help="Precision of the weights; auto: as saved; mixed: as saved, computed under autocast, as a "
+            "trainer with bf16=True or fp16=True does.",
+            rich_help_panel=_MODEL,
+        ),
     ] = Precision.AUTO,
     batch_size: Annotated[
         int,
@@ -165,7 +172,7 @@ def audit(
     Example: ezmia audit runs/mine --base gpt2 --canaries split/canaries.json --max-auc 0.6
 
     Exit codes: 0 within budget, or none was given; 1 a checkpoint is over budget; 2 bad input; 3 an audit
-    failed, so that leakage is unknown.
+    failed or could not be judged, so that leakage is unknown.
     """
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
     drawn = _canaries(canaries, members, non_members, text_column=text_column)
@@ -214,12 +221,23 @@ def _canaries(
 def _exit_code(history: AuditHistory) -> ExitCode:
     if _over(history):
         return ExitCode.OVER_BUDGET
-    return ExitCode.FAILED if history.n_failed else ExitCode.OK
+    return ExitCode.FAILED if history.n_failed or _unjudged(history) else ExitCode.OK
 
 
 def _over(history: AuditHistory) -> list[int]:
     """Numbers of the checkpoints that are over budget."""
     return [i for i, look in enumerate(history.looks) if look.decision.is_within_budget is False]
+
+
+def _unjudged(history: AuditHistory) -> list[int]:
+    """Numbers of the checkpoints that have figures and, under a budget, no verdict."""
+    if history.budget is None:
+        return []
+    return [
+        i
+        for i, look in enumerate(history.looks)
+        if look.status == "ok" and look.decision.is_within_budget is None
+    ]
 
 
 def _as_json(checkpoints: Sequence["Checkpoint"], history: AuditHistory, code: ExitCode) -> dict[str, Any]:
@@ -243,7 +261,9 @@ def _as_json(checkpoints: Sequence["Checkpoint"], history: AuditHistory, code: E
 def _verdict(history: AuditHistory, code: ExitCode) -> str:
     if code == ExitCode.OK:
         return "no_budget" if history.budget is None else "within_budget"
-    return "over_budget" if code == ExitCode.OVER_BUDGET else "failed"
+    if code == ExitCode.OVER_BUDGET:
+        return "over_budget"
+    return "failed" if history.n_failed else "unknown"
 
 
 def _show(
@@ -297,6 +317,9 @@ def _conclusion(names: Sequence[str], history: AuditHistory) -> str:
             f"{n_failed} of {len(names)} checkpoints could not be audited: leakage there is unknown, not "
             "absent."
         )
+    unjudged = [names[i] for i in _unjudged(history)]
+    if unjudged:
+        sentences.append(f"No verdict on {', '.join(unjudged)}: that is not within budget.")
     if not sentences and history.budget is None:
         return "No budget was given (--max-auc 0.6): figures only, no verdict."
     if not sentences:

@@ -21,7 +21,8 @@ from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS
 from ezmia_callbacks.demo.base_model import train_base_model
 from ezmia_callbacks.demo.corpus import package_docstrings, records_from_file, standard_library_docstrings
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError, TooFewCanariesError
-from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.budget import Decision, LeakageBudget
+from ezmia_callbacks.report.html import write_report
 from ezmia_callbacks.report.markdown import summarize
 from ezmia_callbacks.report.plots import plot_leakage_and_loss
 
@@ -36,6 +37,7 @@ except ImportError as error:
     ) from None
 
 from ezmia_callbacks.huggingface import PrivacyAuditCallback
+from ezmia_callbacks.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from ezmia_callbacks.history import AuditHistory
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoSettings", "run_demo"]
 
 FULL, LORA = "full fine-tuning", "LoRA"
-PICTURE, SUMMARY = "leakage.png", "summary.md"
+PICTURE, PAGE, SUMMARY = "leakage.png", "report.html", "summary.md"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class DemoSettings:
     Attributes:
         model: Name or path of a causal language model; None trains the small base model.
         data: A .txt or .jsonl file of records; None takes the documentation of installed packages.
-        output_dir: Folder for the picture, the summary and the audit histories.
+        output_dir: Folder for the picture, the page, the summary and the audit histories.
         limit: Leakage budget on AUC.
         n_epochs: Epochs of each run, at most.
         seed: Seed of everything.
@@ -109,9 +111,8 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
         histories = _train_twice(texts, budget, settings, console)
     for name, history in histories.items():
         console.print(_conclusion(name, history), highlight=False)
-    console.print(
-        f"\nFiles: {settings.output_dir}/{PICTURE}, {settings.output_dir}/{SUMMARY}", highlight=False
-    )
+    files = ", ".join(str(settings.output_dir / name) for name in (PICTURE, PAGE, SUMMARY))
+    console.print(f"\nFiles: {files}", highlight=False, soft_wrap=True)
     return histories
 
 
@@ -130,6 +131,7 @@ def _train_twice(
 
     figure: Any = plot_leakage_and_loss(histories)[0].figure
     figure.savefig(settings.output_dir / PICTURE, dpi=140)
+    write_report(histories, settings.output_dir / PAGE, title="ezmia demo")
     summary = f"# ezmia demo\n\nModel: {base.name}\n\n{summarize(histories)}\n"
     (settings.output_dir / SUMMARY).write_text(summary, encoding="utf-8")
     return histories
@@ -178,8 +180,8 @@ def _base_model(settings: DemoSettings, console: Console) -> _Base:
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    return _Base(lambda: load(settings.model), tokenizer, settings.model)
+    name = settings.model
+    return _Base(lambda: load_pretrained(name), tokenizer, name)
 
 
 def _texts(settings: DemoSettings) -> list[str]:
@@ -265,9 +267,9 @@ class _LiveTable(transformers.TrainerCallback):  # type: ignore[misc]  # skipped
         "held-out loss",
         "AUC [95 % band]",
         "TPR at 1 % FPR [95 %]",
-        "decision",
+        "lower bound of AUC",
     )
-    _WIDTHS = (5, 10, 13, 20, 34, 0)
+    _WIDTHS = (5, 10, 13, 20, 21, 0)
 
     def __init__(self, audit: PrivacyAuditCallback, console: Console) -> None:
         self._audit = audit
@@ -308,20 +310,23 @@ def _cells(result: AuditResult, *, train_loss: float | None) -> tuple[str, ...]:
     loss = "" if train_loss is None else f"{train_loss:.3f}"
     if result.status == "failed":
         return (epoch, loss, "", "audit failed", "", "leakage unknown")
-    decision = "baseline"
-    if not result.is_baseline:
-        compared, limit = result.decision.compared, result.decision.limit
-        sign, word = ("<=", "within") if result.decision.is_within_budget else (">", "over")
-        decision = f"{word} budget: lower bound {compared:.3f} {sign} {limit:.3f}"
-        decision += " -> STOP" if result.decision.stop else ""
     return (
         epoch,
         loss,
         f"{result.non_member_loss:.3f}",
         _figure(result.metrics["auc"]),
         _figure(result.metrics["tpr_at_fpr_0.01"]),
-        decision,
+        "baseline" if result.is_baseline else _verdict(result.decision),
     )
+
+
+def _verdict(decision: Decision) -> str:
+    """Short, so that a row fits on a screen; the column's head says what is held against the limit."""
+    if decision.compared is None or decision.limit is None:
+        return decision.message
+    sign, word = ("<=", "within") if decision.is_within_budget else (">", "OVER")
+    text = f"{word}: {decision.compared:.3f} {sign} {decision.limit:.3f}"
+    return text + (" -> STOP" if decision.stop else "")
 
 
 def _figure(measurement: Measurement) -> str:
@@ -334,17 +339,18 @@ def _figure(measurement: Measurement) -> str:
 
 
 def _conclusion(name: str, history: AuditHistory) -> str:
-    last, kept = history[-1], history.last_within_budget
-    auc = _figure(last.metrics["auc"]) if last.status == "ok" else "unknown"
-    if history.n_failed:
-        return (
-            f"\n[bold]{name}[/bold]: {history.n_failed} of {len(history.looks)} audits failed; at those "
-            "points leakage is unknown, not absent."
-        )
-    if history.stopped is None:
-        return f"\n[bold]{name}[/bold] stayed within the budget: AUC {auc} after epoch {last.epoch:g}."
-    where = "the starting weights" if kept is None or kept.is_baseline else f"epoch {kept.epoch:g}"
-    return (
-        f"\n[bold]{name}[/bold] was stopped after epoch {last.epoch:g} at AUC {auc}; the model holds "
-        f"{where} again."
+    last, kept, n_failed = history[-1], history.last_within_budget, history.n_failed
+    where = (
+        "the starting weights" if kept is None or kept.is_baseline else f"the weights of epoch {kept.epoch:g}"
     )
+    auc = "" if last.status == "failed" else f" AUC {_figure(last.metrics['auc'])}"
+    if history.stopped is not None:
+        outcome = f"was stopped after epoch {last.epoch:g} at{auc}; the model holds {where} again."
+    elif last.decision.is_within_budget:
+        outcome = f"{'ended' if n_failed else 'stayed'} within the budget:{auc} after epoch {last.epoch:g}."
+    else:
+        outcome = "ended without a verdict."
+    if n_failed:
+        of_all = f"{n_failed} of {len(history.looks)}"
+        outcome += f" {of_all} audits failed; at those points leakage is unknown, not absent."
+    return f"\n[bold]{name}[/bold] {outcome}"

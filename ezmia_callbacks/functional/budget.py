@@ -17,6 +17,7 @@ from ezmia_callbacks.functional.intervals import (
     hanley_mcneil_standard_error,
     n_non_members_needed,
 )
+from ezmia_callbacks.functional.search import smallest_enough
 
 __all__ = [
     "BudgetMetric",
@@ -131,7 +132,8 @@ class Decision:
 
     Attributes:
         stop: True if training is to end now.
-        is_within_budget: True or False by the budget's rule; None if the audit failed, or no budget is set.
+        is_within_budget: True or False by the budget's rule; None if there is no verdict: the audit failed,
+            the canaries could not carry one, or no budget is set.
         message: The reason, as one plain sentence.
         compared: The number that was held against the limit; None if there was none.
         limit: The budget's limit; None without a budget.
@@ -309,11 +311,9 @@ def _check_no_leakage_can_pass(
 
     if excess(n_members, n_non_members) <= 0.0:
         return
-    needed = 10
-    while excess(needed, needed) > 0.0:
-        needed = math.ceil(needed * 1.05)
+    needed = smallest_enough(lambda n: excess(n, n) <= 0.0, fewest=1)
     raise TooFewCanariesError(
         f"With {n_members} members and {n_non_members} non-members a model that leaks nothing would "
-        f"already have an upper bound of {budget.label} above {budget.limit:g}: about {needed} of each "
-        "are needed, or a higher limit, or rule='lower'."
+        f"already have an upper bound of {budget.label} above {budget.limit:g}: {needed} of each "
+        "would do, or a higher limit, or rule='lower'."
     )

@@ -17,6 +17,7 @@ import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.roc import ScoresByClass, membership_advantage, split_by_class
+from ezmia_callbacks.functional.search import smallest_enough
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
@@ -434,19 +435,10 @@ def n_non_members_needed(*, fpr: float, failure_probability: float, rank: int = 
             f"`rank` is {rank}, but ranks are whole numbers from 1: 1 is the highest non-member."
         )
 
-    def is_enough(n: int) -> bool:
+    def certifies(n: int) -> bool:
         return bool(scipy.stats.binom.cdf(rank - 1, n, fpr) <= failure_probability)
 
-    too_few, enough = rank - 1, rank
-    while not is_enough(enough):
-        too_few, enough = enough, 2 * enough
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if is_enough(middle):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+    return smallest_enough(certifies, fewest=rank)
 
 
 def tpr_at_fpr_interval(

@@ -26,6 +26,7 @@ from ezmia_callbacks.functional.intervals import (
     clopper_pearson_upper,
     hanley_mcneil_standard_error,
 )
+from ezmia_callbacks.functional.search import smallest_between, smallest_enough
 
 __all__ = ["CanaryPlan", "canaries_needed", "decision_power"]
 
@@ -247,14 +248,7 @@ def _largest_count_within(budget: LeakageBudget, n1: int, piece: float) -> int:
             return clopper_pearson_upper(count, n1, failure_probability=piece) > budget.limit
         return count / n1 > budget.limit
 
-    within, over = -1, n1 + 1
-    while over - within > 1:
-        middle = (within + over) // 2
-        if is_over(middle):
-            over = middle
-        else:
-            within = middle
-    return within
+    return smallest_between(is_over, too_few=-1, enough=n1 + 1) - 1
 
 
 def _fewest(budget: LeakageBudget, share: float, ratio: float) -> tuple[int, int]:
@@ -276,23 +270,18 @@ def _fewest(budget: LeakageBudget, share: float, ratio: float) -> tuple[int, int
 
 def _smallest(is_enough: Callable[[int], bool], fewest: int) -> int:
     """Smallest number >= `fewest` that is enough, up to saw teeth."""
-    if is_enough(fewest):
-        return fewest
-    too_few, enough = fewest, 2 * fewest
-    while not is_enough(enough):
-        if enough >= _MAXIMUM_PER_CLASS:
+
+    def is_enough_or_hopeless(n: int) -> bool:
+        if is_enough(n):
+            return True
+        if n >= _MAXIMUM_PER_CLASS:
             raise TooFewCanariesError(
-                f"Even {enough} records of a class would not do: move `expected` away from the limit, lower "
-                "`power`, or choose AUC, which needs far fewer."
+                f"Even {_MAXIMUM_PER_CLASS} records of a class would not do: move `expected` away from the "
+                "limit, lower `power`, or choose AUC, which needs far fewer."
             )
-        too_few, enough = enough, 2 * enough
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if is_enough(middle):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+        return False
+
+    return smallest_enough(is_enough_or_hopeless, fewest=fewest)
 
 
 def _check_arguments(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ezmia_callbacks.report.labels import metric_label, percent
+from ezmia_callbacks.report.labels import metric_label, over_budget_is, percent
 
 __all__ = ["Chart", "Forest", "forest", "leakage_chart", "loss_chart", "marker_path"]
 
@@ -468,7 +468,8 @@ def _verdicts(run: dict[str, Any], position: float, *, has_epochs: bool) -> list
         audit["decision"]["label"]
         for audit in run["audits"]
         if _position(audit, has_epochs=has_epochs) == position
-        and audit["decision"]["verdict"] not in ("none", "unknown")
+        and audit["status"] == "ok"
+        and audit["decision"]["verdict"] != "none"
     ]
 
 
@@ -511,6 +512,9 @@ def _caption(runs: Sequence[dict[str, Any]], metric: str) -> str:
         )
     elif any(figure["interval"] for figure in measured):
         sentences.append(f"Shaded: the interval of each audit alone at {at_intervals}.")
+    budgets = [run["budget"] for run in runs]
+    over = over_budget_is([b["rule"] for b in budgets if b is not None and b["metric"] == metric])
+    sentences += [over] if over else []
     if any(audit["decision"]["verdict"] == "stop" for audit in looks):
         sentences.append("Ring: the last audit within budget, whose weights are kept.")
     if len(measured) < len(looks):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
-from ezmia_callbacks.functional.budget import Decision, LeakageBudget
+from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.history import AuditHistory
@@ -93,12 +93,14 @@ _LIMITS = (
     "Nothing here is a differential-privacy guarantee.",
 )
 
+# `unjudged` is the verdict "unknown" of an audit that did not fail.
 _VERDICTS = {
     "baseline": "Baseline",
     "within": "Excess not detected",
     "over": "Over budget",
     "stop": "Over budget: stop",
     "unknown": "Unknown: audit failed",
+    "unjudged": "Unknown: not judged",
     "none": "No budget",
 }
 
@@ -107,6 +109,8 @@ _OUTCOMES = {
     "over": "Over budget, not stopped",
     "within": "Excess not detected",
     "unknown": "Unknown: the last audit failed",
+    "unjudged": "Unknown: the last audit could not be judged",
+    "unjudged_stop": "Stopped: could not be judged any more",
     "none": "No budget was set",
     "baseline": "Only the baseline was audited",
 }
@@ -198,7 +202,7 @@ def _run(label: str, history: AuditHistory) -> Document:
         "promise": _promise(history),
         "checks": [*_baseline_check(history), *map(_finding, history.findings)],
         "facts": {name: str(value) for name, value in history.facts.items()},
-        "audits": [_audit(result) for result in history],
+        "audits": [_audit(result, history.budget) for result in history],
     }
 
 
@@ -228,7 +232,7 @@ def _chance(metric: str) -> float | None:
     return {"auc": 0.5, "advantage": 0.0}.get(metric)
 
 
-def _audit(result: AuditResult) -> Document:
+def _audit(result: AuditResult, budget: LeakageBudget | None) -> Document:
     return {
         "moment": moment(result),
         "step": int(result.step),
@@ -250,7 +254,7 @@ def _audit(result: AuditResult) -> Document:
         "n_error_tokens": _number(result.n_error_tokens),
         "member_edges": _edges(result.member_edges),
         "non_member_edges": _edges(result.non_member_edges),
-        "decision": _decision(result),
+        "decision": _decision(result, budget),
         "findings": [_finding(finding) for finding in result.findings],
         "error": result.error,
         "seconds": float(result.seconds),
@@ -315,12 +319,13 @@ def _finding(finding: Finding) -> Document:
     return {"name": finding.name, "is_flagged": finding.is_flagged, "text": finding.text}
 
 
-def _decision(result: AuditResult) -> Document:
+def _decision(result: AuditResult, budget: LeakageBudget | None) -> Document:
     decision = result.decision
-    verdict = _verdict(result, decision)
+    verdict = _verdict(result, budget)
+    is_unjudged = verdict == "unknown" and result.status == "ok"
     return {
         "verdict": verdict,
-        "label": _VERDICTS[verdict],
+        "label": _VERDICTS["unjudged" if is_unjudged else verdict],
         "message": decision.message,
         "compared": _number(decision.compared),
         "limit": _number(decision.limit),
@@ -328,15 +333,16 @@ def _decision(result: AuditResult) -> Document:
     }
 
 
-def _verdict(result: AuditResult, decision: Decision) -> str:
+def _verdict(result: AuditResult, budget: LeakageBudget | None) -> str:
+    decision = result.decision
     if result.status == "failed":
         return "unknown"
-    if decision.stop:
-        return "stop"
     if result.is_baseline:
         return "baseline"
     if decision.is_within_budget is None:
-        return "none"
+        return "none" if budget is None and not decision.stop else "unknown"
+    if decision.stop:
+        return "stop"
     return "within" if decision.is_within_budget else "over"
 
 
@@ -418,19 +424,21 @@ def _meaning(interval: Interval) -> str:
 
 
 def _outcome(history: AuditHistory) -> Document:
-    kind, text = _outcome_of(history)
-    return {"kind": kind, "label": _OUTCOMES[kind], "text": text}
+    name, text = _outcome_of(history)
+    kind = "unknown" if name.startswith("unjudged") else name
+    return {"kind": kind, "label": _OUTCOMES[name], "text": text}
 
 
 def _outcome_of(history: AuditHistory) -> tuple[str, str]:
     stopped, kept, last = history.stopped, history.last_within_budget, history[-1]
     if stopped is not None:
+        name = "unjudged_stop" if stopped.decision.is_within_budget is None else "stopped"
         text = f"Stopped at {moment(stopped)}: {_sentence(stopped.decision.message)}"
         if kept is None:
-            return "stopped", f"{text} No audit was within budget."
+            return name, f"{text} No audit was within budget."
         weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
         return (
-            "stopped",
+            name,
             f"{text} Kept, as the last within budget: {weights} (unless restoring was switched off).",
         )
     if last.status == "failed":
@@ -439,8 +447,11 @@ def _outcome_of(history: AuditHistory) -> tuple[str, str]:
         return "none", "The run was measured without a budget: nothing could stop it."
     if last.is_baseline:
         return "baseline", "Only the baseline was audited: there is no verdict on trained weights."
-    kind = "within" if last.decision.is_within_budget else "over"
-    return kind, f"The run was not stopped. At {moment(last)}: {_sentence(last.decision.message)}"
+    if last.decision.is_within_budget is None:
+        name = "unjudged"
+    else:
+        name = "within" if last.decision.is_within_budget else "over"
+    return name, f"The run was not stopped. At {moment(last)}: {_sentence(last.decision.message)}"
 
 
 def _failures(history: AuditHistory) -> str:

@@ -90,6 +90,8 @@ def annotate(
         linespacing=1.0,
         zorder=6,
         path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+        # Between letters the stroke alone would leave pieces of a line that read as a dash.
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
     )
 
 

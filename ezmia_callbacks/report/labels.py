@@ -1,6 +1,6 @@
 """How runs, audits, metrics and scores are called where a person reads of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.history import AuditHistory
@@ -11,6 +11,7 @@ __all__ = [
     "histories_by_label",
     "metric_label",
     "moment",
+    "over_budget_is",
     "percent",
     "percents",
     "score_label",
@@ -78,6 +79,17 @@ def moment(result: AuditResult) -> str:
     if result.is_baseline:
         return "the baseline"
     return f"step {result.step}" if result.epoch is None else f"epoch {result.epoch:.3g}"
+
+
+def over_budget_is(rules: Iterable[str]) -> str:
+    """What being over budget looks like in a picture, a sentence; empty if that differs from run to run.
+
+    >>> over_budget_is(["lower", "lower"])
+    'Over budget: the whole band is above it.'
+    """
+    shapes = {"lower": "the whole band", "point": "the curve itself", "upper": "any part of the band"}
+    looks = {shapes[rule] for rule in rules}
+    return f"Over budget: {looks.pop()} is above it." if len(looks) == 1 else ""
 
 
 def percent(confidence: float) -> str:

@@ -26,7 +26,13 @@ from ezmia_callbacks.report.drawing import (
     short,
     write_caption,
 )
-from ezmia_callbacks.report.labels import counts_line, histories_by_label, metric_label, score_label
+from ezmia_callbacks.report.labels import (
+    counts_line,
+    histories_by_label,
+    metric_label,
+    over_budget_is,
+    score_label,
+)
 from ezmia_callbacks.results import AuditResult, Measurement
 
 if TYPE_CHECKING:
@@ -444,6 +450,10 @@ def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str, shape: str =
     elif any(measurement.interval is not None for measurement in looks):
         alone = "Shaded" if shape == "Bands" else shape
         text += f"{alone}: interval of each audit alone at {at_intervals}."
+    budgets = [history.budget for history in runs.values()]
+    over = over_budget_is([b.rule for b in budgets if b is not None and b.name == metric])
+    if over:
+        text += f" {over}"
     n_failed = sum(history.n_failed for history in runs.values())
     if n_failed:
         n_audits = sum(len(history) for history in runs.values())

@@ -12,6 +12,7 @@ from ezmia_callbacks.demo.base_model import BaseModelRecipe, train_base_model
 from ezmia_callbacks.demo.corpus import standard_library_docstrings
 from ezmia_callbacks.demo.run import FULL, LORA, DemoSettings, run_demo
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.results import Measurement
 
 mpl.use("Agg")
 
@@ -74,7 +75,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
     assert histories[LORA].stopped is None
     assert "> 0.600 -> STOP" in printed
     kept = histories[FULL].last_within_budget
-    where = "the starting weights" if kept.is_baseline else f"epoch {kept.epoch:g}"
+    where = "the starting weights" if kept.is_baseline else f"the weights of epoch {kept.epoch:g}"
     assert f"the model holds {where} again" in printed
     assert "LoRA stayed within the budget" in printed
     for name in (FULL, LORA):
@@ -83,6 +84,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
         saved = tmp_path / "out" / name.split()[0].lower() / "privacy_audit" / "history.jsonl"
         assert AuditHistory.load(saved).to_dicts() == histories[name].to_dicts()
     assert (tmp_path / "out" / "leakage.png").read_bytes().startswith(b"\x89PNG")
+    assert "<title>ezmia demo</title>" in (tmp_path / "out" / "report.html").read_text()
     assert "# ezmia demo" in (tmp_path / "out" / "summary.md").read_text()
 
 
@@ -138,3 +140,24 @@ def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget(
 
     assert "1 of 1 audits failed; at those points leakage is unknown" in conclusion
     assert "within the budget" not in conclusion
+
+
+def test_a_run_without_a_verdict_is_not_said_to_have_stayed_within_its_budget():
+    unjudged = AuditResult(
+        step=8,
+        epoch=1.0,
+        status="ok",
+        is_baseline=False,
+        score="ez",
+        n_members=10,
+        n_non_members=10,
+        decision=Decision(False, None, "AUC cannot be judged any more"),
+        metrics={
+            "auc": Measurement(0.6, note="no interval"),
+            "tpr_at_fpr_0.01": Measurement(None, note="no"),
+        },
+        non_member_loss=3.0,
+    )
+
+    assert demo._cells(unjudged, train_loss=2.0)[-1] == "AUC cannot be judged any more"
+    assert demo._conclusion(LORA, AuditHistory((unjudged,))).endswith("ended without a verdict.")

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
-from ezmia_callbacks.functional.budget import LeakageBudget, check_resolvable, decide
+from ezmia_callbacks.functional.budget import (
+    BudgetMetric,
+    BudgetRule,
+    LeakageBudget,
+    check_resolvable,
+    decide,
+)
 from ezmia_callbacks.functional.intervals import (
     Interval,
     advantage_interval,
@@ -159,6 +167,22 @@ def test_certificate_counts_match_published_values() -> None:
 
     # A quarter of 0.2 is 0.05 again.
     assert planned == one_sided
+
+
+@pytest.mark.parametrize("rule", ["lower", "upper"])
+@pytest.mark.parametrize(("metric", "limit"), [("auc", 0.6), ("auc", 0.97), ("advantage", 0.9)])
+@pytest.mark.parametrize("n_audits", [1, 3])
+def test_the_refusal_and_the_plan_name_the_same_number(
+    rule: BudgetRule, metric: BudgetMetric, limit: float, n_audits: int
+) -> None:
+    budget = LeakageBudget(metric=metric, limit=limit, rule=rule)
+    needed = canaries_needed(budget, n_audits=n_audits).n_members_to_resolve
+
+    with pytest.raises(TooFewCanariesError) as caught:
+        check_resolvable(budget, n_members=3, n_non_members=3, failure_probability=0.05 / n_audits)
+
+    (named,) = re.findall(r"(\d+) of each", str(caught.value))
+    assert max(10, int(named)) == needed
 
 
 @pytest.mark.parametrize(("n_audits", "needed"), [(1, 437), (10, 666)])

@@ -21,9 +21,10 @@ from report.example_runs import (
 
 from ezmia_callbacks import report
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report import summarize, to_document, write_json
+from ezmia_callbacks.report.html import render_report
 from ezmia_callbacks.report.labels import percents
 from ezmia_callbacks.results import Measurement
 
@@ -267,3 +268,55 @@ def test_the_model_card_tells_the_same():
         assert sentence in text
     assert run["outcome"]["text"] in text
     assert BUDGET.describe() == run["budget"]["text"]
+
+
+def unjudged_run(*, is_stopped):
+    """The last audit has figures, and the canaries can carry no verdict on them."""
+    last = audit(3, 0.55, (4, 5))
+    decision = Decision(is_stopped, None, "AUC cannot be judged any more: the run was to end by now")
+    return history(audit(0, 0.5, (5, 5)), audit(1, 0.51, (5, 5)), replace(last, decision=decision))
+
+
+@pytest.mark.parametrize(
+    ("is_stopped", "label"),
+    [
+        (True, "Stopped: could not be judged any more"),
+        (False, "Unknown: the last audit could not be judged"),
+    ],
+)
+def test_an_audit_that_could_not_be_judged_is_unknown_and_neither_within_nor_over(is_stopped, label):
+    run_history = unjudged_run(is_stopped=is_stopped)
+
+    document = to_document(run_history)
+    run = only(document)
+
+    VALIDATOR.validate(document)
+    assert (run["outcome"]["kind"], run["outcome"]["label"]) == ("unknown", label)
+    assert "cannot be judged any more" in run["outcome"]["text"]
+    last = run["audits"][-1]["decision"]
+    assert (last["verdict"], last["label"]) == ("unknown", "Unknown: not judged")
+    assert run["failures"] == ""
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_page_and_a_model_card_show_no_verdict_where_there_is_none(is_stopped):
+    document = to_document(unjudged_run(is_stopped=is_stopped))
+    document["runs"][0]["audits"] = document["runs"][0]["audits"][-1:]
+
+    page = render_report(document)
+    card = summarize(unjudged_run(is_stopped=is_stopped)).splitlines()
+
+    tags = set(re.findall(r'class="tag[^"]*">([^<]*)<', page))
+    assert "Unknown: not judged" in tags
+    assert not tags & {"Excess not detected", "Over budget", "Over budget: stop", "Stopped over budget"}
+    (row,) = [line for line in card if line.startswith("| 3 |")]
+    assert "cannot be judged any more" in row
+    assert "within budget" not in row
+
+
+def test_runs_without_a_budget_have_no_verdict_to_miss():
+    free = replace(audit(1, 0.51, (5, 5)), decision=Decision(False, None, "no budget"))
+
+    run = only(to_document(history(audit(0, 0.5, (5, 5)), free, budget=None)))
+
+    assert run["outcome"]["kind"] == run["audits"][-1]["decision"]["verdict"] == "none"

@@ -1,4 +1,5 @@
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.history import AuditHistory
+from ezmia_callbacks.report.document import to_document
+from ezmia_callbacks.report.html import render_report
 from ezmia_callbacks.report.plots import (
     plot_leakage_and_loss,
     plot_leakage_and_utility,
@@ -102,8 +105,28 @@ def test_labels_name_metric_attack_counts_and_confidence():
     assert ax.get_ylabel() == "AUC of the EZ attack"
     assert caption(ax) == (
         "400 members, 600 non-members. Bands hold for all audits of a run together at 95 % "
-        "(baseline: interval)."
+        "(baseline: interval). Over budget: the whole band is above it."
     )
+
+
+@pytest.mark.parametrize(
+    ("rules", "shown"),
+    [
+        (["upper"], "Over budget: any part of the band is above it."),
+        (["point", "point"], "Over budget: the curve itself is above it."),
+        (["lower", "point"], None),
+        ([None], None),
+    ],
+)
+def test_the_caption_says_what_is_over_budget_where_the_runs_agree_on_it(rules, shown):
+    budgets = [rule and LeakageBudget(limit=0.6, rule=rule) for rule in rules]
+    runs = {str(i): replace(FULL, budget=budget) for i, budget in enumerate(budgets)}
+
+    page = render_report(to_document(runs))
+
+    on_the_page = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)[0]
+    for found in (caption(plot_leakage_curve(runs)), on_the_page):
+        assert shown in found if shown else "Over budget" not in found
 
 
 def test_legend_names_the_runs_and_a_single_run_needs_none():
