@@ -45,6 +45,7 @@ from ezmia_callbacks.functional.budget import (
 )
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.planning import canaries_needed
+from ezmia_callbacks.functional.search import smallest_between
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import (
     call_for_logits,
@@ -61,6 +62,13 @@ from ezmia_callbacks.measurement import (
     measure_scores,
 )
 from ezmia_callbacks.memory import fit_into_memory, is_out_of_memory
+from ezmia_callbacks.overhead import (
+    Stopwatch,
+    affordable_share,
+    check_max_overhead,
+    describe_part,
+    part_of,
+)
 from ezmia_callbacks.projection import LogitsFunction, Projection
 from ezmia_callbacks.reference import (
     ReferenceSource,
@@ -101,6 +109,9 @@ _SAME_MODEL_TOLERANCE = 0.02
 
 _TRAJECTORIES = "trajectories.safetensors"
 
+# Parts of the canaries are chosen in steps of this share.
+_N_SHARES = 1_000
+
 # Of (epsilon, delta), where coins were thrown.
 _DELTA = 1e-5
 
@@ -130,6 +141,9 @@ class PrivacyAuditor:
         tokenizer: Needed for canaries that are not tokenized.
         max_length: Truncation of canaries that are not tokenized; give what training uses.
         batch_size: Records in a forward pass.
+        max_overhead: Share of the training time, in (0, 1), that audits may take. The first audit after the
+            baseline then chooses a part of the canaries that keeps to it, for all audits of the run, by the
+            time that training took until then; never fewer than the budget needs. None scores all canaries.
         output_dir: Folder for reference statistics, history and kept weights; None keeps all in memory.
         restore: Keep the weights of the last audit inside the budget, for `restore_within_budget`.
         on_error: What an error in an audit after the first step does: `"warn"` marks the audit as failed
@@ -170,6 +184,7 @@ class PrivacyAuditor:
         tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
         batch_size: int = 16,
+        max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
         on_error: OnError = "warn",
@@ -185,6 +200,7 @@ class PrivacyAuditor:
             fpr_levels=fpr_levels,
             confidence=confidence,
             batch_size=batch_size,
+            max_overhead=max_overhead,
             on_error=on_error,
         )
         check_reference(reference)
@@ -196,7 +212,14 @@ class PrivacyAuditor:
         self._score = score if isinstance(score, str) else score.name
         index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
         self._units = Units(canaries.select([index_of[record_id] for record_id in self.encoded.record_ids]))
-        self._is_member = self._units.is_member
+        # Audits may score a part of these: see `max_overhead`.
+        self._everything = (self.encoded, self._units)
+        self._whole_reference: TokenStatistics | None = None
+        self._share = 1.0
+        self._is_share_chosen = max_overhead is None
+        self._max_overhead = max_overhead
+        self._watch = Stopwatch()
+        self._scoring_seconds = self._keeping_seconds = 0.0
         is_structured = canaries.groups is not None or len(canaries.tiers) > 1
         if self._attack is not None and self._attack.is_trained_on_membership and is_structured:
             raise ConfigurationError(
@@ -245,22 +268,13 @@ class PrivacyAuditor:
                 f"A budget on {budget.label} needs to know how many audits will share its error rate: pass "
                 "`n_audits`, or give the trainer a length (`max_steps`); or set the budget on AUC."
             )
-        if budget is not None:
-            least = failure_probability_of_look(
-                n_audits or 1, n_planned=n_audits, failure_probability=1.0 - budget.confidence
-            )
-            try:
-                check_resolvable(
-                    budget,
-                    n_members=self._n_members,
-                    n_non_members=self._n_non_members,
-                    failure_probability=least,
-                )
-            except TooFewCanariesError as error:
-                if n_audits is None:
-                    raise
-                plan = canaries_needed(budget, n_audits=n_audits)
-                raise TooFewCanariesError(f"{error} {plan.describe()}") from None
+        try:
+            self._check_budget_is_resolvable(self._units)
+        except TooFewCanariesError as error:
+            if budget is None or n_audits is None:
+                raise
+            plan = canaries_needed(budget, n_audits=n_audits)
+            raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     @property
     def trajectories_of_units(self) -> Trajectories:
@@ -277,16 +291,16 @@ class PrivacyAuditor:
 
     @property
     def _n_members(self) -> int:
-        return int(self._is_member.sum())
+        return int(self._units.is_member.sum())
 
     @property
     def _n_non_members(self) -> int:
-        return int((~self._is_member).sum())
+        return int((~self._units.is_member).sum())
 
     @property
     def _fingerprint(self) -> str:
         """Of what the reference statistics were computed on, and from: sources are never mixed in a run."""
-        return f"{self.encoded.fingerprint}-{reference_label(self._reference_source)}"
+        return f"{self._everything[0].fingerprint}-{reference_label(self._reference_source)}"
 
     @property
     def target(self) -> TokenStatistics | None:
@@ -331,16 +345,20 @@ class PrivacyAuditor:
         if self._is_loaded:
             return self._begin_loaded(model, step=step)
         started = time.perf_counter()
-        self._reference = None
-        self.history = self.history.with_results([])
-        self.trajectories = self.trajectories.up_to_step(-1)
-        step = step or 0
-        result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
-        self._check_validity()
-        everywhere(self._save_reference)
-        self._record(result)
-        if self._snapshot is not None:
-            self._snapshot.save(model, step=step)
+        self._watch = Stopwatch()
+        with self._watch.audit():
+            self._set_reference(None)
+            self.history = self.history.with_results([])
+            self.trajectories = self.trajectories.up_to_step(-1)
+            step = step or 0
+            result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
+            self._check_validity()
+            everywhere(self._save_reference)
+            before = time.perf_counter()
+            self._record(result)
+            if self._snapshot is not None:
+                self._snapshot.save(model, step=step)
+            self._keeping_seconds = time.perf_counter() - before
         return result
 
     def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
@@ -365,9 +383,10 @@ class PrivacyAuditor:
         own = everywhere(
             lambda: load_statistics(path, fingerprint=fingerprint) if is_main_process() else None
         )
-        self._reference = broadcast_from_main(own)
-        self._recall(step=step)
         self.history = self.history.with_results(history).up_to_step(step)
+        self._take_up_share()
+        self._set_reference(broadcast_from_main(own))
+        self._recall(step=step)
         last = self.history.last_within_budget
         self._resume_snapshot(unwrapped(model), step=step, is_within=last is not None and last.step == step)
 
@@ -376,7 +395,7 @@ class PrivacyAuditor:
 
         Save it with every checkpoint (`accelerator.register_for_checkpointing(auditor)` does).
         """
-        reference = self._reference
+        reference = self._whole_reference
         return {
             "fingerprint": self._fingerprint,
             "history": self.history.to_dicts(),
@@ -401,11 +420,12 @@ class PrivacyAuditor:
                 "or start again from the original weights: the trained weights cannot stand in for the "
                 "reference."
             )
-        self._reference = TokenStatistics(**_to_arrays(state["reference"]))
-        self.trajectories = replace(self.trajectories, **_to_arrays(state["trajectories"]))
         findings = tuple(Finding(**finding) for finding in state["findings"])
         self.history = replace(self.history, findings=findings, caveat=state["caveat"])
         self.history = self.history.with_results(state["history"])
+        self._take_up_share()
+        self._set_reference(TokenStatistics(**_to_arrays(state["reference"])))
+        self.trajectories = replace(self.trajectories, **_to_arrays(state["trajectories"]))
         self._is_loaded = True
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
@@ -452,8 +472,13 @@ class PrivacyAuditor:
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
         _check_epoch(epoch)
+        with self._watch.audit():
+            return self._audit(model, step=step, epoch=epoch)
+
+    def _audit(self, model: nn.Module, *, step: int, epoch: float | None) -> AuditResult:
         started = time.perf_counter()
         try:
+            self._choose_share()
             result = self._measure(model, step=step, epoch=epoch, is_baseline=False, started=started)
         except Exception as error:
             result = self._failed(error, step=step, epoch=epoch, started=started)
@@ -497,8 +522,96 @@ class PrivacyAuditor:
             )
 
     def _save_reference(self) -> None:
-        if self._reference_path is not None and self._reference is not None and is_main_process():
-            save_statistics(self._reference_path, self._reference, fingerprint=self._fingerprint)
+        whole = self._whole_reference
+        if self._reference_path is not None and whole is not None and is_main_process():
+            save_statistics(self._reference_path, whole, fingerprint=self._fingerprint)
+
+    def _set_reference(self, whole: TokenStatistics | None) -> None:
+        self._whole_reference = self._reference = whole
+        if whole is not None and self._share < 1.0:
+            self._reference = whole.select(self._part_of(self._share))
+
+    def _part_of(self, share: float) -> np.ndarray:
+        encoded, units = self._everything
+        return part_of(units.canaries, share, seed=int(encoded.fingerprint, 16))
+
+    def _take_share(self, share: float) -> None:
+        """Score a part of the canaries from here on, and go on as if there had never been more."""
+        self._is_share_chosen = True
+        if share == self._share:
+            return
+        self._share, (encoded, units) = share, self._everything
+        is_chosen = self._part_of(share)
+        self.encoded = encoded.select(is_chosen)
+        self._units = Units(units.canaries.select(np.flatnonzero(is_chosen).tolist()))
+        self.trajectories = self.trajectories.of_records(is_chosen)
+        self._set_reference(self._whole_reference)
+        n = len(self.encoded.rows)
+        self.history = replace(
+            self.history,
+            facts={**self.history.facts, "canaries in an audit": f"{n} of {len(encoded.rows)}"},
+        )
+
+    def _take_up_share(self) -> None:
+        """Score the part that an interrupted run had chosen."""
+        shares = [result.share for result in self.history.looks if result.status == "ok"]
+        if shares:
+            self._take_share(shares[-1])
+
+    def _choose_share(self) -> None:
+        """Choose, once in a run, how many canaries its audits can afford."""
+        if self._is_share_chosen or self._max_overhead is None:
+            return
+        share = affordable_share(
+            self._max_overhead,
+            training_seconds=self._watch.last_interval,
+            scoring_seconds=self._scoring_seconds,
+            other_seconds=self._keeping_seconds,
+            spent_seconds=self._watch.audit_seconds,
+            n_audits=self._n_audits,
+        )
+        # Clocks differ from process to process.
+        share = broadcast_from_main(share)
+        fewest = smallest_between(lambda n: self._can_judge(n / _N_SHARES), too_few=0, enough=_N_SHARES)
+        n_affordable = math.floor(share * _N_SHARES)
+        self._take_share(max(fewest, n_affordable) / _N_SHARES)
+        if is_main_process() and (self._share < 1.0 or n_affordable < fewest):
+            self._say_share(is_affordable=n_affordable >= fewest)
+
+    def _can_judge(self, share: float) -> bool:
+        chosen = np.flatnonzero(self._part_of(share)).tolist()
+        try:
+            self._check_budget_is_resolvable(Units(self._everything[1].canaries.select(chosen)))
+        except TooFewCanariesError:
+            return False
+        return True
+
+    def _check_budget_is_resolvable(self, units: Units) -> None:
+        budget = self.history.budget
+        if budget is None:
+            return
+        least = failure_probability_of_look(
+            self._n_audits or 1, n_planned=self._n_audits, failure_probability=1.0 - budget.confidence
+        )
+        is_member = units.is_member
+        check_resolvable(
+            budget,
+            n_members=int(is_member.sum()),
+            n_non_members=int((~is_member).sum()),
+            failure_probability=least,
+        )
+
+    def _say_share(self, *, is_affordable: bool) -> None:
+        text = describe_part(self._units.is_member, self._everything[1].is_member)
+        if is_affordable:
+            logger.info("To keep audits under %.3g of the training time: %s", self._max_overhead, text)
+        else:
+            logger.warning(
+                "Audits will take more than %.3g of the training time: fewer canaries could not carry the "
+                "figures. %s Audit less often, or raise `max_overhead`.",
+                self._max_overhead,
+                text,
+            )
 
     def _check_validity(self) -> None:
         """Look for what would make the figures say something else than leakage, before it is too late."""
@@ -545,9 +658,12 @@ class PrivacyAuditor:
         try:
             found = AuditHistory.load(self._output_dir / "history.jsonl")
             self.history = replace(self.history, findings=found.findings, caveat=found.caveat)
-            self.trajectories = Trajectories.load(
-                self._output_dir / _TRAJECTORIES, fingerprint=self.encoded.fingerprint
+            trajectories = Trajectories.load(
+                self._output_dir / _TRAJECTORIES, fingerprint=self.trajectories.fingerprint
             ).up_to_step(step)
+            # A part that was chosen after this step is chosen again.
+            if trajectories.record_ids == self.trajectories.record_ids:
+                self.trajectories = trajectories
         except AuditError as error:
             if is_main_process():
                 logger.warning("What an earlier part of the run found is lost: %s", error)
@@ -584,9 +700,11 @@ class PrivacyAuditor:
         self, model: nn.Module, *, step: int, epoch: float | None, is_baseline: bool, started: float
     ) -> AuditResult:
         """One result for all processes, from the main one."""
+        before = time.perf_counter()
         target = self._statistics(model)
         if is_baseline:
-            self._reference = self._reference_statistics(model, target)
+            self._scoring_seconds = time.perf_counter() - before
+            self._set_reference(self._reference_statistics(model, target))
         self._target = target
         own_scores = self._attack_scores(model, target, is_baseline=is_baseline)
         result = everywhere(
@@ -709,7 +827,7 @@ class PrivacyAuditor:
         started: float,
     ) -> AuditResult:
         reference = self._reference if self._reference is not None else target
-        is_member, confidence = self._is_member, self.history.confidence
+        is_member, confidence = self._units.is_member, self.history.confidence
         n_bytes = self.encoded.n_compressed_bytes
         scores: dict[str, np.ndarray] = {
             name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
@@ -753,6 +871,8 @@ class PrivacyAuditor:
             non_member_edges=non_member_edges,
             decision=self._decide(metrics, is_baseline=is_baseline),
             seconds=time.perf_counter() - started,
+            overhead=self._watch.overhead,
+            share=self._share,
             batch_size=self._batch_size,
             scores=scores[self._score],
         )
@@ -799,6 +919,8 @@ class PrivacyAuditor:
             decision=Decision(False, None, "the audit failed: leakage is unknown"),
             error=f"{type(error).__name__}: {error}",
             seconds=time.perf_counter() - started,
+            overhead=self._watch.overhead,
+            share=self._share,
         )
 
     def _record(self, result: AuditResult) -> None:
@@ -874,6 +996,7 @@ def check_arguments(
     fpr_levels: Sequence[float],
     confidence: float,
     batch_size: int | None,
+    max_overhead: float | None,
     on_error: OnError,
 ) -> None:
     """Raise ConfigurationError for an argument that can never work; every shell calls this when built."""
@@ -892,6 +1015,12 @@ def check_arguments(
         raise ConfigurationError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size!r}.")
+    check_max_overhead(max_overhead)
+    if max_overhead is not None and not isinstance(score, str):
+        raise ConfigurationError(
+            "`max_overhead` scores a part of the canaries, and an attack of your own has seen them all at "
+            "its start: use a built-in score, or fewer canaries."
+        )
     if on_error not in ("warn", "raise"):
         raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +93,18 @@ class EncodedCanaries:
     def n_non_members(self) -> int:
         """Number of non-member rows."""
         return int((~self.is_member).sum())
+
+    def select(self, is_chosen: Bool[np.ndarray, " n_records"]) -> EncodedCanaries:
+        """Some of the records, in their order."""
+        kept = np.flatnonzero(is_chosen)
+        n_bytes = self.n_compressed_bytes
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in kept),
+            is_member=self.is_member[kept],
+            record_ids=tuple(self.record_ids[i] for i in kept),
+            n_compressed_bytes=None if n_bytes is None else n_bytes[kept],
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -103,6 +103,8 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         max_length: Truncation of canaries that are raw text; give what training uses. TRL trainers and
             tokenized canaries do not need it.
         batch_size: Records in a forward pass; by default the trainer's evaluation batch size.
+        max_overhead: Share of the training time that audits may take, such as 0.05: a fixed part of the
+            canaries is then scored at each audit, see `PrivacyAuditor`. None scores all.
         output_dir: Folder for history and reference; by default `privacy_audit` in the trainer's own.
         restore: Put back the weights of the last audit inside the budget when stopping.
         prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
@@ -140,6 +142,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         seed: int = 0,
         max_length: int | None = None,
         batch_size: int | None = None,
+        max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
         prefix: str = "privacy/",
@@ -153,6 +156,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             fpr_levels=fpr_levels,
             confidence=confidence,
             batch_size=batch_size,
+            max_overhead=max_overhead,
             on_error=on_error,
         )
         check_every(every)
@@ -169,6 +173,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self.seed = seed
         self.max_length = max_length
         self.batch_size = batch_size
+        self.max_overhead = max_overhead
         self.output_dir = output_dir
         self.restore = restore
         self.prefix = prefix
@@ -457,6 +462,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             n_audits=self._n_audits(args, state),
             tokenizer=getattr(trainer, "processing_class", None),
             batch_size=self.batch_size or args.per_device_eval_batch_size,
+            max_overhead=self.max_overhead,
             output_dir=self._folder(trainer),
             restore=self.restore,
             on_error=self.on_error,

@@ -129,6 +129,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         tokenizer: Needed for canaries that are raw text; by default the LightningModule's `tokenizer`.
         max_length: Truncation of canaries that are raw text; give what training uses.
         batch_size: Records in a forward pass; by default the training dataloader's batch size.
+        max_overhead: Share of the training time that audits may take, such as 0.05: a fixed part of the
+            canaries is then scored at each audit, see `PrivacyAuditor`. None scores all.
         output_dir: Folder for history and reference; by default `privacy_audit` in `default_root_dir`.
         restore: Put back the weights of the last audit inside the budget when stopping.
         prefix: Put before every metric name.
@@ -169,6 +171,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
         prefix: str = "privacy/",
@@ -183,6 +186,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             fpr_levels=fpr_levels,
             confidence=confidence,
             batch_size=batch_size,
+            max_overhead=max_overhead,
             on_error=on_error,
         )
         check_every(every)
@@ -200,6 +204,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
+        self.max_overhead = max_overhead
         self.output_dir = output_dir
         self.restore = restore
         self.prefix = prefix
@@ -487,6 +492,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             n_audits=self._n_audits(trainer),
             tokenizer=tokenizer,
             batch_size=self.batch_size or batch_size or _DEFAULT_BATCH_SIZE,
+            max_overhead=self.max_overhead,
             output_dir=self._folder(trainer),
             restore=self.restore,
             on_error=self.on_error,

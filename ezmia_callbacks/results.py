@@ -95,6 +95,9 @@ class AuditResult:
         non_member_edges: Edge records among the non-members.
         error: What went wrong, if `status` is `"failed"`.
         seconds: Wall-clock time of the audit.
+        overhead: Time that this run's audits took so far, the baseline and this one among them, over the time
+            of the training between them; None before the first step. Counted by each process since it began.
+        share: Share of the canaries that was scored, in (0, 1]; see `max_overhead` of the callbacks.
         batch_size: Records in a forward pass; smaller than asked for where memory ran out, None if unknown.
         scores: float64, (n_records,): the deciding score of each record; kept in memory only.
     """
@@ -120,6 +123,8 @@ class AuditResult:
     non_member_edges: EdgeCounts | None = None
     error: str | None = None
     seconds: float = 0.0
+    overhead: float | None = None
+    share: float = 1.0
     batch_size: int | None = None
     scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
 
@@ -148,9 +153,9 @@ class AuditResult:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
 
         Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
-        groups of canaries, `member_loss`, `non_member_loss`; where coins were thrown `epsilon_lower` and
-        `epsilon_ceiling`; with a verdict under a budget `budget` and `over_budget` (0 or 1); `failed` is 1
-        for a failed audit, which has nothing else.
+        groups of canaries, `member_loss`, `non_member_loss`, `overhead`; where coins were thrown
+        `epsilon_lower` and `epsilon_ceiling`; with a verdict under a budget `budget` and `over_budget` (0 or
+        1); `failed` is 1 for a failed audit, which has nothing else.
         """
         if self.status == "failed":
             return {"failed": 1.0}
@@ -170,6 +175,8 @@ class AuditResult:
         if self.member_loss is not None and self.non_member_loss is not None:
             flat["member_loss"] = self.member_loss
             flat["non_member_loss"] = self.non_member_loss
+        if self.overhead is not None:
+            flat["overhead"] = self.overhead
         if self.decision.limit is not None:
             flat["budget"] = self.decision.limit
             flat["over_budget"] = 0.0 if self.decision.is_within_budget else 1.0

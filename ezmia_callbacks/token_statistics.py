@@ -73,6 +73,18 @@ class TokenStatistics:
         """Number of scored tokens."""
         return int(self.offsets[-1])
 
+    def select(self, is_chosen: Bool[np.ndarray, " n_records"]) -> TokenStatistics:
+        """Statistics of some of the records, in their order."""
+        lengths = np.diff(self.offsets)
+        of_tokens = np.repeat(is_chosen, lengths)
+        return TokenStatistics(
+            self.log_probs[of_tokens],
+            self.is_correct[of_tokens],
+            self.means[of_tokens],
+            self.standard_deviations[of_tokens],
+            np.concatenate([[0], np.cumsum(lengths[is_chosen])]).astype(np.int64),
+        )
+
 
 def join_statistics(parts: Sequence[TokenStatistics], indices: Sequence[Sequence[int]]) -> TokenStatistics:
     """One set of statistics of what several processes scored.

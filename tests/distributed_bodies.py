@@ -52,7 +52,7 @@ def audit_twice(folder: Path | None, model, *, batch_size: int = BATCH_SIZE) -> 
     auditor.begin(model)
     result = auditor.audit(trained(model))
     return {
-        "result": {k: v for k, v in result.to_dict().items() if k != "seconds"},
+        "result": {k: v for k, v in result.to_dict().items() if k not in ("seconds", "overhead")},
         "scores": result.scores,
         "reference": auditor.reference.log_probs,
         "n_forwards": n_forwards,

@@ -34,6 +34,7 @@ ROWS = (
                 "facts",
                 "history",
                 "measurement",
+                "overhead",
                 "record_files",
                 "report",
                 "results",

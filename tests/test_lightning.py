@@ -105,7 +105,7 @@ def in_budget(history):
 
 
 def figures(history):
-    return [{**result.to_dict(), "seconds": None} for result in history]
+    return [{**result.to_dict(), "seconds": None, "overhead": None} for result in history]
 
 
 def adapted_module():

@@ -258,6 +258,8 @@ def _audit(result: AuditResult, budget: LeakageBudget | None) -> Document:
         "findings": [_finding(finding) for finding in result.findings],
         "error": result.error,
         "seconds": float(result.seconds),
+        "overhead": _number(result.overhead),
+        "share": float(result.share),
         "batch_size": result.batch_size,
     }
 
