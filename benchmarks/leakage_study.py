@@ -5,9 +5,9 @@
     python benchmarks/leakage_study.py tables
 
 `run` makes the runs that are not in `benchmarks/results/study/` yet, one file each, so that it may be broken
-off and started again. `tables` prints Markdown from what is there. SmolLM2-135M comes out of a wheel, as a GGUF
-file: nothing is downloaded from a hub. The corpora are WikiText-2 (`--data`) and the documentation of scipy,
-scikit-learn and numpy, as installed.
+off and started again. `tables` prints Markdown from what is there. SmolLM2-135M comes out of a wheel, as a
+GGUF file: nothing is downloaded from a hub. The corpora are WikiText-2 (`--data`) and the documentation of
+scipy, scikit-learn and numpy, as installed.
 """
 
 import argparse
