@@ -283,11 +283,14 @@ def _n_pretrained(model: nn.Module) -> int | None:
     if config is None or not hasattr(type(config), "from_pretrained"):
         return None
     try:
-        pretrained = type(config).from_pretrained(config._name_or_path, local_files_only=True)
-        size = pretrained.get_text_config().vocab_size
+        written, _ = type(config).get_config_dict(config._name_or_path, local_files_only=True)
+        size = type(config).from_dict(written).get_text_config().vocab_size
     except (OSError, ValueError, AttributeError):
         return None
-    return size if isinstance(size, int) else None
+    # A folder of GGUF weights has no configuration, and would get the default of the model's class.
+    parts = [written, *(part for part in written.values() if isinstance(part, dict))]
+    is_written = any("vocab_size" in part for part in parts)
+    return size if is_written and isinstance(size, int) else None
 
 
 def _adapter_owner(model: nn.Module) -> nn.Module | None:

@@ -435,6 +435,15 @@ def test_where_no_configuration_can_be_found_nothing_is_said(checkpoint):
     assert explain_added_vocabulary(nn.Embedding(66, 4), NEW_ROWS) is None
 
 
+def test_a_folder_of_weights_without_a_configuration_says_nothing_of_its_vocabulary(checkpoint):
+    """The default of the class, 32,000 for a Llama, is not that of the model; GGUF weights lie like this."""
+    model = enlarged(LlamaForCausalLM.from_pretrained(checkpoint), n_tokens=40_000)
+    (checkpoint / "config.json").rename(checkpoint / "weights.gguf")
+    ids = np.array([1, 2, 39_000])
+
+    assert explain_added_vocabulary(model, [TokenRow(ids, ids)]) is None
+
+
 def test_a_checkpoint_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
     cached, commit = tmp_path / "models--someone--tiny", 40 * "0"
     make_llama().save_pretrained(cached / "snapshots" / commit)
@@ -451,11 +460,11 @@ def test_the_hub_itself_is_never_asked(checkpoint, monkeypatch):
     model = enlarged(LlamaForCausalLM.from_pretrained(checkpoint))
     asked = []
 
-    def from_pretrained(name, **options):
+    def get_config_dict(name, **options):
         asked.append((name, options["local_files_only"]))
         raise OSError
 
-    monkeypatch.setattr(LlamaConfig, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(LlamaConfig, "get_config_dict", get_config_dict)
 
     assert explain_added_vocabulary(model, NEW_ROWS) is None
     assert asked == [(str(checkpoint), True)]
