@@ -7,13 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from contract_shells import PlainModule, make_loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_tiny import make_trainer as make_lightning_trainer
+from test_huggingface import make_trainer as make_hf_trainer
 from tiny import make_model, make_rows, make_texts
 
 from ezmia_callbacks import (
     AuditHistory,
     LeakageBudget,
+    LightningPrivacyAuditCallback,
     PrivacyAuditCallback,
     PrivacyAuditor,
     hold_out_canaries,
@@ -272,3 +276,37 @@ def test_a_state_carries_the_part_and_the_whole_reference(clock):
     assert result.n_members == first.history[-1].n_members
     assert second.trajectories.steps.tolist() == [0, 1, 2, 3, 4, 5]
     assert second.state_dict()["reference"]["offsets"].shape == (301,)
+
+
+def with_huggingface(folder, canaries, rows, **options):
+    model, audit = make_model(), PrivacyAuditCallback(canaries, **options)
+    trainer = make_hf_trainer(folder, rows, [audit], model=model, num_train_epochs=2)
+    trainer.train()
+    return audit.history, model, trainer.state.log_history
+
+
+def with_lightning(folder, canaries, rows, **options):
+    module, audit = PlainModule(make_model()), LightningPrivacyAuditCallback(canaries, **options)
+    trainer = make_lightning_trainer(folder, [audit], max_epochs=2)
+    trainer.fit(module, make_loader(rows))
+    return audit.history, module.model, [trainer.callback_metrics]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step`:UserWarning",
+    "ignore:.*LeafSpec.*:FutureWarning",
+    "ignore:.*does not have many workers.*:UserWarning",
+    "ignore:.*torch.cpu.amp.autocast.*:FutureWarning",
+)
+@pytest.mark.parametrize("train", [with_huggingface, with_lightning])
+def test_callbacks_score_a_part_log_what_it_took_and_leave_training_as_it_was(train, tmp_path):
+    rows, canaries = hold_out_canaries(make_rows(make_texts(156)), n_members=40, n_non_members=60, seed=0)
+
+    _, expected, _ = train(tmp_path / "whole", canaries, rows)
+    history, model, logs = train(tmp_path / "part", canaries, rows, max_overhead=1e-6)
+
+    assert [result.n_members for result in history] == [40, 10, 10]
+    assert history[-1].overhead > 0
+    assert any("privacy/overhead" in entry for entry in logs)
+    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, wanted)
