@@ -337,28 +337,30 @@ class PrivacyAuditor:
                 split of the user's whose sides can be told apart without the model.
             OSError: if `output_dir` cannot be written.
         """
-        model = unwrapped(model)
         _check_epoch(epoch)
+        self._watch = Stopwatch()
+        with self._watch.audit():
+            return self._begin(unwrapped(model), step=step, epoch=epoch)
+
+    def _begin(self, model: nn.Module, *, step: int | None, epoch: float | None) -> AuditResult:
         everywhere(self._check_output_dir)
         self._check_same_canaries()
         self._projection = self._check_model(model)
         if self._is_loaded:
             return self._begin_loaded(model, step=step)
         started = time.perf_counter()
-        self._watch = Stopwatch()
-        with self._watch.audit():
-            self._set_reference(None)
-            self.history = self.history.with_results([])
-            self.trajectories = self.trajectories.up_to_step(-1)
-            step = step or 0
-            result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
-            self._check_validity()
-            everywhere(self._save_reference)
-            before = time.perf_counter()
-            self._record(result)
-            if self._snapshot is not None:
-                self._snapshot.save(model, step=step)
-            self._keeping_seconds = time.perf_counter() - before
+        self._set_reference(None)
+        self.history = self.history.with_results([])
+        self.trajectories = self.trajectories.up_to_step(-1)
+        step = step or 0
+        result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
+        self._check_validity()
+        everywhere(self._save_reference)
+        before = time.perf_counter()
+        self._record(result)
+        if self._snapshot is not None:
+            self._snapshot.save(model, step=step)
+        self._keeping_seconds = time.perf_counter() - before
         return result
 
     def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
@@ -378,6 +380,10 @@ class PrivacyAuditor:
         path = self._reference_path
         if path is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
+        with self._watch.audit():
+            self._resume(unwrapped(model), history, path=path, step=step)
+
+    def _resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, path: Path, step: int) -> None:
         self._check_same_canaries()
         fingerprint = self._fingerprint
         own = everywhere(
@@ -388,7 +394,7 @@ class PrivacyAuditor:
         self._set_reference(broadcast_from_main(own))
         self._recall(step=step)
         last = self.history.last_within_budget
-        self._resume_snapshot(unwrapped(model), step=step, is_within=last is not None and last.step == step)
+        self._resume_snapshot(model, step=step, is_within=last is not None and last.step == step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted run needs to go on; plain Python and tensors only.
@@ -565,7 +571,8 @@ class PrivacyAuditor:
         share = affordable_share(
             self._max_overhead,
             training_seconds=self._watch.last_interval,
-            scoring_seconds=self._scoring_seconds,
+            # The baseline of a resumed run was made by another process.
+            scoring_seconds=self._scoring_seconds or self.history[0].seconds,
             other_seconds=self._keeping_seconds,
             spent_seconds=self._watch.audit_seconds,
             n_audits=self._n_audits,

@@ -258,9 +258,10 @@ def test_a_run_resumed_from_before_its_first_audit_chooses_anew(clock, tmp_path)
     model = timed_model(clock)
 
     second.resume(model, history, step=0)
-    clock.now += 1000.0
+    clock.now += 30.0
 
-    assert second.audit(model).status == "ok"
+    # All would take 3 seconds, as the baseline did; half of that is allowed.
+    assert second.audit(model).n_members == N_MEMBERS // 2
 
 
 def test_a_state_carries_the_part_and_the_whole_reference(clock):
