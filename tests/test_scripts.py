@@ -69,13 +69,13 @@ SFT_SCRIPT = """
     trainer = SFTTrainer(
         model=model_path,
         args=SFTConfig(
-            output_dir, num_train_epochs=60, per_device_train_batch_size=8, learning_rate=1e-2, use_cpu=True,
+            output_dir, num_train_epochs=60, per_device_train_batch_size=8, learning_rate=3e-3, use_cpu=True,
             report_to="none", save_strategy="epoch", save_total_limit=1, max_length=16, bf16=False,
         ),
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         peft_config=LoraConfig(
-            r=32, lora_alpha=64, target_modules=["c_attn", "c_proj", "c_fc"], task_type="CAUSAL_LM"
+            r=32, lora_alpha=256, target_modules=["c_attn", "c_proj", "c_fc"], task_type="CAUSAL_LM"
         ),
         callbacks=[PrivacyAuditCallback(budget=LeakageBudget(metric="auc", limit=0.60))],
     )
