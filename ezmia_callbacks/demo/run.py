@@ -51,7 +51,7 @@ PICTURE, PAGE, SUMMARY = "leakage.png", "report.html", "summary.md"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does; the defaults fit in three minutes on two CPU cores.
+    """What the demo does; the defaults take some five minutes on two CPU cores.
 
     Attributes:
         model: Name or path of a causal language model; None trains the small base model.
