@@ -243,20 +243,17 @@ def memory_of(what: str, *, batch_size: int) -> float:
     return resident_mib("VmHWM") - before
 
 
-def in_own_process(call: str) -> float:
-    code = f"import audit_cost\nprint(audit_cost.{call})"
+def in_own_process(call: str) -> object:
+    """What a function of this script prints in JSON, in an interpreter that has done nothing else."""
+    here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), *sys.path])),
-        },
+        [sys.executable, "-c", f"import audit_cost, json\nprint(json.dumps(audit_cost.{call}))"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_memory(*, batch_size: int) -> dict[str, object]:
@@ -301,29 +298,18 @@ def growth_mib(n_audits: int) -> float:
     return resident_mib() - before
 
 
-def peak_and_seconds(n_records: int) -> str:
-    """Peak resident set and seconds of one audit, of so many records of 128 tokens."""
+def peak_and_seconds(n_records: int) -> dict[str, float]:
+    """MiB that the resident set grows by, and seconds, of one audit of so many records of 128 tokens."""
     model, auditor = small_model(length=128), auditor_of(n_records, length=128)
     auditor.begin(model)
     forget_peak()
     before = resident_mib()
     spent = seconds(lambda: auditor.audit(model))
-    return json.dumps([resident_mib("VmHWM") - before, spent])
+    return {"MiB": resident_mib("VmHWM") - before, "seconds taken": spent}
 
 
 def measure_scale() -> dict[str, object]:
-    found = {}
-    for n_records in (1_000, 10_000):
-        code = f"import audit_cost\nprint(audit_cost.peak_and_seconds({n_records}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        added, spent = json.loads(done.stdout.splitlines()[-1])
-        found[n_records] = {"MiB": added, "seconds taken": spent}
+    found = {n: in_own_process(f"peak_and_seconds({n})") for n in (1_000, 10_000)}
     return {
         "records": found,
         "seconds of 10,000 / seconds of 1,000": found[10_000]["seconds taken"]
@@ -375,14 +361,15 @@ def measure_statistics() -> dict[str, object]:
 def measure_steps(*, n_pairs: int) -> dict[str, object]:
     """Steps of a Trainer with and without the callback, where no audit falls due."""
     from datasets import Dataset
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments, default_data_collator
 
     from ezmia_callbacks import CanarySet, PrivacyAuditCallback
 
     rng = np.random.default_rng(0)
-    rows = [{"input_ids": ids.tolist()} for ids in rng.integers(0, 8_192, size=(840, 32))]
+    drawn = rng.integers(0, 8_192, size=(840, 32)).tolist()
+    rows = [{"input_ids": ids, "labels": ids} for ids in drawn]
     canaries = CanarySet.from_lists(rows[:20], rows[800:820])
-    train = Dataset.from_list([row | {"labels": row["input_ids"]} for row in rows[:800]])
+    train = Dataset.from_list(rows[:800])
 
     def train_with(callbacks: list[object]) -> float:
         """Seconds from the first step's end to the last one's."""
@@ -406,7 +393,11 @@ def measure_steps(*, n_pairs: int) -> dict[str, object]:
                 use_cpu=True,
             )
             Trainer(
-                small_model(length=32), arguments, train_dataset=train, callbacks=[*callbacks, Clock()]
+                small_model(length=32),
+                arguments,
+                train_dataset=train,
+                data_collator=default_data_collator,
+                callbacks=[*callbacks, Clock()],
             ).train()
         return statistics.median(np.diff(marks[:-1]))
 
