@@ -234,12 +234,7 @@ class PrivacyAuditor:
             "audits planned": "unknown" if n_audits is None else str(n_audits),
         }
         self.history = AuditHistory((), budget, confidence, canaries.describe(), facts=facts)
-        self.trajectories = Trajectories.empty(
-            score=self._score,
-            record_ids=self.encoded.record_ids,
-            is_member=self.encoded.is_member,
-            fingerprint=self.encoded.fingerprint,
-        )
+        self.trajectories = self._no_trajectories()
         self._allow_shift = allow_shift
         self._training_records = training_records
         self._reference_source: ReferenceSource = reference
@@ -349,9 +344,12 @@ class PrivacyAuditor:
         if self._is_loaded:
             return self._begin_loaded(model, step=step)
         started = time.perf_counter()
+        # A run before this one may have chosen a part.
+        self._share, (self.encoded, self._units) = 1.0, self._everything
+        self._is_share_chosen = self._max_overhead is None
         self._set_reference(None)
         self.history = self.history.with_results([])
-        self.trajectories = self.trajectories.up_to_step(-1)
+        self.trajectories = self._no_trajectories()
         step = step or 0
         result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
         self._check_validity()
@@ -536,6 +534,14 @@ class PrivacyAuditor:
         self._whole_reference = self._reference = whole
         if whole is not None and self._share < 1.0:
             self._reference = whole.select(self._part_of(self._share))
+
+    def _no_trajectories(self) -> Trajectories:
+        return Trajectories.empty(
+            score=self._score,
+            record_ids=self.encoded.record_ids,
+            is_member=self.encoded.is_member,
+            fingerprint=self.encoded.fingerprint,
+        )
 
     def _part_of(self, share: float) -> np.ndarray:
         encoded, units = self._everything

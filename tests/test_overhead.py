@@ -264,6 +264,15 @@ def test_a_run_resumed_from_before_its_first_audit_chooses_anew(clock, tmp_path)
     assert second.audit(model).n_members == N_MEMBERS // 2
 
 
+def test_another_begin_scores_all_canaries_and_chooses_anew(clock):
+    auditor = run(clock, training_seconds=25.0)
+
+    run(clock, training_seconds=1000.0, auditor=auditor)
+
+    assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
+    assert auditor.trajectories.scores.shape == (5, N_MEMBERS + N_NON_MEMBERS)
+
+
 def test_a_state_carries_the_part_and_the_whole_reference(clock):
     first = run(clock, training_seconds=25.0)
     second = PrivacyAuditor(draw(), max_overhead=0.05, n_audits=6)
