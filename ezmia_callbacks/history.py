@@ -67,6 +67,12 @@ class AuditHistory:
         """The audits that spent error rate: all but the baseline."""
         return tuple(result for result in self.results if not result.is_baseline)
 
+    def is_unjudged(self, result: AuditResult) -> bool:
+        """Whether one of the audits has figures, and under a budget no verdict: that is not within budget."""
+        decision = result.decision
+        is_to_be_judged = self.budget is not None or decision.stop
+        return result.status == "ok" and is_to_be_judged and decision.is_within_budget is None
+
     @property
     def n_failed(self) -> int:
         """Audits that failed: gaps in the curve, at which leakage is unknown."""

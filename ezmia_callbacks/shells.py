@@ -115,7 +115,7 @@ def say_put_back(kept: AuditResult, history: AuditHistory, *, step: int) -> None
         logger.warning(
             "Training ends %s at step %d; the model holds %s again, the last that were inside it.%s",
             "without a verdict under the leakage budget"
-            if _is_unjudged(history)
+            if _is_stopped_unjudged(history)
             else "over the leakage budget",
             step,
             "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
@@ -125,7 +125,7 @@ def say_put_back(kept: AuditResult, history: AuditHistory, *, step: int) -> None
 
 def say_not_put_back(error: AuditError, history: AuditHistory, *, step: int) -> None:
     """Say that the model is over budget, or may be, and stays so."""
-    is_unjudged = _is_unjudged(history)
+    is_unjudged = _is_stopped_unjudged(history)
     logger.error(
         "Training is %s the leakage budget at step %d, and older weights could not be put back: %s The "
         "model %s OVER BUDGET.",
@@ -136,10 +136,8 @@ def say_not_put_back(error: AuditError, history: AuditHistory, *, step: int) -> 
     )
 
 
-def _is_unjudged(history: AuditHistory) -> bool:
-    """Whether the run was stopped because its leakage could not be judged any more."""
-    stopped = history.stopped
-    return stopped is not None and stopped.decision.is_within_budget is None
+def _is_stopped_unjudged(history: AuditHistory) -> bool:
+    return history.stopped is not None and history.is_unjudged(history.stopped)
 
 
 def warn_of_gaps(history: AuditHistory) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -236,3 +237,16 @@ def test_a_write_that_is_cut_off_leaves_the_old_history_readable(tmp_path, monke
 )
 def test_past_budget_are_weights_over_it_and_those_that_cannot_be_judged(states, expected):
     assert make_history(*states).is_past_budget is expected
+
+
+def test_unjudged_are_figures_without_a_verdict_where_one_was_due():
+    states = ["baseline", "within", "over", "stop", "failed", "unjudged"]
+    history = make_history(*states)
+    unbudgeted = AuditHistory((replace(result(10, "within"), decision=Decision(False, None, "no budget")),))
+
+    assert [state for state, each in zip(states, history, strict=True) if history.is_unjudged(each)] == [
+        "unjudged"
+    ]
+    assert not unbudgeted.is_unjudged(unbudgeted[0])
+    # Under a budget no figure goes without a verdict unnoticed.
+    assert replace(unbudgeted, budget=BUDGET).is_unjudged(unbudgeted[0])

@@ -230,14 +230,8 @@ def _over(history: AuditHistory) -> list[int]:
 
 
 def _unjudged(history: AuditHistory) -> list[int]:
-    """Numbers of the checkpoints that have figures and, under a budget, no verdict."""
-    if history.budget is None:
-        return []
-    return [
-        i
-        for i, look in enumerate(history.looks)
-        if look.status == "ok" and look.decision.is_within_budget is None
-    ]
+    """Numbers of the checkpoints that have figures and no verdict."""
+    return [i for i, look in enumerate(history.looks) if history.is_unjudged(look)]
 
 
 def _as_json(checkpoints: Sequence["Checkpoint"], history: AuditHistory, code: ExitCode) -> dict[str, Any]:

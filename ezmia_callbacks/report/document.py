@@ -202,7 +202,7 @@ def _run(label: str, history: AuditHistory) -> Document:
         "promise": _promise(history),
         "checks": [*_baseline_check(history), *map(_finding, history.findings)],
         "facts": {name: str(value) for name, value in history.facts.items()},
-        "audits": [_audit(result, history.budget) for result in history],
+        "audits": [_audit(result, history) for result in history],
     }
 
 
@@ -232,7 +232,7 @@ def _chance(metric: str) -> float | None:
     return {"auc": 0.5, "advantage": 0.0}.get(metric)
 
 
-def _audit(result: AuditResult, budget: LeakageBudget | None) -> Document:
+def _audit(result: AuditResult, history: AuditHistory) -> Document:
     return {
         "moment": moment(result),
         "step": int(result.step),
@@ -254,7 +254,7 @@ def _audit(result: AuditResult, budget: LeakageBudget | None) -> Document:
         "n_error_tokens": _number(result.n_error_tokens),
         "member_edges": _edges(result.member_edges),
         "non_member_edges": _edges(result.non_member_edges),
-        "decision": _decision(result, budget),
+        "decision": _decision(result, history),
         "findings": [_finding(finding) for finding in result.findings],
         "error": result.error,
         "seconds": float(result.seconds),
@@ -321,13 +321,12 @@ def _finding(finding: Finding) -> Document:
     return {"name": finding.name, "is_flagged": finding.is_flagged, "text": finding.text}
 
 
-def _decision(result: AuditResult, budget: LeakageBudget | None) -> Document:
+def _decision(result: AuditResult, history: AuditHistory) -> Document:
     decision = result.decision
-    verdict = _verdict(result, budget)
-    is_unjudged = verdict == "unknown" and result.status == "ok"
+    verdict = _verdict(result, history)
     return {
-        "verdict": verdict,
-        "label": _VERDICTS["unjudged" if is_unjudged else verdict],
+        "verdict": "unknown" if verdict == "unjudged" else verdict,
+        "label": _VERDICTS[verdict],
         "message": decision.message,
         "compared": _number(decision.compared),
         "limit": _number(decision.limit),
@@ -335,14 +334,17 @@ def _decision(result: AuditResult, budget: LeakageBudget | None) -> Document:
     }
 
 
-def _verdict(result: AuditResult, budget: LeakageBudget | None) -> str:
+def _verdict(result: AuditResult, history: AuditHistory) -> str:
+    """A key of `_VERDICTS`."""
     decision = result.decision
     if result.status == "failed":
         return "unknown"
     if result.is_baseline:
         return "baseline"
+    if history.is_unjudged(result):
+        return "unjudged"
     if decision.is_within_budget is None:
-        return "none" if budget is None and not decision.stop else "unknown"
+        return "none"
     if decision.stop:
         return "stop"
     return "within" if decision.is_within_budget else "over"
@@ -434,7 +436,7 @@ def _outcome(history: AuditHistory) -> Document:
 def _outcome_of(history: AuditHistory) -> tuple[str, str]:
     stopped, kept, last = history.stopped, history.last_within_budget, history[-1]
     if stopped is not None:
-        name = "unjudged_stop" if stopped.decision.is_within_budget is None else "stopped"
+        name = "unjudged_stop" if history.is_unjudged(stopped) else "stopped"
         text = f"Stopped at {moment(stopped)}: {_sentence(stopped.decision.message)}"
         if kept is None:
             return name, f"{text} No audit was within budget."
@@ -449,10 +451,9 @@ def _outcome_of(history: AuditHistory) -> tuple[str, str]:
         return "none", "The run was measured without a budget: nothing could stop it."
     if last.is_baseline:
         return "baseline", "Only the baseline was audited: there is no verdict on trained weights."
-    if last.decision.is_within_budget is None:
+    name = "within" if last.decision.is_within_budget else "over"
+    if history.is_unjudged(last):
         name = "unjudged"
-    else:
-        name = "within" if last.decision.is_within_budget else "over"
     return name, f"The run was not stopped. At {moment(last)}: {_sentence(last.decision.message)}"
 
 
