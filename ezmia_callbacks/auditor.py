@@ -39,13 +39,11 @@ from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.functional.budget import (
     Decision,
     LeakageBudget,
-    check_resolvable,
     decide,
     failure_probability_of_look,
 )
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.planning import canaries_needed
-from ezmia_callbacks.functional.search import smallest_between
 from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.inference import (
     call_for_logits,
@@ -62,13 +60,8 @@ from ezmia_callbacks.measurement import (
     measure_scores,
 )
 from ezmia_callbacks.memory import fit_into_memory, is_out_of_memory
-from ezmia_callbacks.overhead import (
-    Stopwatch,
-    affordable_share,
-    check_max_overhead,
-    describe_part,
-    part_of,
-)
+from ezmia_callbacks.overhead import Stopwatch, affordable_share, check_max_overhead
+from ezmia_callbacks.parts import Part, smallest_part
 from ezmia_callbacks.projection import LogitsFunction, Projection
 from ezmia_callbacks.reference import (
     ReferenceSource,
@@ -108,9 +101,6 @@ _N_PROBE_ROWS = 8
 _SAME_MODEL_TOLERANCE = 0.02
 
 _TRAJECTORIES = "trajectories.safetensors"
-
-# Parts of the canaries are chosen in steps of this share.
-_N_SHARES = 1_000
 
 # Of (epsilon, delta), where coins were thrown.
 _DELTA = 1e-5
@@ -207,16 +197,14 @@ class PrivacyAuditor:
         if n_audits is not None and n_audits < 1:
             raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
         self.canaries = canaries
-        self.encoded: EncodedCanaries = encode_canaries(canaries, tokenizer, max_length=max_length)
         self._attack = None if isinstance(score, str) else score
         self._score = score if isinstance(score, str) else score.name
         index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
-        self._units = Units(canaries.select([index_of[record_id] for record_id in self.encoded.record_ids]))
-        # Audits may score a part of these: see `max_overhead`.
-        self._everything = (self.encoded, self._units)
+        encoded = encode_canaries(canaries, tokenizer, max_length=max_length)
+        kept = canaries.select([index_of[record_id] for record_id in encoded.record_ids])
+        self._part = Part(encoded, Units(kept))
         self._whole_reference: TokenStatistics | None = None
-        self._share = 1.0
-        self._is_share_chosen = max_overhead is None
+        self._is_part_chosen = max_overhead is None
         self._max_overhead = max_overhead
         self._watch = Stopwatch()
         self._scoring_seconds = self._keeping_seconds = 0.0
@@ -234,12 +222,12 @@ class PrivacyAuditor:
             "audits planned": "unknown" if n_audits is None else str(n_audits),
         }
         self.history = AuditHistory((), budget, confidence, canaries.describe(), facts=facts)
+        self._n_audits = n_audits
         self.trajectories = self._no_trajectories()
         self._allow_shift = allow_shift
         self._training_records = training_records
         self._reference_source: ReferenceSource = reference
         self._fpr_levels = _with_budget_level(fpr_levels, budget)
-        self._n_audits = n_audits
         self._batch_size = batch_size
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._on_error = on_error
@@ -263,13 +251,18 @@ class PrivacyAuditor:
                 f"A budget on {budget.label} needs to know how many audits will share its error rate: pass "
                 "`n_audits`, or give the trainer a length (`max_steps`); or set the budget on AUC."
             )
-        try:
-            self._check_budget_is_resolvable(self._units)
-        except TooFewCanariesError as error:
-            if budget is None or n_audits is None:
-                raise
-            plan = canaries_needed(budget, n_audits=n_audits)
-            raise TooFewCanariesError(f"{error} {plan.describe()}") from None
+        if budget is not None:
+            self._check_budget_is_resolvable(budget)
+        self._note_part()
+
+    @property
+    def encoded(self) -> EncodedCanaries:
+        """The records that audits score: all that carry loss, or the part that `max_overhead` left."""
+        return self._part.encoded
+
+    @property
+    def _units(self) -> Units:
+        return self._part.units
 
     @property
     def trajectories_of_units(self) -> Trajectories:
@@ -285,17 +278,9 @@ class PrivacyAuditor:
         return self._reference
 
     @property
-    def _n_members(self) -> int:
-        return int(self._units.is_member.sum())
-
-    @property
-    def _n_non_members(self) -> int:
-        return int((~self._units.is_member).sum())
-
-    @property
     def _fingerprint(self) -> str:
         """Of what the reference statistics were computed on, and from: sources are never mixed in a run."""
-        return f"{self._everything[0].fingerprint}-{reference_label(self._reference_source)}"
+        return f"{self._part.all_encoded.fingerprint}-{reference_label(self._reference_source)}"
 
     @property
     def target(self) -> TokenStatistics | None:
@@ -345,8 +330,10 @@ class PrivacyAuditor:
             return self._begin_loaded(model, step=step)
         started = time.perf_counter()
         # A run before this one may have chosen a part.
-        self._share, (self.encoded, self._units) = 1.0, self._everything
-        self._is_share_chosen = self._max_overhead is None
+        self._part = self._part.of_share(1.0)
+        self._is_part_chosen = self._max_overhead is None
+        self._note_part()
+        self._say_power()
         self._set_reference(None)
         self.history = self.history.with_results([])
         self.trajectories = self._no_trajectories()
@@ -388,7 +375,7 @@ class PrivacyAuditor:
             lambda: load_statistics(path, fingerprint=fingerprint) if is_main_process() else None
         )
         self.history = self.history.with_results(history).up_to_step(step)
-        self._take_up_share()
+        self._take_up_part()
         self._set_reference(broadcast_from_main(own))
         self._recall(step=step)
         last = self.history.last_within_budget
@@ -427,7 +414,7 @@ class PrivacyAuditor:
         findings = tuple(Finding(**finding) for finding in state["findings"])
         self.history = replace(self.history, findings=findings, caveat=state["caveat"])
         self.history = self.history.with_results(state["history"])
-        self._take_up_share()
+        self._take_up_part()
         self._set_reference(TokenStatistics(**_to_arrays(state["reference"])))
         self.trajectories = replace(self.trajectories, **_to_arrays(state["trajectories"]))
         self._is_loaded = True
@@ -451,6 +438,7 @@ class PrivacyAuditor:
         self.history = self.history.with_results([r.to_dict() for r in baseline])
         self.trajectories = self.trajectories.up_to_step(baseline[-1].step if baseline else -1)
         self._n_audits = n_audits
+        self._note_part()
 
     def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
         """Measure the leakage of the model as it is now, and judge it.
@@ -482,7 +470,7 @@ class PrivacyAuditor:
     def _audit(self, model: nn.Module, *, step: int, epoch: float | None) -> AuditResult:
         started = time.perf_counter()
         try:
-            self._choose_share()
+            self._choose_part()
             result = self._measure(model, step=step, epoch=epoch, is_baseline=False, started=started)
         except Exception as error:
             result = self._failed(error, step=step, epoch=epoch, started=started)
@@ -531,9 +519,11 @@ class PrivacyAuditor:
             save_statistics(self._reference_path, whole, fingerprint=self._fingerprint)
 
     def _set_reference(self, whole: TokenStatistics | None) -> None:
-        self._whole_reference = self._reference = whole
-        if whole is not None and self._share < 1.0:
-            self._reference = whole.select(self._part_of(self._share))
+        self._whole_reference = whole
+        self._reference = None if whole is None else whole.select(self._part.is_chosen)
+
+    def _note_facts(self, facts: Mapping[str, str]) -> None:
+        self.history = replace(self.history, facts={**self.history.facts, **facts})
 
     def _no_trajectories(self) -> Trajectories:
         return Trajectories.empty(
@@ -543,36 +533,25 @@ class PrivacyAuditor:
             fingerprint=self.encoded.fingerprint,
         )
 
-    def _part_of(self, share: float) -> np.ndarray:
-        encoded, units = self._everything
-        return part_of(units.canaries, share, seed=int(encoded.fingerprint, 16))
-
-    def _take_share(self, share: float) -> None:
+    def _take_part(self, part: Part) -> None:
         """Score a part of the canaries from here on, and go on as if there had never been more."""
-        self._is_share_chosen = True
-        if share == self._share:
+        self._is_part_chosen = True
+        if part.share == self._part.share:
             return
-        self._share, (encoded, units) = share, self._everything
-        is_chosen = self._part_of(share)
-        self.encoded = encoded.select(is_chosen)
-        self._units = Units(units.canaries.select(np.flatnonzero(is_chosen).tolist()))
-        self.trajectories = self.trajectories.of_records(is_chosen)
+        self._part = part
+        self.trajectories = self.trajectories.of_records(part.is_chosen)
         self._set_reference(self._whole_reference)
-        n = len(self.encoded.rows)
-        self.history = replace(
-            self.history,
-            facts={**self.history.facts, "canaries in an audit": f"{n} of {len(encoded.rows)}"},
-        )
+        self._note_part()
 
-    def _take_up_share(self) -> None:
+    def _take_up_part(self) -> None:
         """Score the part that an interrupted run had chosen."""
         shares = [result.share for result in self.history.looks if result.status == "ok"]
         if shares:
-            self._take_share(shares[-1])
+            self._take_part(self._part.of_share(shares[-1]))
 
-    def _choose_share(self) -> None:
+    def _choose_part(self) -> None:
         """Choose, once in a run, how many canaries its audits can afford."""
-        if self._is_share_chosen or self._max_overhead is None:
+        if self._is_part_chosen or self._max_overhead is None:
             return
         share = affordable_share(
             self._max_overhead,
@@ -585,37 +564,17 @@ class PrivacyAuditor:
         )
         # Clocks differ from process to process.
         share = broadcast_from_main(share)
-        fewest = smallest_between(lambda n: self._can_judge(n / _N_SHARES), too_few=0, enough=_N_SHARES)
-        n_affordable = math.floor(share * _N_SHARES)
-        self._take_share(max(fewest, n_affordable) / _N_SHARES)
-        if is_main_process() and (self._share < 1.0 or n_affordable < fewest):
-            self._say_share(is_affordable=n_affordable >= fewest)
-
-    def _can_judge(self, share: float) -> bool:
-        chosen = np.flatnonzero(self._part_of(share)).tolist()
-        try:
-            self._check_budget_is_resolvable(Units(self._everything[1].canaries.select(chosen)))
-        except TooFewCanariesError:
-            return False
-        return True
-
-    def _check_budget_is_resolvable(self, units: Units) -> None:
-        budget = self.history.budget
-        if budget is None:
+        part = smallest_part(
+            self._part,
+            affordable_share=share,
+            budget=self.history.budget,
+            failure_probability=self._least_failure_probability,
+        )
+        self._take_part(part)
+        is_affordable = part.share <= share
+        if not is_main_process() or (is_affordable and part.share == 1.0):
             return
-        least = failure_probability_of_look(
-            self._n_audits or 1, n_planned=self._n_audits, failure_probability=1.0 - budget.confidence
-        )
-        is_member = units.is_member
-        check_resolvable(
-            budget,
-            n_members=int(is_member.sum()),
-            n_non_members=int((~is_member).sum()),
-            failure_probability=least,
-        )
-
-    def _say_share(self, *, is_affordable: bool) -> None:
-        text = describe_part(self._units.is_member, self._everything[1].is_member)
+        text = " ".join(filter(None, (part.describe(), self._power())))
         if is_affordable:
             logger.info("To keep audits under %.3g of the training time: %s", self._max_overhead, text)
         else:
@@ -625,6 +584,48 @@ class PrivacyAuditor:
                 self._max_overhead,
                 text,
             )
+
+    @property
+    def _least_failure_probability(self) -> float:
+        """Share of the error rate of the least favored audit; of the first where their number is unknown."""
+        return failure_probability_of_look(
+            self._n_audits or 1,
+            n_planned=self._n_audits,
+            failure_probability=1.0 - self.history.band_confidence,
+        )
+
+    def _power(self) -> str:
+        """What one audit can find out about the budget, in one sentence; empty without a budget."""
+        budget = self.history.budget
+        if budget is None:
+            return ""
+        return self._part.describe_power(budget, failure_probability=self._least_failure_probability)
+
+    def _say_power(self) -> None:
+        """Say before the first step what will hardly be found: it would read as if nothing leaked."""
+        if self.history.budget is None or not is_main_process():
+            return
+        can_judge = self._part.can_judge(
+            self.history.budget, failure_probability=self._least_failure_probability
+        )
+        logger.log(logging.INFO if can_judge else logging.WARNING, "%s", self._power())
+
+    def _note_part(self) -> None:
+        """Write down which canaries audits score, and what they can find out."""
+        n, n_all = len(self._part.encoded.rows), len(self._part.all_encoded.rows)
+        facts = {"canaries in an audit": f"{n} of {n_all}" if n < n_all else f"all {n}"}
+        if self.history.budget is not None:
+            facts["power of an audit"] = self._power()
+        self._note_facts(facts)
+
+    def _check_budget_is_resolvable(self, budget: LeakageBudget) -> None:
+        try:
+            self._part.check_resolvable(budget, failure_probability=self._least_failure_probability)
+        except TooFewCanariesError as error:
+            if self._n_audits is None:
+                raise
+            plan = canaries_needed(budget, n_audits=self._n_audits)
+            raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     def _check_validity(self) -> None:
         """Look for what would make the figures say something else than leakage, before it is too late."""
@@ -789,9 +790,7 @@ class PrivacyAuditor:
             batch_size=1,
         )
         projection = next((each for each in gather(found) if each.reason is not None), found)
-        self.history = replace(
-            self.history, facts={**self.history.facts, "logits computed": projection.describe()}
-        )
+        self._note_facts({"logits computed": projection.describe()})
         if projection.reason is not None and is_main_process():
             logger.info(
                 "An audit holds the logits %s: with a large vocabulary keep `batch_size` small.",
@@ -863,8 +862,8 @@ class PrivacyAuditor:
             status="ok",
             is_baseline=is_baseline,
             score=self._score,
-            n_members=self._n_members,
-            n_non_members=self._n_non_members,
+            n_members=self._part.n_members,
+            n_non_members=self._part.n_non_members,
             n_tokens=target.n_tokens,
             metrics=metrics,
             auc_by_score={
@@ -885,7 +884,7 @@ class PrivacyAuditor:
             decision=self._decide(metrics, is_baseline=is_baseline),
             seconds=time.perf_counter() - started,
             overhead=self._watch.overhead,
-            share=self._share,
+            share=self._part.share,
             batch_size=self._batch_size,
             scores=scores[self._score],
         )
@@ -927,13 +926,13 @@ class PrivacyAuditor:
             status="failed",
             is_baseline=False,
             score=self._score,
-            n_members=self._n_members,
-            n_non_members=self._n_non_members,
+            n_members=self._part.n_members,
+            n_non_members=self._part.n_non_members,
             decision=Decision(False, None, "the audit failed: leakage is unknown"),
             error=f"{type(error).__name__}: {error}",
             seconds=time.perf_counter() - started,
             overhead=self._watch.overhead,
-            share=self._share,
+            share=self._part.share,
         )
 
     def _record(self, result: AuditResult) -> None:

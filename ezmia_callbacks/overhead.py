@@ -1,25 +1,13 @@
-"""How many canaries an audit can afford, and which: a part of them that stays the same in a run."""
+"""What audits cost in time, and what share of the canaries they can afford."""
 
-from __future__ import annotations
-
-import math
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional.intervals import hanley_mcneil_standard_error
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool
-
-    from ezmia_callbacks.canaries.sets import CanarySet
-
-__all__ = ["Stopwatch", "affordable_share", "check_max_overhead", "describe_part", "part_of"]
+__all__ = ["Stopwatch", "affordable_share", "check_max_overhead"]
 
 
 @dataclass
@@ -107,57 +95,3 @@ def affordable_share(
     if n_audits is not None:
         allowed -= spent_seconds / n_audits
     return min(1.0, (allowed - other_seconds) / max(scoring_seconds, 1e-9))
-
-
-def part_of(canaries: CanarySet, share: float, *, seed: int) -> Bool[np.ndarray, " n_records"]:
-    """Which records belong to a part of the canaries; smaller parts lie inside larger ones.
-
-    Groups and pairs stay whole, and every side, tier and family keeps its share. Where coins decided on
-    membership the part is drawn without a look at it, so that the coins in it are fair.
-
-    Args:
-        canaries: All canaries.
-        share: Share of the units of each kind, in (0, 1]; rounded down, but to no less than one.
-        seed: Of the order in which records are taken.
-    """
-    has_coins = canaries.provenance.has_independent_coins
-    kinds: dict[Hashable, dict[Hashable, list[int]]] = {}
-    for i in range(len(canaries)):
-        detail = None if canaries.details is None else canaries.details[i]
-        unit: Hashable = canaries.record_ids[i]
-        if canaries.groups is not None:
-            unit = canaries.groups[i]
-        elif detail is not None and detail.pair_id is not None:
-            unit = ("pair", detail.pair_id)
-        kind = (
-            None if has_coins else bool(canaries.is_member[i]),
-            None if detail is None else (detail.n_repeats, detail.family),
-        )
-        kinds.setdefault(kind, {}).setdefault(unit, []).append(i)
-    rng = np.random.default_rng(seed)
-    is_chosen = np.zeros(len(canaries), dtype=np.bool_)
-    for units in kinds.values():
-        members = list(units.values())
-        # Rounded before it is rounded down: 0.29 of 100 is 29.
-        n = max(1, math.floor(round(share * len(members), 9)))
-        for position in rng.permutation(len(members))[:n]:
-            is_chosen[members[position]] = True
-    return is_chosen
-
-
-def describe_part(is_member: Bool[np.ndarray, " n_part"], whole_is_member: Bool[np.ndarray, " n_all"]) -> str:
-    """What a part of the canaries costs in certainty, in one sentence.
-
-    Args:
-        is_member: Membership in the part.
-        whole_is_member: Membership in all canaries.
-
-    >>> describe_part(np.arange(100) % 2 == 0, np.arange(1000) % 2 == 0)  # doctest: +ELLIPSIS
-    'Audits score 50 members and 50 non-members from here on: an AUC of 0.5 is then known to ±0.114 at ...'
-    """
-    sizes = [(int(sides.sum()), int((~sides).sum())) for sides in (is_member, whole_is_member)]
-    widths = [1.96 * hanley_mcneil_standard_error(0.5, n_members=m, n_non_members=n) for m, n in sizes]
-    return (
-        f"Audits score {sizes[0][0]} members and {sizes[0][1]} non-members from here on: an AUC of 0.5 is "
-        f"then known to ±{widths[0]:.3f} at 95 % confidence; all canaries would make it ±{widths[1]:.3f}."
-    )

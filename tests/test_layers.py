@@ -35,6 +35,7 @@ ROWS = (
                 "history",
                 "measurement",
                 "overhead",
+                "parts",
                 "record_files",
                 "report",
                 "results",

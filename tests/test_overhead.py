@@ -24,9 +24,13 @@ from ezmia_callbacks import (
     insert_canaries,
 )
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.overhead import affordable_share, part_of
+from ezmia_callbacks.functional import has_enough_power
+from ezmia_callbacks.overhead import affordable_share
+from ezmia_callbacks.parts import part_of
 
 N_MEMBERS, N_NON_MEMBERS = 100, 200
+# Of the error rate, with four audits.
+SHARE = {"failure_probability": 0.05 / 4}
 
 
 def draw(**how):
@@ -227,13 +231,48 @@ def test_a_part_is_scored_like_the_whole_would_have_been(clock):
 
 
 def test_a_budget_gets_the_canaries_that_it_needs_even_if_they_take_longer(clock, caplog):
-    budget = LeakageBudget(limit=0.6, rule="upper", confidence=0.9)
+    """To be resolved is not enough: with 12 of each nothing but total leakage would ever be found."""
+    auditor = run(clock, training_seconds=1.0, budget=LeakageBudget(limit=0.6))
 
-    auditor = run(clock, training_seconds=1.0, budget=budget)
-
-    assert 10 < auditor.history[-1].n_members < N_MEMBERS
+    n = auditor.history[-1].n_members
+    assert 12 < n < N_MEMBERS
+    assert has_enough_power(LeakageBudget(limit=0.6), n_members=n, n_non_members=2 * n, **SHARE)
+    assert not has_enough_power(LeakageBudget(limit=0.6), n_members=n - 1, n_non_members=2 * n - 2, **SHARE)
     assert "fewer canaries could not carry the figures" in caplog.text
-    assert all(result.decision.is_within_budget is not None for result in auditor.history)
+    assert f"Audits score {n} members" in caplog.text
+    assert auditor.history.facts["canaries in an audit"] == f"{3 * n} of 300"
+    assert auditor.history.facts["power of an audit"] in caplog.text
+    assert "finds a run over budget with probability 80 % from a true AUC of 0.800 on" in caplog.text
+
+
+def test_a_budget_that_all_canaries_hardly_carry_gets_them_all(clock, caplog):
+    auditor = run(clock, training_seconds=1.0, budget=LeakageBudget(limit=0.6, rule="upper"))
+
+    assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
+    assert "Audits score all 100 members and 200 non-members" in caplog.text
+    assert "one that leaks nothing within budget with probability 64 %" in caplog.text
+
+
+@pytest.mark.parametrize(("n_members", "level"), [(12, logging.WARNING), (100, logging.INFO)])
+def test_what_canaries_can_hardly_find_is_said_before_the_first_step(n_members, level, caplog):
+    """With 12 of each the budget is resolved, and next to nothing would cross it."""
+    caplog.set_level(logging.INFO)
+    canaries = draw(n_members=n_members, n_non_members=n_members)
+
+    PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6), n_audits=4).begin(make_model())
+
+    said = [record for record in caplog.records if "over budget" in record.message]
+    assert [record.levelno for record in said] == [level]
+
+
+def test_without_a_budget_nothing_is_said_about_one(clock, caplog):
+    caplog.set_level(logging.INFO)
+
+    auditor = run(clock, training_seconds=0.1)
+
+    assert auditor.history[-1].n_members == 10
+    assert "from here on" in caplog.text
+    assert "over budget" not in caplog.text
 
 
 def test_a_run_resumed_from_its_folder_keeps_its_part(clock, tmp_path):
@@ -271,6 +310,7 @@ def test_another_begin_scores_all_canaries_and_chooses_anew(clock):
 
     assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
     assert auditor.trajectories.scores.shape == (5, N_MEMBERS + N_NON_MEMBERS)
+    assert auditor.history.facts["canaries in an audit"] == "all 300"
 
 
 def test_a_state_carries_the_part_and_the_whole_reference(clock):

@@ -59,7 +59,14 @@ from ezmia_callbacks.functional.intervals import (
     tpr_at_fpr_upper_bound,
 )
 from ezmia_callbacks.functional.permutation import PermutationTest, leakage_permutation_test
-from ezmia_callbacks.functional.planning import CanaryPlan, canaries_needed, decision_power
+from ezmia_callbacks.functional.planning import (
+    CanaryPlan,
+    canaries_needed,
+    decision_power,
+    describe_power,
+    has_enough_power,
+    recognized_value,
+)
 from ezmia_callbacks.functional.roc import RocCurve, auc, membership_advantage, roc_curve, tpr_at_fpr
 from ezmia_callbacks.functional.scores import (
     WBC_WINDOW_SIZES,
@@ -114,6 +121,7 @@ __all__ = [
     "decision_power",
     "delong_components",
     "delong_interval",
+    "describe_power",
     "epsilon_from_rates",
     "epsilon_from_rates_gdp",
     "epsilon_of_gdp",
@@ -127,6 +135,7 @@ __all__ = [
     "ez_score_from_evidence",
     "failure_probability_of_look",
     "hanley_mcneil_standard_error",
+    "has_enough_power",
     "leakage_permutation_test",
     "loss_difference_score",
     "loss_score",
@@ -141,6 +150,7 @@ __all__ = [
     "rank_exposure",
     "ratio_score",
     "realized_fpr_range",
+    "recognized_value",
     "roc_curve",
     "split_half_epsilon",
     "suffix_log_probability",

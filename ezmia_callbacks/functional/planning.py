@@ -28,11 +28,20 @@ from ezmia_callbacks.functional.intervals import (
 )
 from ezmia_callbacks.functional.search import smallest_between, smallest_enough
 
-__all__ = ["CanaryPlan", "canaries_needed", "decision_power"]
+__all__ = [
+    "CanaryPlan",
+    "canaries_needed",
+    "decision_power",
+    "describe_power",
+    "has_enough_power",
+    "recognized_value",
+]
 
 # Canary sets with fewer records of a class are refused.
 _MINIMUM_PER_CLASS = 10
 _MAXIMUM_PER_CLASS = 10_000_000
+# Values of a metric that `recognized_value` tries, between the limit and either end.
+_N_VALUES = 100
 # Equally likely values of a threshold's true false-positive rate.
 _N_QUANTILES = 64
 
@@ -190,17 +199,148 @@ def decision_power(
     return power_of[budget.metric](budget, expected, n_members, n_non_members, failure_probability / 2.0)
 
 
+def recognized_value(
+    budget: LeakageBudget,
+    *,
+    n_members: int,
+    n_non_members: int,
+    failure_probability: float,
+    power: float = 0.8,
+) -> float | None:
+    """The least excess that one audit finds with some probability.
+
+    Args:
+        budget: The budget.
+        n_members: Number of members, >= 1.
+        n_non_members: Number of non-members, >= 1.
+        failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        power: Probability with which it is to be found, in (0, 1).
+
+    Returns:
+        The smallest true value of the metric above the limit that is found over budget with that probability,
+        to a hundredth of the way from the limit to 1; None if no value is.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Source: `decision_power`.
+
+    >>> budget = LeakageBudget(metric="auc", limit=0.6)
+    >>> round(recognized_value(budget, n_members=210, n_non_members=210, failure_probability=0.005), 3)
+    0.7
+    """
+    for i in range(1, _N_VALUES):
+        value = budget.limit + (1.0 - budget.limit) * i / _N_VALUES
+        reached = decision_power(
+            budget,
+            expected=value,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            failure_probability=failure_probability,
+        )
+        if reached >= power:
+            return value
+    return None
+
+
+def has_enough_power(
+    budget: LeakageBudget,
+    *,
+    n_members: int,
+    n_non_members: int,
+    failure_probability: float,
+    power: float = 0.8,
+) -> bool:
+    """Whether an audit has a fair chance to give the answers that its budget is set for.
+
+    A run that leaks far too much, halfway from the limit to 1, must be found over budget; under the rules
+    that may stop a harmless run, `"point"` and `"upper"`, one that leaks nothing must be found within.
+
+    Args:
+        budget: The budget.
+        n_members: Number of members, >= 1.
+        n_non_members: Number of non-members, >= 1.
+        failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        power: Probability of either answer, in (0, 1).
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Source: `decision_power`; that halfway is far is a convention of this library.
+
+    >>> budget = LeakageBudget(metric="auc", limit=0.6)
+    >>> [has_enough_power(budget, n_members=n, n_non_members=n, failure_probability=0.005) for n in (15, 60)]
+    [False, True]
+    """
+    far_over = (budget.limit + 1.0) / 2.0
+    answers = (far_over,) if budget.rule == "lower" else (far_over, budget.chance)
+    return all(
+        decision_power(
+            budget,
+            expected=expected,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            failure_probability=failure_probability,
+        )
+        >= power
+        for expected in answers
+    )
+
+
+def describe_power(
+    budget: LeakageBudget, *, n_members: int, n_non_members: int, failure_probability: float
+) -> str:
+    """What one audit with so many canaries can find out about a budget, in one sentence.
+
+    Args:
+        budget: The budget.
+        n_members: Number of members, >= 1.
+        n_non_members: Number of non-members, >= 1.
+        failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    >>> describe_power(
+    ...     LeakageBudget(limit=0.6), n_members=210, n_non_members=210, failure_probability=0.005
+    ... )
+    'An audit finds a run over budget with probability 80 % from a true AUC of 0.700 on.'
+    """
+    counts = {"n_members": n_members, "n_non_members": n_non_members}
+    value = recognized_value(budget, **counts, failure_probability=failure_probability)
+    if value is None:
+        return (
+            "However far a run is over budget, an audit finds that with less than 80 % probability: "
+            f"{n_members} members and {n_non_members} non-members are too few for {budget.label} "
+            f"{budget.limit:g}."
+        )
+    text = (
+        f"An audit finds a run over budget with probability 80 % from a true {budget.label} of {value:.3f} on"
+    )
+    if budget.rule == "lower":
+        return f"{text}."
+    passes = decision_power(budget, expected=budget.chance, **counts, failure_probability=failure_probability)
+    return f"{text}, and one that leaks nothing within budget with probability {100 * passes:.0f} %."
+
+
 def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
     error = hanley_mcneil_standard_error(expected, n_members=n1, n_non_members=n0)
     distance = abs(float(scipy.special.logit(expected) - scipy.special.logit(budget.limit)))
-    z = 0.0 if budget.rule == "point" else float(scipy.special.ndtri(1.0 - side))
+    z = _side_of_band(budget, expected) * float(scipy.special.ndtri(1.0 - side))
     return float(scipy.special.ndtr(distance * expected * (1.0 - expected) / error - z))
+
+
+def _side_of_band(budget: LeakageBudget, expected: float) -> int:
+    """Whether half of the band stands between a true value and the right answer: 1, or helps: -1."""
+    if budget.rule == "point":
+        return 0
+    return 1 if (expected > budget.limit) == (budget.rule == "lower") else -1
 
 
 def _power_of_advantage(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
     # The band gives each class and side its own piece.
     radius = sum(math.sqrt(math.log(2.0 / side) / (2.0 * n)) for n in (n1, n0))
-    room = abs(expected - budget.limit) - (0.0 if budget.rule == "point" else radius)
+    room = abs(expected - budget.limit) - _side_of_band(budget, expected) * radius
     spread = 1.0 / n1 + 1.0 / n0
     if expected > budget.limit:
         return float(scipy.special.ndtr(room / math.sqrt(max(1e-12, 1.0 - expected**2) / 4.0 * spread)))

@@ -28,6 +28,8 @@ from ezmia_callbacks.functional.planning import (
     _rank_of_threshold,
     canaries_needed,
     decision_power,
+    has_enough_power,
+    recognized_value,
 )
 from ezmia_callbacks.functional.roc import auc, membership_advantage, tpr_at_fpr
 
@@ -151,6 +153,65 @@ def test_there_is_no_power_below_the_fewest_counts() -> None:
     assert power(fewest.n_members, fewest.n_non_members) > 0.0
     assert power(fewest.n_members - 1, fewest.n_non_members) == 0.0
     assert power(fewest.n_members, fewest.n_non_members - 1) == 0.0
+
+
+@pytest.mark.parametrize(("metric", "limit"), [("auc", 0.6), ("advantage", 0.3), ("tpr_at_fpr", 0.3)])
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_band_stands_in_the_way_of_one_answer_and_helps_the_other(
+    metric: BudgetMetric, limit: float, is_over: bool
+) -> None:
+    """Simulated: each rule's answer about the same runs, right as often as is promised."""
+    n, n_runs, failure_probability = 400, 60, 0.05
+    rng, is_member = np.random.default_rng(0), np.arange(2 * n) < n
+    budget = LeakageBudget(metric=metric, limit=limit, fpr=0.1)
+    expected = (limit + 1) / 2 if is_over else (limit + budget.chance) / 2
+    shift = separation(budget, expected) * is_member
+    right: dict[str, float] = {}
+    promised: dict[str, float] = {}
+    for rule in ("lower", "point", "upper"):
+        ruled = LeakageBudget(metric=metric, limit=limit, fpr=0.1, rule=rule)
+        promised[rule] = decision_power(
+            ruled, expected=expected, n_members=n, n_non_members=n, failure_probability=failure_probability
+        )
+        found = []
+        for _ in range(n_runs):
+            value, band = measure(
+                ruled, rng.normal(size=2 * n) + shift, is_member, confidence=1 - failure_probability
+            )
+            found.append(decide(ruled, value, band=band).is_within_budget is not is_over)
+        right[rule] = float(np.mean(found))
+
+    hard, easy = ("lower", "upper") if is_over else ("upper", "lower")
+    assert promised[hard] <= promised["point"] <= promised[easy]
+    assert promised[easy] > 0.95
+    for rule, share in right.items():
+        assert share >= promised[rule] - 0.2
+
+
+@pytest.mark.parametrize("metric", ["auc", "advantage", "tpr_at_fpr"])
+def test_the_recognized_value_is_the_least_that_is_found_often_enough(metric: BudgetMetric) -> None:
+    budget = LeakageBudget(metric=metric, limit=0.6, fpr=0.1)
+    counts = {"n_members": 300, "n_non_members": 300, "failure_probability": 0.01}
+
+    value = recognized_value(budget, **counts)
+
+    assert decision_power(budget, expected=value, **counts) >= 0.8
+    assert decision_power(budget, expected=value - 0.004, **counts) < 0.8
+    assert recognized_value(budget, **counts, power=0.99) > value
+    assert recognized_value(budget, **{**counts, "n_members": 4, "n_non_members": 4}) is None
+
+
+def test_enough_power_is_power_for_every_answer_that_the_rule_may_get_wrong() -> None:
+    counts = {"n_members": 60, "n_non_members": 60, "failure_probability": 0.0125}
+
+    # Far over budget both find it; only one of them lets a harmless run pass.
+    assert has_enough_power(LeakageBudget(limit=0.6), **counts)
+    assert not has_enough_power(LeakageBudget(limit=0.6, rule="upper"), **counts)
+    counts |= {"n_members": 12, "n_non_members": 12}
+    check_resolvable(LeakageBudget(limit=0.6), **counts)
+    assert not has_enough_power(LeakageBudget(limit=0.6), **counts)
+    counts |= {"n_members": 10, "n_non_members": 10}
+    assert not has_enough_power(LeakageBudget(limit=0.6, rule="point"), **counts)
 
 
 def test_certificate_counts_match_published_values() -> None:
