@@ -34,6 +34,8 @@ MAX_LENGTH = 128
 
 # Long records and a large vocabulary; the body has the width of Qwen2-0.5B and few layers.
 LONG, LARGE = 1_024, 152_000
+# Vocabulary of a tiny model, where the number of records or steps is what matters.
+SMALL = 2_048
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -109,7 +111,7 @@ def plain_ez(model: nn.Module, reference: nn.Module, rows: list[list[int]]) -> l
 
 
 def measure_time(folder: Path, *, n_records: int, n_pairs: int) -> dict[str, object]:
-    from smollm2_wikitext import load_base
+    from smollm2 import load_base
 
     from ezmia_callbacks import CanarySet, PrivacyAuditor
 
@@ -145,7 +147,7 @@ def measure_memaudit(*, n_canaries: int, n_pairs: int) -> dict[str, object]:
     from memaudit.injection import canary_record, example_text
     from memaudit.types import Canary
     from peft import LoraConfig, get_peft_model
-    from smollm2_wikitext import load_base
+    from smollm2 import load_base
 
     from ezmia_callbacks import CanarySet, PrivacyAuditor
 
@@ -272,12 +274,12 @@ def measure_memory(*, batch_size: int) -> dict[str, object]:
 def small_model(*, length: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=8_192, n_positions=length, n_embd=32, n_layer=1, n_head=2)
+    config = GPT2Config(vocab_size=SMALL, n_positions=length, n_embd=32, n_layer=1, n_head=2)
     torch.manual_seed(0)
     return GPT2LMHeadModel(config).eval()
 
 
-def auditor_of(n_records: int, *, length: int, n_vocabulary: int = 8_192):
+def auditor_of(n_records: int, *, length: int, n_vocabulary: int = SMALL):
     from ezmia_callbacks import CanarySet, PrivacyAuditor
 
     rng = np.random.default_rng(0)
@@ -366,7 +368,7 @@ def measure_steps(*, n_pairs: int) -> dict[str, object]:
     from ezmia_callbacks import CanarySet, PrivacyAuditCallback
 
     rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 8_192, size=(840, 32)).tolist()
+    drawn = rng.integers(0, SMALL, size=(840, 32)).tolist()
     rows = [{"input_ids": ids, "labels": ids} for ids in drawn]
     canaries = CanarySet.from_lists(rows[:20], rows[800:820])
     train = Dataset.from_list(rows[:800])
@@ -401,16 +403,49 @@ def measure_steps(*, n_pairs: int) -> dict[str, object]:
             ).train()
         return statistics.median(np.diff(marks[:-1]))
 
-    with_audit, without = [], []
-    for _ in range(n_pairs):
-        without.append(train_with([]))
-        with_audit.append(train_with([PrivacyAuditCallback(canaries, every=200, restore=False)]))
+    with_audit, without, in_hooks = [], [], []
+    for i in range(n_pairs):
+        # Whoever is second finds warm caches.
+        for is_audited in (True, False) if i % 2 else (False, True):
+            if not is_audited:
+                without.append(train_with([]))
+                continue
+            audit = PrivacyAuditCallback(canaries, every=200, restore=False)
+            spent = time_hooks(
+                audit, ("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end")
+            )
+            with_audit.append(train_with([audit]))
+            # Each list is of one hook, a number a step; the last step has the audit.
+            in_hooks.append(
+                statistics.median(map(sum, zip(*(each[:-1] for each in spent.values()), strict=False)))
+            )
     return {
+        "pairs": n_pairs,
         "milliseconds of a step": 1e3 * statistics.median(without),
+        "microseconds of a step in the callback": 1e6 * statistics.median(in_hooks),
         "with the callback / without": statistics.median(
             a / b for a, b in zip(with_audit, without, strict=True)
         ),
     }
+
+
+def time_hooks(callback: object, names: tuple[str, ...]) -> dict[str, list[float]]:
+    """Seconds of every call of some hooks of a callback, by hook, filled while it is used."""
+    spent: dict[str, list[float]] = {name: [] for name in names}
+
+    def timed(name: str, hook: Callable[..., object]) -> Callable[..., object]:
+        def call(*args, **kwargs):
+            started = time.perf_counter()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                spent[name].append(time.perf_counter() - started)
+
+        return call
+
+    for name in names:
+        setattr(callback, name, timed(name, getattr(callback, name)))
+    return spent
 
 
 def measure_import(*, n_pairs: int) -> dict[str, object]:

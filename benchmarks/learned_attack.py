@@ -9,8 +9,8 @@ pooled features of the same statistics. Classifiers score only records that they
 statistics are cached, one file an epoch: the comparison can be made again without training, and of a run
 that was broken off, with the epochs that there are (`--no-training`).
 
-The demo's data are the docstrings of installed packages, its model is trained on the spot; for SmolLM2-135M
-see `smollm2_wikitext.py`. Prints Markdown tables, and writes all figures to `benchmarks/results/`.
+The demo's data are the docstrings of installed packages, its model is trained on the spot; SmolLM2-135M comes
+out of a wheel, see `smollm2.py`. Prints Markdown tables, and writes all figures to `benchmarks/results/`.
 """
 
 import argparse
@@ -106,14 +106,14 @@ def demo_material(arguments: argparse.Namespace, seed: int) -> Material:
 
 def smollm2_material(arguments: argparse.Namespace, seed: int) -> Material:
     """SmolLM2-135M and paragraphs of WikiText-2."""
-    from smollm2_wikitext import LEARNING_RATES, load_base, read_records
+    from smollm2 import load_base, read_records
 
     _, tokenizer = load_base()
     pool = read_records(arguments.data, tokenizer, n_tokens=32).shuffle(seed=seed)
     return Material(
         lambda: load_base()[0],
         [{"input_ids": row} for row in pool["input_ids"][: arguments.members + arguments.non_members]],
-        LEARNING_RATES,
+        {"full": 1e-4, "lora": 5e-4},
         {"r": 16, "lora_alpha": 32},
         "SmolLM2-135M-Instruct (Q4_1 weights, dequantized to float32), WikiText-2, records of 32 tokens",
     )

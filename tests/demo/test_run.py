@@ -123,18 +123,22 @@ def test_a_file_with_too_few_records_says_how_many_it_holds(tmp_path, small_base
         show(DemoSettings(data=path, output_dir=tmp_path / "out"))
 
 
-def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget():
-    failed = AuditResult(
+def audited(decision, **changes):
+    return AuditResult(
         step=8,
         epoch=1.0,
-        status="failed",
         is_baseline=False,
         score="ez",
         n_members=10,
         n_non_members=10,
-        decision=Decision(False, None, "the audit failed: leakage is unknown"),
-        error="NonFiniteLogitsError: diverged",
+        decision=decision,
+        **changes,
     )
+
+
+def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget():
+    decision = Decision(False, None, "the audit failed: leakage is unknown")
+    failed = audited(decision, status="failed", error="NonFiniteLogitsError: diverged")
 
     conclusion = demo._conclusion(LORA, AuditHistory((failed,)))
 
@@ -143,15 +147,9 @@ def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget(
 
 
 def test_a_run_without_a_verdict_is_not_said_to_have_stayed_within_its_budget():
-    unjudged = AuditResult(
-        step=8,
-        epoch=1.0,
+    unjudged = audited(
+        Decision(False, None, "AUC cannot be judged any more"),
         status="ok",
-        is_baseline=False,
-        score="ez",
-        n_members=10,
-        n_non_members=10,
-        decision=Decision(False, None, "AUC cannot be judged any more"),
         metrics={
             "auc": Measurement(0.6, note="no interval"),
             "tpr_at_fpr_0.01": Measurement(None, note="no"),
