@@ -34,7 +34,7 @@ from ezmia_callbacks.errors import (
     ReferenceMismatchError,
     TooFewCanariesError,
 )
-from ezmia_callbacks.facts import run_facts
+from ezmia_callbacks.facts import POWER, run_facts
 from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.functional.budget import (
     Decision,
@@ -615,7 +615,7 @@ class PrivacyAuditor:
         n, n_all = len(self._part.encoded.rows), len(self._part.all_encoded.rows)
         facts = {"canaries in an audit": f"{n} of {n_all}" if n < n_all else f"all {n}"}
         if self.history.budget is not None:
-            facts["power of an audit"] = self._power()
+            facts[POWER] = self._power()
         self._note_facts(facts)
 
     def _check_budget_is_resolvable(self, budget: LeakageBudget) -> None:

@@ -6,7 +6,10 @@ import sys
 from datetime import datetime, timezone
 from importlib import metadata
 
-__all__ = ["run_facts"]
+__all__ = ["POWER", "run_facts"]
+
+# Name of the fact that says what one audit can find out; reports put it beside the verdict.
+POWER = "power of an audit"
 
 _PACKAGES = (
     "ezmia-callbacks",

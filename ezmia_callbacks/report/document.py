@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.facts import POWER
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
@@ -478,15 +479,13 @@ def _promise(history: AuditHistory) -> str:
     )
     if history.budget is None:
         return text
-    return (
-        text
-        + {
-            "lower": f" A run whose true leakage stays within the limit is stopped with probability at most "
-            f"{risk}; a run that goes on may still exceed it.",
-            "upper": f" A run whose true leakage exceeds the limit goes on with probability at most {risk}.",
-            "point": " The stop reads the bare estimate and carries no such promise.",
-        }[history.budget.rule]
-    )
+    text += {
+        "lower": f" A run whose true leakage stays within the limit is stopped with probability at most "
+        f"{risk}; a run that goes on may still exceed it.",
+        "upper": f" A run whose true leakage exceeds the limit goes on with probability at most {risk}.",
+        "point": " The stop reads the bare estimate and carries no such promise.",
+    }[history.budget.rule]
+    return f"{text} {history.facts.get(POWER, '')}".rstrip()
 
 
 def _baseline_check(history: AuditHistory) -> list[Document]:

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.facts import POWER
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.history import AuditHistory
@@ -205,6 +208,14 @@ def test_promise_is_that_of_the_rule(rule, promise):
     text = summarize(history(BASELINE, WITHIN, budget=LeakageBudget(limit=0.6, rule=rule)))
 
     assert promise in text
+
+
+def test_what_an_audit_can_find_out_stands_beside_the_promise():
+    budget = LeakageBudget(limit=0.6)
+    run = replace(history(BASELINE, WITHIN, budget=budget), facts={POWER: "An audit finds little."})
+
+    assert "may still exceed it. An audit finds little.\n" in summarize(run) + "\n"
+    assert "An audit finds" not in summarize(history(BASELINE, WITHIN, budget=budget))
 
 
 def test_difference_before_training_is_named():
