@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ezmia_callbacks.arguments import OnError, check_arguments
 from ezmia_callbacks.attack import Attack, checked_scores
 from ezmia_callbacks.canaries import CanarySet, ValidityReport, check_validity
 from ezmia_callbacks.detectors import detect
@@ -29,7 +30,6 @@ from ezmia_callbacks.distributed import (
 from ezmia_callbacks.encoding import EncodedCanaries, Tokenizer, encode_canaries
 from ezmia_callbacks.errors import (
     AuditError,
-    AuditMemoryError,
     ConfigurationError,
     ReferenceMismatchError,
     TooFewCanariesError,
@@ -59,8 +59,8 @@ from ezmia_callbacks.measurement import (
     measure_auc,
     measure_scores,
 )
-from ezmia_callbacks.memory import fit_into_memory, is_out_of_memory
-from ezmia_callbacks.overhead import Stopwatch, affordable_share, check_max_overhead
+from ezmia_callbacks.memory import fit_into_memory
+from ezmia_callbacks.overhead import Stopwatch, affordable_share
 from ezmia_callbacks.parts import Part, smallest_part
 from ezmia_callbacks.projection import LogitsFunction, Projection
 from ezmia_callbacks.reference import (
@@ -72,14 +72,13 @@ from ezmia_callbacks.reference import (
     explain_added_vocabulary,
     explain_difference,
     explain_other_vocabulary,
-    frozen_copy,
     has_adapters,
     reference_label,
+    second_model,
 )
 from ezmia_callbacks.results import AuditResult, Finding, Measurement
 from ezmia_callbacks.snapshot import WeightSnapshot
 from ezmia_callbacks.token_statistics import (
-    SCORES,
     TokenStatistics,
     join_statistics,
     load_statistics,
@@ -92,8 +91,6 @@ from ezmia_callbacks.units import Units
 __all__ = ["PrivacyAuditor"]
 
 logger = logging.getLogger(__name__)
-
-OnError = Literal["warn", "raise"]
 
 # Enough rows to see whether two models differ at all.
 _N_PROBE_ROWS = 8
@@ -814,7 +811,7 @@ class PrivacyAuditor:
                 reference = self._statistics(model)
             self._warn_of_difference(model, start, reference)
             return reference
-        other = source if isinstance(source, nn.Module) else everywhere(lambda: _second_model(model, source))
+        other = source if isinstance(source, nn.Module) else everywhere(lambda: second_model(model, source))
         check_token_ids(other, self.encoded.rows)
         _warn(explain_other_vocabulary(other, model))
         return self._statistics(other, is_own=False)
@@ -985,56 +982,6 @@ def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 def _warn(sentence: str | None) -> None:
     if sentence is not None and is_main_process():
         logger.warning("%s", sentence)
-
-
-def _second_model(model: nn.Module, source: Literal["copy"] | Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return frozen_copy(model) if source == "copy" else source()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        # Not chained: its message makes trainers shrink their batch.
-        reason = type(error).__name__
-    raise AuditMemoryError(
-        f"There is no memory for a second model as the reference ({reason}): use reference='auto', which "
-        "needs none."
-    )
-
-
-def check_arguments(
-    *,
-    budget: LeakageBudget | None,
-    score: str | Attack,
-    fpr_levels: Sequence[float],
-    confidence: float,
-    batch_size: int | None,
-    max_overhead: float | None,
-    on_error: OnError,
-) -> None:
-    """Raise ConfigurationError for an argument that can never work; every shell calls this when built."""
-    if budget is not None and not isinstance(budget, LeakageBudget):
-        raise ConfigurationError(
-            f"`budget` must be a LeakageBudget or None, got {budget!r}: try LeakageBudget(limit=0.6)."
-        )
-    if score not in SCORES if isinstance(score, str) else not isinstance(score, Attack):
-        raise ConfigurationError(
-            f"Unknown score {score!r}: use one of {', '.join(SCORES)}, or an object with `name`, "
-            "`is_trained_on_membership`, `begin` and `score` (see `ezmia_callbacks.attack.Attack`)."
-        )
-    if not all(0.0 < fpr < 1.0 for fpr in fpr_levels):
-        raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(fpr_levels)!r}.")
-    if not 0.0 < confidence < 1.0:
-        raise ConfigurationError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size!r}.")
-    check_max_overhead(max_overhead)
-    if max_overhead is not None and not isinstance(score, str):
-        raise ConfigurationError(
-            "`max_overhead` scores a part of the canaries, and an attack of your own has seen them all at "
-            "its start: use a built-in score, or fewer canaries."
-        )
-    if on_error not in ("warn", "raise"):
-        raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
 
 
 def _with_budget_level(fpr_levels: Sequence[float], budget: LeakageBudget | None) -> tuple[float, ...]:

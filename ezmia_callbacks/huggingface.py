@@ -16,8 +16,9 @@ from typing import Any, Literal
 from torch import nn
 
 from ezmia_callbacks import console
+from ezmia_callbacks.arguments import OnError, check_arguments
 from ezmia_callbacks.attack import Attack
-from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
+from ezmia_callbacks.auditor import PrivacyAuditor
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import everywhere, is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDependencyError

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ezmia_callbacks import console
+from ezmia_callbacks.arguments import OnError, check_arguments
 from ezmia_callbacks.attack import Attack
-from ezmia_callbacks.auditor import OnError, PrivacyAuditor, check_arguments
+from ezmia_callbacks.auditor import PrivacyAuditor
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.dataloader_rows import as_fed, draw_from_dataloaders
 from ezmia_callbacks.distributed import everywhere, is_main_process

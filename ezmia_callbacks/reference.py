@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ezmia_callbacks.encoding import TokenRow
-from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.errors import AuditMemoryError, ConfigurationError
 from ezmia_callbacks.memory import is_out_of_memory
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "frozen_copy",
     "has_adapters",
     "reference_label",
+    "second_model",
 ]
 
 ReferenceSource = Literal["auto", "adapter", "copy"] | nn.Module | Callable[[], nn.Module]
@@ -306,3 +307,22 @@ def _peft_configs(model: nn.Module) -> Mapping[str, Any]:
     owner = _adapter_owner(model)
     configs: Mapping[str, Any] = getattr(owner, "peft_config", None) or {}
     return configs
+
+
+def second_model(model: nn.Module, source: Literal["copy"] | Callable[[], nn.Module]) -> nn.Module:
+    """A model beside the one that is trained: its frozen copy, or what a function loads.
+
+    Raises:
+        AuditMemoryError: if there is no memory for it.
+    """
+    try:
+        return frozen_copy(model) if source == "copy" else source()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Not chained: its message makes trainers shrink their batch.
+        reason = type(error).__name__
+    raise AuditMemoryError(
+        f"There is no memory for a second model as the reference ({reason}): use reference='auto', which "
+        "needs none."
+    )

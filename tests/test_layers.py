@@ -50,6 +50,7 @@ ROWS = (
     Row(
         frozenset(
             {
+                "arguments",
                 "attack",
                 "auditor",
                 "console",
