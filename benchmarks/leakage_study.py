@@ -36,7 +36,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 N_TOKENS = 32
 N_MEMBERS, N_NON_MEMBERS = 150, 300
 EPOCHS, BATCH_SIZE = 4, 8
-LIMIT = 0.6
+LIMITS = (0.6, 0.8, 0.95)
 # LoRA needs a larger one for as much learning.
 RUNS = {
     "full": ("Full fine-tuning", None, 1e-4),
@@ -200,35 +200,36 @@ def equal_loss_table(runs: list[dict]) -> str:
 
 
 def stop_table(runs: list[dict]) -> str:
-    """What a budget on the AUC would have kept, against the epoch with the best held-out loss."""
+    """What budgets on the AUC would have kept, against the epoch with the best held-out loss."""
     rows = []
-    for kind in RUNS:
-        kept, best, paid, epochs = [], [], [], []
-        for run in runs:
-            if run["kind"] != kind:
-                continue
-            audits = run["audits"]
-            over = next(
-                (i for i, a in enumerate(audits) if a["metrics"]["auc"]["band"]["lower"] > LIMIT), None
-            )
-            last = audits[-1] if over is None else audits[over - 1]
-            lowest = min(audits, key=lambda a: a["non_member_loss"])
-            kept.append(auc(last))
-            best.append(auc(lowest))
-            paid.append(last["non_member_loss"] - lowest["non_member_loss"])
-            epochs.append("none" if over is None else str(over))
-        if kept:
-            rows.append([RUNS[kind][0], ", ".join(epochs), *map(over_seeds, (kept, best, paid))])
-    return table(
-        [
-            "run",
-            "stopped in epoch, by seed",
-            "AUC of the model kept",
-            "AUC at the best held-out loss",
-            "loss paid",
-        ],
-        rows,
-    )
+    for limit, kind in itertools.product(LIMITS, RUNS):
+        every = [run["audits"] for run in runs if run["kind"] == kind]
+        if not every:
+            continue
+        kept = [kept_epoch(audits, limit) for audits in every]
+        best = [min(range(len(audits)), key=lambda i, a=audits: a[i]["non_member_loss"]) for audits in every]
+        moments = list(zip(every, kept, best, strict=True))
+        rows.append(
+            [
+                f"{limit:g}" if kind == next(iter(RUNS)) else "",
+                RUNS[kind][0],
+                ", ".join(map(str, kept)),
+                ", ".join(map(str, best)),
+                over_seeds([auc(audits[k]) for audits, k, _ in moments]),
+                over_seeds([auc(audits[b]) for audits, _, b in moments]),
+                over_seeds(
+                    [audits[k]["non_member_loss"] - audits[b]["non_member_loss"] for audits, k, b in moments]
+                ),
+            ]
+        )
+    header = ["limit", "run", "epoch kept, by seed", "epoch of the best held-out loss"]
+    return table([*header, "AUC of the kept", "AUC of the best", "held-out loss paid"], rows)
+
+
+def kept_epoch(audits: list[dict], limit: float) -> int:
+    """The last audit before the lower end of the band exceeds the limit; the baseline has no band."""
+    over = (i for i, a in enumerate(audits) if i and a["metrics"]["auc"]["band"]["lower"] > limit)
+    return next(over, len(audits)) - 1
 
 
 def study() -> dict[str, list[dict]]:
