@@ -142,16 +142,36 @@ def measure_time(folder: Path, *, n_records: int, n_pairs: int) -> dict[str, obj
 
 
 def measure_memaudit(*, n_canaries: int, n_pairs: int) -> dict[str, object]:
-    """The same canaries through memaudit, on the model with a LoRA adapter, which is its reference."""
+    """memaudit beside an audit, where matrix products take the time and where calls do."""
+    from smollm2 import load_base
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, tokenizer = load_base()
+    config = LlamaConfig(
+        vocab_size=model.config.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    models = {"SmolLM2-135M": model, "two layers of width 64": LlamaForCausalLM(config)}
+    return {
+        name: beside_memaudit(base, tokenizer, n_canaries=n_canaries, n_pairs=n_pairs)
+        for name, base in models.items()
+    }
+
+
+def beside_memaudit(base: nn.Module, tokenizer, *, n_canaries: int, n_pairs: int) -> dict[str, object]:
+    """The same canaries through memaudit, on a model with a LoRA adapter, whose base is its reference."""
     import memaudit
     from memaudit.injection import canary_record, example_text
     from memaudit.types import Canary
     from peft import LoraConfig, get_peft_model
-    from smollm2 import load_base
 
     from ezmia_callbacks import CanarySet, PrivacyAuditor
 
-    base, tokenizer = load_base()
     model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     canaries = memaudit.generate_canaries(tokenizer, n=n_canaries, n_controls=n_canaries, seed=0)
     _, manifest = memaudit.inject([{"text": "A row."}] * 400, canaries, fmt="text", include_prob=1.0)

@@ -37,6 +37,9 @@ N_TOKENS = 32
 N_MEMBERS, N_NON_MEMBERS = 150, 300
 EPOCHS, BATCH_SIZE = 4, 8
 LIMITS = (0.6, 0.8, 0.95)
+# What budgets keep with more audits an epoch is looked at for a few of the runs.
+OFTEN = 4
+OFTEN_RUNS = {("wikitext", "full"), ("wikitext", "lora16")}
 # LoRA needs a larger one for as much learning.
 RUNS = {
     "full": ("Full fine-tuning", None, 1e-4),
@@ -64,7 +67,9 @@ def records(corpus: str, folder: Path | None, tokenizer) -> Dataset:
     return Dataset.from_dict({"input_ids": [row for row in rows if len(row) == N_TOKENS]})
 
 
-def make_run(corpus: str, kind: str, seed: int, *, folder: Path | None) -> dict[str, object]:
+def make_run(
+    corpus: str, kind: str, seed: int, *, folder: Path | None, audits_per_epoch: int
+) -> dict[str, object]:
     _, rank, learning_rate = RUNS[kind]
     model, tokenizer = load_base()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -79,7 +84,8 @@ def make_run(corpus: str, kind: str, seed: int, *, folder: Path | None) -> dict[
         model = get_peft_model(
             model, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         )
-    callback = PrivacyAuditCallback(canaries, batch_size=16)
+    every = "epoch" if audits_per_epoch == 1 else 1 / audits_per_epoch
+    callback = PrivacyAuditCallback(canaries, every=every, batch_size=16)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
         Trainer(
@@ -105,6 +111,7 @@ def make_run(corpus: str, kind: str, seed: int, *, folder: Path | None) -> dict[
         "corpus": corpus,
         "kind": kind,
         "seed": seed,
+        "audits_per_epoch": audits_per_epoch,
         "n_pool": n_pool,
         "seconds": time.perf_counter() - started,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, "
@@ -122,9 +129,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def over_seeds(values: list[float]) -> str:
-    """Mean, and the range over seeds."""
-    mean = statistics.mean(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})"
+    """Mean, and the range over seeds where it is one."""
+    mean, least, largest = (f"{f(values):.3f}" for f in (statistics.mean, min, max))
+    return mean if least == largest else f"{mean} ({least} to {largest})"
 
 
 def auc(audit: dict, score: str = "ez") -> float:
@@ -206,15 +213,15 @@ def stop_table(runs: list[dict]) -> str:
         every = [run["audits"] for run in runs if run["kind"] == kind]
         if not every:
             continue
-        kept = [kept_epoch(audits, limit) for audits in every]
+        kept = [last_within(audits, limit) for audits in every]
         best = [min(range(len(audits)), key=lambda i, a=audits: a[i]["non_member_loss"]) for audits in every]
         moments = list(zip(every, kept, best, strict=True))
         rows.append(
             [
                 f"{limit:g}" if kind == next(iter(RUNS)) else "",
                 RUNS[kind][0],
-                ", ".join(map(str, kept)),
-                ", ".join(map(str, best)),
+                ", ".join(f"{audits[k]['epoch']:.3g}" for audits, k, _ in moments),
+                ", ".join(f"{audits[b]['epoch']:.3g}" for audits, _, b in moments),
                 over_seeds([auc(audits[k]) for audits, k, _ in moments]),
                 over_seeds([auc(audits[b]) for audits, _, b in moments]),
                 over_seeds(
@@ -222,36 +229,51 @@ def stop_table(runs: list[dict]) -> str:
                 ),
             ]
         )
+    if not rows:
+        return ""
     header = ["limit", "run", "epoch kept, by seed", "epoch of the best held-out loss"]
     return table([*header, "AUC of the kept", "AUC of the best", "held-out loss paid"], rows)
 
 
-def kept_epoch(audits: list[dict], limit: float) -> int:
-    """The last audit before the lower end of the band exceeds the limit; the baseline has no band."""
+def last_within(audits: list[dict], limit: float) -> int:
+    """Position of the last audit before the lower end of the band exceeds the limit.
+
+    The baseline has no band.
+    """
     over = (i for i, a in enumerate(audits) if i and a["metrics"]["auc"]["band"]["lower"] > limit)
     return next(over, len(audits)) - 1
 
 
-def study() -> dict[str, list[dict]]:
+def study(*, audits_per_epoch: int = 1) -> dict[str, list[dict]]:
     """The runs that there are, by corpus."""
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDY.glob("*.json"))]
+    every = [run for run in every if run["audits_per_epoch"] == audits_per_epoch]
     found = {corpus: [run for run in every if run["corpus"] == corpus] for corpus in CORPORA}
     return {corpus: runs for corpus, runs in found.items() if runs}
 
 
 def print_tables() -> None:
+    often = study(audits_per_epoch=OFTEN)
     for corpus, runs in study().items():
         seeds = sorted({run["seed"] for run in runs})
         print(f"## {CORPORA[corpus]}\n\n{'; '.join(sorted({run['machine'] for run in runs}))}\n")
         print(
             f"SmolLM2-135M-Instruct, records of {N_TOKENS} tokens, {N_MEMBERS} members (the whole training "
-            f"set), {N_NON_MEMBERS} non-members, batch {BATCH_SIZE}, {EPOCHS} epochs, seeds {seeds}: the "
-            "mean over seeds, and their range\n"
+            f"set), {N_NON_MEMBERS} non-members, batch {BATCH_SIZE}, {EPOCHS} epochs, seeds "
+            f"{', '.join(map(str, seeds))}: the mean over seeds, and their range\n"
         )
-        for part in (epoch_table, equal_loss_table, stop_table):
-            print(part(runs), end="\n\n")
-        print(f"Seed {seeds[0]} alone, 95 % intervals, each for its epoch:\n")
-        print(interval_table([run for run in runs if run["seed"] == seeds[0]]), end="\n\n")
+        parts = {
+            "Each epoch": epoch_table(runs),
+            "At equal held-out loss": equal_loss_table(runs),
+            "What a budget on the AUC keeps": stop_table(runs),
+            f"The same, with {OFTEN} audits an epoch": stop_table(often.get(corpus, [])),
+            f"Seed {seeds[0]} alone, with 95 % intervals, each for its epoch": interval_table(
+                [run for run in runs if run["seed"] == seeds[0]]
+            ),
+        }
+        for heading, rows in parts.items():
+            if rows:
+                print(f"### {heading}\n\n{rows}\n")
 
 
 def draw_figures() -> None:
@@ -281,19 +303,21 @@ def main() -> None:
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--audits-per-epoch", nargs="+", type=int, choices=[1, OFTEN], default=[1, OFTEN])
     arguments = parser.parse_args()
     if arguments.what != "run":
         {"tables": print_tables, "figures": draw_figures}[arguments.what]()
         return
     STUDY.mkdir(parents=True, exist_ok=True)
-    for corpus in arguments.corpora:
-        for seed in arguments.seeds:
-            for kind in arguments.runs:
-                path = STUDY / f"{corpus}_{kind}_seed{seed}.json"
-                if not path.exists():
-                    found = make_run(corpus, kind, seed, folder=arguments.data)
-                    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                    print(f"{path.name}: {found['seconds']:.0f} s", flush=True)
+    choices = (arguments.audits_per_epoch, arguments.corpora, arguments.seeds, arguments.runs)
+    for n_audits, corpus, seed, kind in itertools.product(*choices):
+        often = "" if n_audits == 1 else f"_{n_audits}_audits"
+        path = STUDY / f"{corpus}_{kind}_seed{seed}{often}.json"
+        if path.exists() or (n_audits == OFTEN and (corpus, kind) not in OFTEN_RUNS):
+            continue
+        found = make_run(corpus, kind, seed, folder=arguments.data, audits_per_epoch=n_audits)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"{path.name}: {found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
