@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results import AuditResult, Finding
 
-__all__ = ["FEWEST_ERROR_TOKENS", "NOTABLE_EDGE_SHARE", "NOTABLE_UNSEEN_SHARE", "detect"]
+__all__ = ["FEWEST_ERROR_TOKENS", "NOTABLE_EDGE_SHARE", "NOTABLE_UNSEEN_SHARE", "detect", "dilution"]
 
 # Records that are placed by a rule can move the AUC by as much as their share; 0.1 is the whole distance
 # between chance and a budget of 0.6.
@@ -18,6 +18,8 @@ NOTABLE_EDGE_SHARE = 0.1
 FEWEST_ERROR_TOKENS = 2
 # Dropped last batches leave the epoch count this close to a whole number.
 NOTABLE_UNSEEN_SHARE = 0.01
+
+_UNSEEN = "members not yet seen"
 
 
 def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Finding, ...]:
@@ -66,6 +68,14 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
     )
 
 
+def dilution(result: AuditResult) -> str:
+    """By how much members not yet trained on hide the leakage of the others; empty if none do.
+
+    For whoever names weights as "within budget" that stood in the first epoch.
+    """
+    return next((each.text for each in result.findings if each.is_flagged and each.name == _UNSEEN), "")
+
+
 def _unseen_members(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
     seen = result.epoch
     if result.is_baseline or seen is None or not 0 < seen <= 1 - NOTABLE_UNSEEN_SHARE:
@@ -85,7 +95,7 @@ def _unseen_members(result: AuditResult, _earlier: Sequence[AuditResult]) -> Fin
             f" With members at random places, AUC {auc} stands for about {value:.3f} [{lower:.3f}, "
             f"{upper:.3f}] among the members seen."
         )
-    return _finding("members not yet seen", f"{text} Judge the run by audits at the end of an epoch.")
+    return _finding(_UNSEEN, f"{text} Judge the run by audits at the end of an epoch.")
 
 
 def _saturation(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:

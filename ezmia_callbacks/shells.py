@@ -8,6 +8,7 @@ from torch import nn
 
 from ezmia_callbacks.auditor import PrivacyAuditor
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.detectors import dilution
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
@@ -119,7 +120,9 @@ def say_put_back(kept: AuditResult, history: AuditHistory, *, step: int) -> None
             else "over the leakage budget",
             step,
             "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
-            " Audit more often (`every=0.25`) to keep part of the training." if kept.is_baseline else "",
+            " Audit more often (`every=0.25`) to keep part of the training."
+            if kept.is_baseline
+            else f" {dilution(kept)}".rstrip(),
         )
 
 

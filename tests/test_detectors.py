@@ -6,10 +6,12 @@ import torch
 from tiny import make_model, make_rows, make_texts
 
 from ezmia_callbacks import PrivacyAuditor, hold_out_canaries
-from ezmia_callbacks.detectors import detect
+from ezmia_callbacks.detectors import detect, dilution
 from ezmia_callbacks.functional import Decision, Interval, ez_score
+from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.measurement import measure_auc, measure_scores
 from ezmia_callbacks.results import AuditResult, EdgeCounts, Measurement
+from ezmia_callbacks.shells import say_put_back
 
 
 def auc(value, *, radius=0.05):
@@ -106,6 +108,23 @@ def test_the_dilution_is_what_a_mixture_of_seen_and_unseen_members_gives():
 
     stated = float(text.split("stands for about ")[1].split(" ")[0])
     assert stated == pytest.approx(of_seen.value, abs=0.01)
+
+
+def test_a_stop_that_puts_back_weights_of_the_first_epoch_says_what_they_hide(caplog):
+    early = audit(step=5, epoch=0.25, decision=Decision(False, True, "within budget"))
+    over = audit(step=10, epoch=0.5, decision=Decision(True, False, "over budget", 0.61, 0.6, 1))
+    early = replace(early, findings=detect(early))
+    late = replace(early, step=20, epoch=1.0, findings=())
+
+    for kept in (early, late):
+        say_put_back(kept, AuditHistory((kept, over)), step=10)
+
+    said, said_late = (record.getMessage() for record in caplog.records)
+    assert "the weights of step 5 again" in said
+    assert said.endswith(dilution(early))
+    assert "stands for about 0.980" in dilution(early)
+    assert dilution(late) == ""
+    assert said_late.endswith("the last that were inside it.")
 
 
 @pytest.mark.parametrize("epoch", [None, 0.995, 1.0, 1.5])

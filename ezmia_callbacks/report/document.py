@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ezmia_callbacks.detectors import dilution
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.facts import POWER
 from ezmia_callbacks.files import write_atomically
@@ -444,7 +445,8 @@ def _outcome_of(history: AuditHistory) -> tuple[str, str]:
         weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
         return (
             name,
-            f"{text} Kept, as the last within budget: {weights} (unless restoring was switched off).",
+            f"{text} Kept, as the last within budget: {weights} (unless restoring was switched off). "
+            f"{dilution(kept)}".rstrip(),
         )
     if last.status == "failed":
         return "unknown", "The run was not stopped, and its last audit failed: no verdict on its end."
