@@ -120,7 +120,8 @@ def say_put_back(kept: AuditResult, history: AuditHistory, *, step: int) -> None
             else "over the leakage budget",
             step,
             "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
-            " Audit more often (`every=0.25`) to keep part of the training."
+            " To keep part of the training, audit more often (`every=0.25`), or leave it less to remember: "
+            "LoRA, a smaller learning rate."
             if kept.is_baseline
             else f" {dilution(kept)}".rstrip(),
         )
