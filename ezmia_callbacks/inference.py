@@ -52,6 +52,10 @@ _CHUNK_BYTES_ON_CPU = 2**20
 # The exponential of less is 0 in float32.
 _LOWEST = -1e3
 
+# Where the processor can use it, bitsandbytes packs 4-bit weights in place, with loss, at the first pass in
+# evaluation mode. Training would go on with those, by a product that has no gradient.
+_PACKS_IN_PLACE = "support_avx512bf16_for_cpu"
+
 # Tokens of a record that are enough to try a model on.
 _N_PROBE_TOKENS = 16
 
@@ -65,12 +69,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     evaluation mode.
     """
     flags = [(module, module.training) for module in model.modules()]
+    packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.get_rng_state()
     has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
     for module, _ in flags:
         module.training = False
+    for module in packing:
+        setattr(module, _PACKS_IN_PLACE, False)
     try:
         with torch.no_grad():
             yield
@@ -78,6 +85,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         reshard(model)
         for module, was_training in flags:
             module.training = was_training
+        for module in packing:
+            setattr(module, _PACKS_IN_PLACE, True)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)

@@ -126,6 +126,31 @@ def test_no_module_method_is_called_to_change_modes():
     assert model[0].training
 
 
+def test_weights_that_would_be_packed_in_place_stay_as_they_are():
+    """As 4-bit layers of bitsandbytes do at an evaluation, on processors that have the instructions."""
+
+    class Packing(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.support_avx512bf16_for_cpu = True
+
+        def forward(self, x):
+            if self.support_avx512bf16_for_cpu and not self.training and not x.requires_grad:
+                self.weight.data = self.weight.data.bfloat16().float()
+            return super().forward(x)
+
+    model = nn.Sequential(Packing())
+    before = model[0].weight.detach().clone()
+
+    with undisturbed(model):
+        model(torch.ones(1, 4))
+
+    assert torch.equal(model[0].weight, before)
+    assert model[0].support_avx512bf16_for_cpu
+    model.eval()(torch.ones(1, 4))
+    assert not torch.equal(model[0].weight, before)
+
+
 def test_random_states_are_put_back():
     model = make_model()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()

@@ -27,10 +27,15 @@ QUANTIZED = {
 }
 
 
+def make_base():
+    # On some processors bitsandbytes computes only with layers whose width is a multiple of its block size.
+    return make_llama(hidden_size=64)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    make_llama().save_pretrained(folder)
+    make_base().save_pretrained(folder)
     return folder
 
 
@@ -82,7 +87,7 @@ def test_all_references_are_the_quantized_base(make_model, is_peft):
 
     np.testing.assert_array_equal(base, start)
     np.testing.assert_array_equal(copied, start)
-    assert np.abs(start - reference_of(make_llama(), "auto")).max() > 1e-4
+    assert np.abs(start - reference_of(make_base(), "auto")).max() > 1e-4
 
 
 @pytest.mark.parametrize("is_peft", [True, False], ids=["peft", "transformers"])
@@ -138,7 +143,7 @@ def test_a_stop_puts_the_adapter_inside_the_budget_back(tmp_path, make_model):
     watch, model = Watch(), make_model()
     audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.55, rule="point"), every=4)
 
-    make_trainer(tmp_path, rows, [watch, audit], model=model, num_train_epochs=10, learning_rate=1e-1).train()
+    make_trainer(tmp_path, rows, [watch, audit], model=model, num_train_epochs=10, learning_rate=3e-2).train()
 
     good, last = audit.history.last_within_budget, audit.history[-1]
     assert last.decision.stop

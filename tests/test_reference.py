@@ -24,10 +24,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def make_llama(*, attention_bias=False):
+def make_llama(*, hidden_size=32, attention_bias=False):
     config = LlamaConfig(
         vocab_size=64,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
