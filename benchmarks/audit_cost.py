@@ -142,7 +142,7 @@ def measure_time(folder: Path, *, n_records: int, n_pairs: int) -> dict[str, obj
 
 
 def measure_memaudit(*, n_canaries: int, n_pairs: int) -> dict[str, object]:
-    """memaudit beside an audit, where matrix products take the time and where calls do."""
+    """memaudit beside an audit, where the body of the model takes the time and where the vocabulary does."""
     from smollm2 import load_base
     from transformers import LlamaConfig, LlamaForCausalLM
 
