@@ -34,7 +34,7 @@ docs: $(INSTALLED) ## Build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
-	$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
+	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
 
 check: $(INSTALLED) ## Check lint, formatting, types and the import layers
 	$(BIN)/ruff check .

@@ -239,9 +239,9 @@ def forget_peak() -> None:
 
 def memory_of(what: str, *, batch_size: int) -> float:
     """MiB that the resident set grows by, at its peak, for one thing; to be run in a process of its own."""
-    from ezmia_callbacks.encoding import TokenRow
-    from ezmia_callbacks.inference import token_statistics
-    from ezmia_callbacks.projection import Projection
+    from ezmia_callbacks.scoring.forward import token_statistics
+    from ezmia_callbacks.scoring.projection import Projection
+    from ezmia_callbacks.scoring.rows import TokenRow
 
     model = large_vocabulary_model()
     rng = np.random.default_rng(0)
@@ -345,8 +345,8 @@ def measure_scale() -> dict[str, object]:
 
 def measure_statistics() -> dict[str, object]:
     """Every built-in score of 10,000 + 10,000 records of 64 tokens, and the figures of one, on one core."""
-    from ezmia_callbacks.measurement import measure_scores
-    from ezmia_callbacks.token_statistics import SCORES, TokenStatistics, score_records
+    from ezmia_callbacks.measuring.figures import measure_scores
+    from ezmia_callbacks.scoring.statistics import SCORES, TokenStatistics, score_records
 
     torch.set_num_threads(1)
     n, length = 20_000, 64

@@ -41,7 +41,6 @@ from sklearn.preprocessing import QuantileTransformer
 from ezmia_callbacks import hold_out_canaries
 from ezmia_callbacks.demo.base_model import train_base_model
 from ezmia_callbacks.demo.corpus import package_docstrings, standard_library_docstrings
-from ezmia_callbacks.encoding import encode_canaries
 from ezmia_callbacks.functional import (
     auc,
     delong_interval,
@@ -50,8 +49,9 @@ from ezmia_callbacks.functional import (
     tpr_at_fpr,
     tpr_at_fpr_lower_bound,
 )
-from ezmia_callbacks.inference import token_statistics
-from ezmia_callbacks.token_statistics import TokenStatistics, score_records
+from ezmia_callbacks.scoring.forward import token_statistics
+from ezmia_callbacks.scoring.rows import encode_canaries
+from ezmia_callbacks.scoring.statistics import TokenStatistics, score_records
 
 RESULTS = Path(__file__).parent / "results"
 SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus")

@@ -29,13 +29,14 @@ import numpy as np
 from scipy import optimize, stats
 
 from ezmia_callbacks.canaries import CanarySet, hold_out_canaries
-from ezmia_callbacks.canaries.checks import check_validity
+from ezmia_callbacks.canaries.validity.checks import check_validity
 from ezmia_callbacks.errors import TooFewCanariesError
 from ezmia_callbacks.functional import (
     EpsilonBound,
     Interval,
     LeakageBudget,
     advantage_interval,
+    alpha_for_audit,
     auc,
     bonferroni_epsilon,
     bootstrap_band,
@@ -51,7 +52,6 @@ from ezmia_callbacks.functional import (
     epsilon_of_gdp,
     epsilon_one_run,
     epsilon_one_run_gdp,
-    failure_probability_of_look,
     leakage_permutation_test,
     membership_advantage,
     n_non_members_needed,
@@ -244,7 +244,7 @@ def shuffled_misses(*, n: int, n_runs: int, seed: int) -> Misses:
 def few_remembered_misses(*, n: int, n_audits: int, limits: Sequence[float]) -> list[Misses]:
     """Exact chance that one audit's AUC band misses, for the kind `"few"` with these true AUCs."""
     is_member = labels(n)
-    share = failure_probability_of_look(1, n_planned=n_audits, failure_probability=0.05)
+    share = alpha_for_audit(1, n_planned=n_audits, failure_probability=0.05)
     counts = np.arange(n + 1)
     bands = [
         delong_interval(np.where(np.arange(2 * n) < count, 1.0, 0.5), is_member, confidence=1.0 - share)
@@ -317,9 +317,7 @@ def run_rates(
         for look in range(n_looks):
             share = failure
             if is_shared:
-                share = failure_probability_of_look(
-                    look + 1, n_planned=n_planned, failure_probability=failure
-                )
+                share = alpha_for_audit(look + 1, n_planned=n_planned, failure_probability=failure)
             value, band = band_of(budgets[0], path[look], is_member, confidence=1.0 - share)
             for i, budget in enumerate(budgets):
                 decision = decide(budget, value, band=band, n_over_before=n_over[i])
@@ -347,7 +345,7 @@ def all_rules(limit: float, *, metric: str = "auc") -> list[LeakageBudget]:
 def is_refused(budget: LeakageBudget, *, n: int, n_planned: int | None) -> bool:
     """Whether `n` members and `n` non-members do not carry the budget at one of ten audits."""
     share = min(
-        failure_probability_of_look(look, n_planned=n_planned, failure_probability=1.0 - budget.confidence)
+        alpha_for_audit(look, n_planned=n_planned, failure_probability=1.0 - budget.confidence)
         for look in range(1, N_AUDITS + 1)
     )
     return not _is_accepted(budget, n=n, share=share)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.canaries import CanarySet, hold_out_canaries, insert_canaries
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
-from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.results import AuditResult
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
 
 if TYPE_CHECKING:
-    from ezmia_callbacks.auditor import PrivacyAuditor
+    from ezmia_callbacks.audit.auditor import PrivacyAuditor
     from ezmia_callbacks.huggingface import PrivacyAuditCallback
     from ezmia_callbacks.lightning import PrivacyAuditCallback as LightningPrivacyAuditCallback
 
@@ -37,7 +37,7 @@ __all__ = [
 _LAZY = {
     "LightningPrivacyAuditCallback": ("ezmia_callbacks.lightning", "PrivacyAuditCallback"),
     "PrivacyAuditCallback": ("ezmia_callbacks.huggingface", "PrivacyAuditCallback"),
-    "PrivacyAuditor": ("ezmia_callbacks.auditor", "PrivacyAuditor"),
+    "PrivacyAuditor": ("ezmia_callbacks.audit.auditor", "PrivacyAuditor"),
 }
 
 

@@ -16,11 +16,11 @@ __all__ = [
     "broadcast_from_main",
     "broadcast_tensors_from_main",
     "can_share_records",
-    "everywhere",
     "gather",
     "is_main_process",
     "is_sharded",
     "n_processes",
+    "on_all_ranks",
     "rank",
     "reshard",
     "unwrapped",
@@ -76,7 +76,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def everywhere(run: Callable[[], T]) -> T:
+def on_all_ranks(run: Callable[[], T]) -> T:
     """What `run` returns here, once it has succeeded on every process; each of them must call this.
 
     An error on one process is an error on all: none may wait for another that will not come.

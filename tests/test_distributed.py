@@ -7,8 +7,8 @@ from processes import run_processes
 from tiny import make_model
 
 from ezmia_callbacks.distributed import can_share_records
-from ezmia_callbacks.encoding import TokenRow
-from ezmia_callbacks.inference import deal_rows
+from ezmia_callbacks.scoring.forward import deal_rows
+from ezmia_callbacks.scoring.rows import TokenRow
 
 SHARING = (bodies.audit, bodies.audit_sharded)
 AGREEING = (

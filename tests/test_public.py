@@ -111,7 +111,10 @@ def test_the_probe_for_loaded_packages_sees_what_is_loaded():
 
 
 def test_modules_without_torch_import_without_jaxtyping():
-    names = ["ezmia_callbacks", *(f"ezmia_callbacks.{name}" for name in ("encoding", "measurement"))]
+    names = [
+        "ezmia_callbacks",
+        *(f"ezmia_callbacks.{name}" for name in ("scoring.rows", "measuring.figures")),
+    ]
 
     assert import_without_jaxtyping(names) == ""
 

@@ -87,7 +87,7 @@ def train_base_model(
     seed: int,
     recipe: BaseModelRecipe | None = None,
     device: torch.device | str = "cpu",
-    is_progress_shown: bool = False,
+    show_progress: bool = False,
 ) -> BaseModel:
     """A small Llama-shaped model and its tokenizer, both trained on `records` from nothing.
 
@@ -99,7 +99,7 @@ def train_base_model(
         seed: Seeds the initial weights and the order of the blocks.
         recipe: Sizes and schedule; None is `BaseModelRecipe()`.
         device: Where to train, and where the model is left.
-        is_progress_shown: True shows a tqdm bar on standard error.
+        show_progress: True shows a tqdm bar on standard error.
 
     Raises:
         ConfigurationError: if the records have fewer tokens than one block.
@@ -123,7 +123,7 @@ def train_base_model(
         tokens,
         recipe=recipe,
         rng=np.random.default_rng(seed),
-        is_progress_shown=is_progress_shown,
+        show_progress=show_progress,
     )
     return BaseModel(model, tokenizer, final_loss)
 
@@ -204,7 +204,7 @@ def _train(
     *,
     recipe: BaseModelRecipe,
     rng: np.random.Generator,
-    is_progress_shown: bool,
+    show_progress: bool,
 ) -> float:
     """The loss of the last step, in nats per token; trains `model` in place."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -226,7 +226,7 @@ def _train(
     offsets = torch.arange(recipe.block_length)
     final_loss = math.nan
     model.train()
-    steps = tqdm(range(recipe.n_steps), desc="Training the base model", disable=not is_progress_shown)
+    steps = tqdm(range(recipe.n_steps), desc="Training the base model", disable=not show_progress)
     for _ in steps:
         n_starts = len(tokens) - recipe.block_length + 1
         starts = torch.from_numpy(rng.integers(n_starts, size=(recipe.batch_size, 1)))

@@ -37,11 +37,11 @@ except ImportError as error:
     ) from None
 
 from ezmia_callbacks.huggingface import PrivacyAuditCallback
-from ezmia_callbacks.pretrained import load_pretrained
+from ezmia_callbacks.reference.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from ezmia_callbacks.history import AuditHistory
-    from ezmia_callbacks.results import AuditResult, Measurement
+    from ezmia_callbacks.results.history import AuditHistory
+    from ezmia_callbacks.results.result import AuditResult, Measurement
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -160,7 +160,7 @@ def _base_model(settings: DemoSettings, console: Console) -> _Base:
             f"Training a small base model on {len(texts)} passages of Python's own documentation ...",
             highlight=False,
         )
-        trained = train_base_model(texts, seed=settings.seed, is_progress_shown=console.is_terminal)
+        trained = train_base_model(texts, seed=settings.seed, show_progress=console.is_terminal)
         state = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
 
         def fresh() -> Any:
@@ -351,6 +351,6 @@ def _conclusion(name: str, history: AuditHistory) -> str:
     else:
         outcome = "ended without a verdict."
     if n_failed:
-        of_all = f"{n_failed} of {len(history.looks)}"
+        of_all = f"{n_failed} of {len(history.audits_after_baseline)}"
         outcome += f" {of_all} audits failed; at those points leakage is unknown, not absent."
     return f"\n[bold]{name}[/bold] {outcome}"

@@ -6,9 +6,9 @@ Only numpy, scipy and scikit-learn live here: use these on any model's log-proba
 from ezmia_callbacks.functional.budget import (
     Decision,
     LeakageBudget,
+    alpha_for_audit,
     check_resolvable,
     decide,
-    failure_probability_of_look,
 )
 from ezmia_callbacks.functional.epsilon import (
     AttackCounts,
@@ -65,7 +65,7 @@ from ezmia_callbacks.functional.planning import (
     decision_power,
     describe_power,
     has_enough_power,
-    recognized_value,
+    minimum_detectable_value,
 )
 from ezmia_callbacks.functional.roc import RocCurve, auc, membership_advantage, roc_curve, tpr_at_fpr
 from ezmia_callbacks.functional.scores import (
@@ -105,6 +105,7 @@ __all__ = [
     "RocCurve",
     "TokenMoments",
     "advantage_interval",
+    "alpha_for_audit",
     "attempts_needed",
     "auc",
     "bonferroni_epsilon",
@@ -133,7 +134,6 @@ __all__ = [
     "ez_evidence",
     "ez_score",
     "ez_score_from_evidence",
-    "failure_probability_of_look",
     "hanley_mcneil_standard_error",
     "has_enough_power",
     "leakage_permutation_test",
@@ -142,6 +142,7 @@ __all__ = [
     "membership_advantage",
     "min_k_plus_plus_score",
     "min_k_score",
+    "minimum_detectable_value",
     "n_non_members_needed",
     "one_run_guesses",
     "one_run_p_value",
@@ -150,7 +151,6 @@ __all__ = [
     "rank_exposure",
     "ratio_score",
     "realized_fpr_range",
-    "recognized_value",
     "roc_curve",
     "split_half_epsilon",
     "suffix_log_probability",

@@ -24,9 +24,9 @@ __all__ = [
     "BudgetRule",
     "Decision",
     "LeakageBudget",
+    "alpha_for_audit",
     "check_resolvable",
     "decide",
-    "failure_probability_of_look",
     "metric_name",
 ]
 
@@ -185,7 +185,7 @@ def decide(
     return Decision(stop, False, message, compared, budget.limit, n_over)
 
 
-def failure_probability_of_look(look: int, *, n_planned: int | None, failure_probability: float) -> float:
+def alpha_for_audit(look: int, *, n_planned: int | None, failure_probability: float) -> float:
     """Share of the error rate that one of several audits may spend (union bound).
 
     With a known number of audits each gets an equal share; without one, audit t gets 6/(pi^2 t^2), which
@@ -203,9 +203,9 @@ def failure_probability_of_look(look: int, *, n_planned: int | None, failure_pro
 
     Source: Bonferroni; the series is the Basel sum.
 
-    >>> failure_probability_of_look(3, n_planned=10, failure_probability=0.05)
+    >>> alpha_for_audit(3, n_planned=10, failure_probability=0.05)
     0.005
-    >>> round(failure_probability_of_look(1, n_planned=None, failure_probability=0.05), 4)
+    >>> round(alpha_for_audit(1, n_planned=None, failure_probability=0.05), 4)
     0.0304
     """
     if look < 1 or (n_planned is not None and n_planned < 1):

@@ -20,7 +20,7 @@ import numpy as np
 import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
-from ezmia_callbacks.functional.budget import LeakageBudget, check_resolvable, failure_probability_of_look
+from ezmia_callbacks.functional.budget import LeakageBudget, alpha_for_audit, check_resolvable
 from ezmia_callbacks.functional.intervals import (
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -34,13 +34,13 @@ __all__ = [
     "decision_power",
     "describe_power",
     "has_enough_power",
-    "recognized_value",
+    "minimum_detectable_value",
 ]
 
 # Canary sets with fewer records of a class are refused.
 _MINIMUM_PER_CLASS = 10
 _MAXIMUM_PER_CLASS = 10_000_000
-# Values of a metric that `recognized_value` tries, between the limit and either end.
+# Values of a metric that `minimum_detectable_value` tries, between the limit and either end.
 _N_VALUES = 100
 # Equally likely values of a threshold's true false-positive rate.
 _N_QUANTILES = 64
@@ -125,9 +125,7 @@ def canaries_needed(
     (210, 210)
     """
     _check_arguments(budget, n_audits, expected, power, non_members_per_member)
-    share = failure_probability_of_look(
-        n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence
-    )
+    share = alpha_for_audit(n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence)
     fewest_members, fewest_non_members = _fewest(budget, share, non_members_per_member)
 
     def n_non_members(n_members: int) -> int:
@@ -199,7 +197,7 @@ def decision_power(
     return power_of[budget.metric](budget, expected, n_members, n_non_members, failure_probability / 2.0)
 
 
-def recognized_value(
+def minimum_detectable_value(
     budget: LeakageBudget,
     *,
     n_members: int,
@@ -226,7 +224,8 @@ def recognized_value(
     Source: `decision_power`.
 
     >>> budget = LeakageBudget(metric="auc", limit=0.6)
-    >>> round(recognized_value(budget, n_members=210, n_non_members=210, failure_probability=0.005), 3)
+    >>> counts = {"n_members": 210, "n_non_members": 210}
+    >>> round(minimum_detectable_value(budget, **counts, failure_probability=0.005), 3)
     0.7
     """
     for i in range(1, _N_VALUES):
@@ -307,7 +306,7 @@ def describe_power(
     'An audit finds a run over budget with probability 80 % from a true AUC of 0.700 on.'
     """
     counts = {"n_members": n_members, "n_non_members": n_non_members}
-    value = recognized_value(budget, **counts, failure_probability=failure_probability)
+    value = minimum_detectable_value(budget, **counts, failure_probability=failure_probability)
     if value is None:
         return (
             "However far a run is over budget, an audit finds that with less than 80 % probability: "

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ezmia_callbacks.detectors import dilution
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.facts import POWER
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.labels import (
     histories_by_label,
     metric_label,
@@ -28,10 +25,13 @@ from ezmia_callbacks.report.labels import (
     percents,
     score_label,
 )
-from ezmia_callbacks.results import AuditResult, EdgeCounts, Finding, Measurement
+from ezmia_callbacks.results.findings import dilution
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.metadata import POWER
+from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 
 if TYPE_CHECKING:
-    from ezmia_callbacks.trajectories import ExposedRecords
+    from ezmia_callbacks.results.trajectories import ExposedRecords
 
 __all__ = ["SCHEMA_VERSION", "Document", "to_document", "write_json"]
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.files import write_atomically
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.charts import Chart, forest, leakage_chart, loss_chart, marker_path
 from ezmia_callbacks.report.document import SCHEMA_VERSION, Document, to_document
 from ezmia_callbacks.report.labels import percent
+from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from ezmia_callbacks.trajectories import ExposedRecords
+    from ezmia_callbacks.results.trajectories import ExposedRecords
 
 __all__ = ["render_report", "write_report"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.history import AuditHistory
-from ezmia_callbacks.results import AuditResult
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
 
 __all__ = [
     "counts_line",

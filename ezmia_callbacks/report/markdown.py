@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.document import Document, to_document
 from ezmia_callbacks.report.labels import metric_label, percent, score_label
+from ezmia_callbacks.results.history import AuditHistory
 
 __all__ = ["summarize"]
 
@@ -29,7 +29,7 @@ def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
         ConfigurationError: if there is no history, or one has no audits.
 
     >>> from ezmia_callbacks.functional.budget import Decision
-    >>> from ezmia_callbacks.results import AuditResult
+    >>> from ezmia_callbacks.results.result import AuditResult
     >>> failed = AuditResult(9, 1.0, "failed", False, "ez", 50, 50, Decision(False, None, "failed"))
     >>> "1 of 1 audits FAILED" in summarize(AuditHistory((failed,)))
     True

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.drawing import (
     FIGURE_WIDTH,
     INK,
@@ -33,7 +32,8 @@ from ezmia_callbacks.report.labels import (
     over_budget_is,
     score_label,
 )
-from ezmia_callbacks.results import AuditResult, Measurement
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult, Measurement
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -438,7 +438,7 @@ def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str, shape: str =
     looks = [
         result.metrics[metric]
         for history in runs.values()
-        for result in history.looks
+        for result in history.audits_after_baseline
         if metric in result.metrics
     ]
     text = f"{_counts(runs)}. "

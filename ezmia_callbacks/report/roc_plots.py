@@ -10,7 +10,6 @@ import numpy as np
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import tpr_at_fpr_interval
 from ezmia_callbacks.functional.roc import ScoresByClass, auc, roc_curve, split_by_class
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.drawing import (
     FIGURE_WIDTH,
     INK,
@@ -25,6 +24,7 @@ from ezmia_callbacks.report.drawing import (
     write_caption,
 )
 from ezmia_callbacks.report.labels import moment, percent, score_label
+from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64

@@ -19,7 +19,7 @@ from ezmia_callbacks.report.drawing import (
     width_in_points,
     write_caption,
 )
-from ezmia_callbacks.token_statistics import TokenStatistics
+from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

@@ -12,7 +12,7 @@ from ezmia_callbacks.demo.base_model import BaseModelRecipe, train_base_model
 from ezmia_callbacks.demo.corpus import standard_library_docstrings
 from ezmia_callbacks.demo.run import FULL, LORA, DemoSettings, run_demo
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
-from ezmia_callbacks.results import Measurement
+from ezmia_callbacks.results.result import Measurement
 
 mpl.use("Agg")
 
@@ -31,7 +31,7 @@ def small_base(monkeypatch, records):
     """A base model of a few steps, so that the demo's own path takes seconds."""
     recipe = BaseModelRecipe(vocabulary_size=400, hidden_size=32, n_steps=3, n_positions=64, block_length=32)
 
-    def train(texts, *, seed, is_progress_shown):
+    def train(texts, *, seed, show_progress):
         return train_base_model(texts, seed=seed, recipe=recipe)
 
     monkeypatch.setattr(demo, "train_base_model", train)

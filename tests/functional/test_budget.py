@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
     LeakageBudget,
+    alpha_for_audit,
     check_resolvable,
     decide,
-    failure_probability_of_look,
 )
 from ezmia_callbacks.functional.intervals import Interval
 
@@ -80,9 +80,7 @@ def test_bad_fields_are_refused_when_built(fields, message):
 
 @given(n=st.integers(1, 500), alpha=st.floats(0.001, 0.5))
 def test_a_known_number_of_audits_spends_the_error_rate_and_no_more(n, alpha):
-    spent = sum(
-        failure_probability_of_look(look, n_planned=n, failure_probability=alpha) for look in range(1, n + 1)
-    )
+    spent = sum(alpha_for_audit(look, n_planned=n, failure_probability=alpha) for look in range(1, n + 1))
 
     assert spent == pytest.approx(alpha)
 
@@ -90,15 +88,14 @@ def test_a_known_number_of_audits_spends_the_error_rate_and_no_more(n, alpha):
 @given(n=st.integers(1, 2000), planned=st.one_of(st.none(), st.integers(1, 50)))
 def test_any_number_of_audits_spends_at_most_what_is_documented(n, planned):
     spent = sum(
-        failure_probability_of_look(look, n_planned=planned, failure_probability=0.05)
-        for look in range(1, n + 1)
+        alpha_for_audit(look, n_planned=planned, failure_probability=0.05) for look in range(1, n + 1)
     )
 
     assert spent <= (0.05 if planned is None else 0.1) + 1e-12
 
 
 def test_the_schedule_without_a_known_number_has_its_published_values():
-    shares = [failure_probability_of_look(t, n_planned=None, failure_probability=0.05) for t in (1, 2, 3, 10)]
+    shares = [alpha_for_audit(t, n_planned=None, failure_probability=0.05) for t in (1, 2, 3, 10)]
 
     # methods: .05 -> .0304, .0076, .0034, ..., .0003 at t = 10
     assert [round(share, 4) for share in shares] == [0.0304, 0.0076, 0.0034, 0.0003]

@@ -29,7 +29,7 @@ from ezmia_callbacks.functional.planning import (
     canaries_needed,
     decision_power,
     has_enough_power,
-    recognized_value,
+    minimum_detectable_value,
 )
 from ezmia_callbacks.functional.roc import auc, membership_advantage, tpr_at_fpr
 
@@ -193,12 +193,12 @@ def test_the_recognized_value_is_the_least_that_is_found_often_enough(metric: Bu
     budget = LeakageBudget(metric=metric, limit=0.6, fpr=0.1)
     counts = {"n_members": 300, "n_non_members": 300, "failure_probability": 0.01}
 
-    value = recognized_value(budget, **counts)
+    value = minimum_detectable_value(budget, **counts)
 
     assert decision_power(budget, expected=value, **counts) >= 0.8
     assert decision_power(budget, expected=value - 0.004, **counts) < 0.8
-    assert recognized_value(budget, **counts, power=0.99) > value
-    assert recognized_value(budget, **{**counts, "n_members": 4, "n_non_members": 4}) is None
+    assert minimum_detectable_value(budget, **counts, power=0.99) > value
+    assert minimum_detectable_value(budget, **{**counts, "n_members": 4, "n_non_members": 4}) is None
 
 
 def test_enough_power_is_power_for_every_answer_that_the_rule_may_get_wrong() -> None:

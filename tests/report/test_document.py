@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from report.example_runs import (
+from example_runs import (
     ABOUT,
     BUDGET,
     CAVEAT,
@@ -20,14 +20,14 @@ from report.example_runs import (
 )
 
 from ezmia_callbacks import report
-from ezmia_callbacks.detectors import detect
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report import summarize, to_document, write_json
 from ezmia_callbacks.report.html import render_report
 from ezmia_callbacks.report.labels import percents
-from ezmia_callbacks.results import Measurement
+from ezmia_callbacks.results.findings import detect
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import Measurement
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -11,7 +11,7 @@ from pathlib import Path
 import html5lib
 import pytest
 import torch
-from report.example_runs import (
+from example_runs import (
     BUDGET,
     CAVEAT,
     audit,
@@ -25,12 +25,12 @@ from report.example_runs import (
 from tiny import make_model, make_rows, make_texts
 
 from ezmia_callbacks import report
-from ezmia_callbacks.auditor import PrivacyAuditor
+from ezmia_callbacks.audit.auditor import PrivacyAuditor
 from ezmia_callbacks.canaries import hold_out_canaries
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.report import render_report, to_document, write_report
-from ezmia_callbacks.results import Finding, Measurement
+from ezmia_callbacks.results.result import Finding, Measurement
 
 CSS = (Path(report.__file__).parent / "templates" / "report.css").read_text("utf-8")
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)>\"' {{ 7 * 7 }} & ünï"

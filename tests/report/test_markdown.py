@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.facts import POWER
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report import summarize
-from ezmia_callbacks.results import AuditResult, EdgeCounts, Measurement
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.metadata import POWER
+from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
 
 ABOUT = "400 members and 600 non-members, drawn at random (seed 7) from 2000 records"
 

@@ -15,7 +15,6 @@ from matplotlib.colors import to_hex
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.document import to_document
 from ezmia_callbacks.report.html import render_report
 from ezmia_callbacks.report.plots import (
@@ -23,7 +22,8 @@ from ezmia_callbacks.report.plots import (
     plot_leakage_and_utility,
     plot_leakage_curve,
 )
-from ezmia_callbacks.results import AuditResult, Measurement
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult, Measurement
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError, T
 from ezmia_callbacks.functional.budget import Decision
 from ezmia_callbacks.functional.intervals import tpr_at_fpr_interval
 from ezmia_callbacks.functional.roc import tpr_at_fpr
-from ezmia_callbacks.history import AuditHistory
 from ezmia_callbacks.report.roc_plots import plot_roc, plot_score_histograms
-from ezmia_callbacks.results import AuditResult
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
 
 IS_MEMBER = np.arange(300) < 100
 

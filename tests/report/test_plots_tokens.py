@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.report.token_view import plot_tokens
-from ezmia_callbacks.token_statistics import TokenStatistics
+from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 TOKENS = ["Paris", "is", "$x$", "\n", "end"]
 REFERENCE = [-3.0, -1.0, -2.0, -2.0, -4.0]

@@ -1,0 +1,187 @@
+"""`ezmia report` and `ezmia compare`: what audits found, from the histories that they wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ezmia_callbacks.cli.figures import figure, loss, verdict_of
+from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
+from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
+
+__all__ = ["compare", "report"]
+
+_FILE = "history.jsonl"
+_FORMATS = ".html, .md, .json, .png, .svg or .pdf"
+
+OutputOption = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", help=f"File to write, by its ending {_FORMATS}; may be repeated."),
+]
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help=f"A {_FILE}, or the folder of the run that holds it.")
+    ],
+    outputs: OutputOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Write what the audits of a run found: as a web page, for a model card, as data, or as a picture.
+
+    Without --output the Markdown goes to standard output.
+    """
+    history = _load(run)
+    _check_formats(outputs or [])
+    for path in outputs or []:
+        _write(history, path)
+    if is_json:
+        _say_document(history)
+    elif not outputs:
+        from ezmia_callbacks.report.markdown import summarize
+
+        typer.echo(summarize(history), nl=False)
+    else:
+        say(f"Written: {', '.join(map(str, outputs))}")
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help=f"Two or more runs: folders or {_FILE} files.")
+    ],
+    outputs: OutputOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Put several runs side by side: how much each leaks at its end, and at what held-out loss.
+
+    The end of a run that was stopped is the audit that stopped it. With --output the curves are drawn over
+    each other.
+    """
+    _check_distinct(runs)
+    _check_formats(outputs or [])
+    histories = {label: _load(run) for label, run in zip(_labels(runs), runs, strict=True)}
+    empty = [label for label, history in histories.items() if not len(history)]
+    if empty:
+        raise ConfigurationError(f"The history of {empty[0]!r} has no audits.")
+    for path in outputs or []:
+        _write(histories, path)
+    if is_json:
+        _say_document(histories)
+        return
+    say_table(
+        ("run", "audits", "canaries", "final AUC [band]", "held-out loss", "stopped at", "verdict"),
+        [_row(label, history) for label, history in histories.items()],
+    )
+    counts = {
+        (history[0].n_members, history[0].n_non_members, history.about) for history in histories.values()
+    }
+    if len(counts) > 1:
+        say("\nThe runs were audited with different canaries: part of a difference may be theirs.")
+    if outputs:
+        say(f"\nWritten: {', '.join(map(str, outputs))}")
+
+
+def _labels(runs: list[Path]) -> list[str]:
+    """The parts of the paths in which the runs differ: short enough for a picture's legend."""
+    paths = [list(run.resolve().parts) for run in runs]
+    for end in (0, -1):
+        while all(len(parts) > 1 for parts in paths) and len({parts[end] for parts in paths}) == 1:
+            for parts in paths:
+                del parts[end]
+    return ["/".join(parts) for parts in paths]
+
+
+def _row(label: str, history: AuditHistory) -> tuple[str, ...]:
+    stopped = history.stopped
+    last = stopped or history[-1]
+    failed = f", {history.n_failed} FAILED" if history.n_failed else ""
+    return (
+        label,
+        f"{len(history.audits_after_baseline)}{failed}",
+        f"{last.n_members} + {last.n_non_members}",
+        figure(last.metrics.get("auc")),
+        loss(last.non_member_loss),
+        "-" if stopped is None else _moment(stopped),
+        verdict_of(last),
+    )
+
+
+def _moment(result: AuditResult) -> str:
+    return f"step {result.step}" if result.epoch is None else f"epoch {result.epoch:.3g}"
+
+
+def _load(run: Path) -> AuditHistory:
+    """The history of a run, wherever in its folder it is."""
+    if not run.is_dir():
+        return AuditHistory.load(run)
+    for place in (run / _FILE, run / "privacy_audit" / _FILE):
+        if place.is_file():
+            return AuditHistory.load(place)
+    found = sorted(run.rglob(_FILE))
+    if len(found) == 1:
+        return AuditHistory.load(found[0])
+    if not found:
+        raise ConfigurationError(
+            f"There is no {_FILE} in {str(run)!r}: the callback writes one during training, `ezmia audit "
+            "--output-dir` afterwards."
+        )
+    raise ConfigurationError(
+        f"There are {len(found)} histories in {str(run)!r}, such as {str(found[0])!r}: name one, or compare "
+        "them with `ezmia compare`."
+    )
+
+
+def _check_distinct(runs: list[Path]) -> None:
+    if len(runs) < 2:
+        raise ConfigurationError("Comparing needs at least two runs; `ezmia report` shows one.")
+    resolved = [run.resolve() for run in runs]
+    if len(set(resolved)) < len(resolved):
+        raise ConfigurationError("The same run was given twice.")
+
+
+def _check_formats(outputs: list[Path]) -> None:
+    for path in outputs:
+        if path.suffix.lower() not in {".html", ".md", ".json", ".png", ".svg", ".pdf"}:
+            raise ConfigurationError(f"{str(path)!r} must end in {_FORMATS}.")
+
+
+def _write(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        from ezmia_callbacks.report.html import write_report
+
+        write_report(histories, path)
+    elif suffix == ".json":
+        from ezmia_callbacks.report.document import write_json
+
+        write_json(histories, path)
+    elif suffix == ".md":
+        from ezmia_callbacks.report.markdown import summarize
+
+        write_atomically(path, summarize(histories))
+    else:
+        _draw(histories, path)
+
+
+def _draw(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> None:
+    import io
+
+    from ezmia_callbacks.report.plots import plot_leakage_and_loss
+
+    axes, _ = plot_leakage_and_loss(histories)
+    picture = io.BytesIO()
+    # The axes are the figure's own: no sub-figure is in between.
+    axes.figure.savefig(  # type: ignore[union-attr]
+        picture, format=path.suffix[1:].lower(), dpi=140
+    )
+    write_atomically(path, picture.getvalue())
+
+
+def _say_document(histories: AuditHistory | Mapping[str, AuditHistory]) -> None:
+    from ezmia_callbacks.report.document import to_document
+
+    say_json(to_document(histories))

@@ -1,0 +1,137 @@
+"""What the commands share of a terminal: results on standard output, all else on standard error.
+
+In a pipe there are no bars and no colors, tables are as wide as they need, and with `--json` standard output
+holds one JSON object and nothing else.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "ExitCode",
+    "JsonOption",
+    "fail",
+    "messages_on_standard_error",
+    "quiet_libraries",
+    "say",
+    "say_json",
+    "say_table",
+    "show_progress",
+]
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")
+]
+
+# Wide enough for any table: in a pipe nothing is to be wrapped.
+_PIPE_WIDTH = 500
+
+
+class ExitCode(IntEnum):
+    """What the command tells a script."""
+
+    OK = 0
+    OVER_BUDGET = 1
+    BAD_INPUT = 2
+    FAILED = 3
+
+
+def say(text: str = "", *, style: str = "") -> None:
+    """Print a paragraph to standard output."""
+    _console().print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_json(content: object) -> None:
+    """Print one JSON object to standard output."""
+    typer.echo(json.dumps(content, indent=1, allow_nan=False))
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to standard output."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(_literal(column))
+    for row in rows:
+        table.add_row(*map(_literal, row))
+    console = _console()
+    with console.capture() as captured:
+        console.print(table, highlight=False)
+    # Cells are padded to their column's width, the last one for nothing.
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def fail(message: str, code: ExitCode) -> int:
+    """Print one line to standard error; returns the exit code."""
+    typer.echo(f"ezmia: {' '.join(message.split())}", err=True)
+    return int(code)
+
+
+def show_progress() -> bool:
+    """Whether somebody sits in front of standard error."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def messages_on_standard_error() -> Iterator[None]:
+    """Show the package's own warnings as one line each."""
+    package = logging.getLogger("ezmia_callbacks")
+    handler = _Handler()
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Let transformers and its like say nothing, and show bars only to a person."""
+    try:
+        from transformers.utils import logging as library
+    except ImportError:
+        yield
+        return
+    verbosity, has_bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    if not show_progress():
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        library.set_verbosity(verbosity)
+        if has_bars:
+            library.enable_progress_bar()
+
+
+class _Handler(logging.Handler):
+    """One line a message: a traceback belongs into a log file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            typer.echo(
+                f"ezmia: {record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True
+            )
+
+
+def _console() -> Console:
+    # Made anew each time: standard output may have been replaced since.
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def _literal(text: str) -> Text:
+    """Text in which brackets are brackets, not styles."""
+    return Text(text)

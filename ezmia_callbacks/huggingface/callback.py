@@ -1,0 +1,540 @@
+"""`PrivacyAuditCallback` for the Hugging Face Trainer and everything built on it.
+
+A leaf: nothing in the package imports this module, and it is the only one that imports transformers. It
+translates hooks, obeys the decision, logs, and keeps state; measuring is the auditor's work.
+"""
+
+import logging
+import math
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ezmia_callbacks.audit.auditor import PrivacyAuditor
+from ezmia_callbacks.audit.settings import OnError, check_arguments
+from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.distributed import is_main_process, on_all_ranks
+from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDependencyError
+from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.huggingface.checkpoints import (
+    checkpoint_intervals,
+    evaluation_intervals,
+    is_best_by_leakage,
+    may_save_next,
+    n_planned_audits,
+    steps_between,
+)
+from ezmia_callbacks.reference.sources import ReferenceSource
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.scoring.attack import Attack
+from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
+from ezmia_callbacks.shells import console
+from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, set_aside, step_of
+from ezmia_callbacks.shells.membership_check import sample_training_rows
+from ezmia_callbacks.shells.messages import (
+    check_canaries,
+    check_every,
+    log_not_restored,
+    log_restarted,
+    log_restored,
+    log_start,
+    reference_source,
+    warn_of_failed_audits,
+)
+from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
+from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
+from ezmia_callbacks.shells.trainer_rows import as_trained, draw_from_trainer
+from ezmia_callbacks.shells.trl_rows import is_packed
+
+try:
+    import transformers
+except ImportError:
+    raise MissingDependencyError(
+        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"'
+    ) from None
+
+__all__ = ["PrivacyAuditCallback"]
+
+logger = logging.getLogger(__name__)
+
+# With the prefix no class name, so that Trainer leaves it alone and still saves it with every checkpoint.
+_STATE_KEY = "ezmia/privacy_audit:"
+_FOLDER = "privacy_audit"
+_CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
+
+
+class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc]  # skipped import
+    """Audits membership leakage while a Hugging Face trainer trains, and stops it at the budget.
+
+    Before the first step the model's token statistics on the canaries are kept as the reference. At each
+    audit one forward pass over the canaries shows what training changed; figures go to
+    `trainer.state.log_history` and every tracker, one line goes to the console, and everything to
+    `<output_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last audit
+    inside it are put back at once, nothing over budget is saved, and training ends. Training itself is
+    not changed by one bit.
+
+    Under a budget every checkpoint is audited before it is written, at whatever step that is, so that none
+    on the disk is over it; these audits come on top of `every`.
+
+    Args:
+        canaries: Records with known membership, from `hold_out_canaries`. None draws members from the
+            trainer's training set and non-members from its evaluation set: the split is then the user's,
+            and figures include any difference between the two sets.
+        budget: When to stop; None only measures.
+        every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
+            (0, 1). The last step is always audited.
+        reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
+            the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
+            module; or the path or hub id of a checkpoint.
+        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
+            beside it.
+        fpr_levels: False-positive rates at which the true-positive rate is reported.
+        confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
+        n_members: Members drawn when no canaries are given, at most.
+        n_non_members: Non-members drawn when no canaries are given, at most.
+        seed: Seed of that draw.
+        max_length: Truncation of canaries that are raw text; give what training uses. TRL trainers and
+            tokenized canaries do not need it.
+        batch_size: Records in a forward pass; by default the trainer's evaluation batch size.
+        max_overhead: Share of the training time that audits may take, such as 0.05: a fixed part of the
+            canaries is then scored at each audit, see `PrivacyAuditor`. None scores all.
+        output_dir: Folder for history and reference; by default `privacy_audit` in the trainer's own.
+        restore: Put back the weights of the last audit inside the budget when stopping.
+        prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
+        on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
+            lets training go on, `"raise"` ends it.
+        allow_shift: Let a budget decide although members and non-members, in a split that this library did
+            not draw, can be told apart without the model. Figures then include that difference.
+        trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
+
+    Attributes:
+        history: All audits so far.
+        auditor: The auditor; None before training begins.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Examples:
+        >>> from transformers import Trainer
+        >>> callback = PrivacyAuditCallback(budget=LeakageBudget(metric="auc", limit=0.60))
+        >>> trainer = Trainer(..., callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        canaries: CanarySet | None = None,
+        *,
+        budget: LeakageBudget | None = None,
+        every: Literal["epoch"] | int | float = "epoch",
+        reference: ReferenceSource | str | Path = "auto",
+        score: str | Attack = "ez",
+        fpr_levels: Sequence[float] = (0.01, 0.1),
+        confidence: float = 0.95,
+        n_members: int = 500,
+        n_non_members: int = 1000,
+        seed: int = 0,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        max_overhead: float | None = None,
+        output_dir: str | Path | None = None,
+        restore: bool = True,
+        prefix: str = "privacy/",
+        on_error: OnError = "warn",
+        allow_shift: bool = False,
+        trainer: Any = None,
+    ) -> None:
+        check_arguments(
+            budget=budget,
+            score=score,
+            fpr_levels=fpr_levels,
+            confidence=confidence,
+            batch_size=batch_size,
+            max_overhead=max_overhead,
+            on_error=on_error,
+        )
+        check_every(every)
+        check_canaries(canaries)
+        self.canaries = canaries
+        self.budget = budget
+        self.every = every
+        self.reference = reference
+        self.score = score
+        self.fpr_levels = tuple(fpr_levels)
+        self.confidence = confidence
+        self.n_members = n_members
+        self.n_non_members = n_non_members
+        self.seed = seed
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.max_overhead = max_overhead
+        self.output_dir = output_dir
+        self.restore = restore
+        self.prefix = prefix
+        self.on_error = on_error
+        self.allow_shift = allow_shift
+        self.auditor: PrivacyAuditor | None = None
+        self._trainer = None if trainer is None else weakref.ref(trainer)
+        self._begun_with: weakref.ref[nn.Module] | None = None
+        self._is_publishing = False
+        self._is_ended = False
+        self._older_checkpoints: dict[Path, float] = {}
+        self._put_back_result: AuditResult | None = None
+        self._hidden_best: tuple[float | None] | None = None
+        console.show_audit_lines()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray and spawn pickle callbacks; trainer, model and auditor belong to this process.
+        return {**self.__dict__, "_trainer": None, "_begun_with": None, "auditor": None}
+
+    @property
+    def history(self) -> AuditHistory:
+        """All audits so far, the baseline first."""
+        if self.auditor is None:
+            return AuditHistory((), self.budget, self.confidence)
+        return self.auditor.history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the reference and make the baseline audit, before the first optimizer step."""
+        trainer, model = self._find_trainer(), kwargs["model"]
+        _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
+        self._refuse_a_double(trainer)
+        self._older_checkpoints = checkpoints_in(_run_folder(trainer))
+        self._is_ended = False
+        self._put_back_result = None
+        self._hidden_best = None
+        is_restart = self._begun_with is not None and self._begun_with() is model
+        if state.global_step == 0 and is_restart and self.auditor is not None:
+            self._restart(args, state, model)
+            return
+        self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, state, model))
+        self._begun_with = weakref.ref(model)
+        if state.global_step > 0:
+            saved = state.stateful_callbacks.get(self._state_key, {})
+            with weights_for_use(kwargs.get("optimizer")):
+                self.auditor.resume(model, saved.get("history", []), step=state.global_step)
+            return
+        log_start(self.auditor, self.budget)
+        result = self.auditor.begin(model, step=0, epoch=0.0)
+        self._publish(trainer, state, control, result)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
+        interval = steps_between(self.every, state)
+        is_due = interval is not None and state.global_step % interval == 0
+        if is_due or self._needs_figures(args, control):
+            self._audit(state, control, **kwargs)
+        self._veto_save(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
+        self._show_best(state)
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        if self.every == "epoch" or is_last or self._needs_figures(args, control):
+            self._audit(state, control, **kwargs)
+        if is_last and self._is_past_budget:
+            self._put_back(args, state, **kwargs)
+        self._veto_save(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Offer the figures of the model's weights as `eval_privacy_*`, for `metric_for_best_model`."""
+        if metrics is None or not len(self.history) or not self._find_trainer().is_in_train:
+            return
+        result = self._put_back_result or self.history[-1]
+        offered = {f"eval_privacy_{name}": value for name, value in result.to_metrics().items()}
+        best = "eval_" + (args.metric_for_best_model or "").removeprefix("eval_")
+        if is_best_by_leakage(args):
+            # A failed audit has no figure: not a number is never the best, an absent one ends training.
+            offered.setdefault(best, math.nan)
+        if _sums_all_metrics(self._find_trainer()):
+            offered = {name: value for name, value in offered.items() if name == best}
+        metrics.update(offered)
+        if self._is_past_budget:
+            self._hide_best(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give back what `on_evaluate` hid."""
+        self._show_best(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the audit's many figures out of the progress bar's echo: they have a line of their own.
+
+        Trackers come before this callback and have them all; a callback of the user's that comes after it
+        gets them all, too.
+        """
+        if not self._is_publishing or logs is None:
+            return
+        callbacks = self._find_trainer().callback_handler.callbacks
+        after = callbacks[callbacks.index(self) + 1 :]
+        if all(type(callback).__name__ in _CONSOLE_CALLBACKS for callback in after):
+            shown = {f"{self.prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
+            for name in [name for name in logs if name.startswith(self.prefix) and name not in shown]:
+                del logs[name]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say what the run came to, and remove the kept weights."""
+        self._show_best(state)
+        if self.auditor is None:
+            return
+        # Others may have ended training after an evaluation, which is after this callback's last hook.
+        is_best_loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if not is_best_loaded and not self._is_ended:
+            if not self._is_audited(state):
+                with weights_for_use(kwargs.get("optimizer")):
+                    self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
+            if self._is_past_budget:
+                self._put_back(args, state, **kwargs)
+        warn_of_failed_audits(self.history)
+        self.auditor.finish()
+
+    @property
+    def _state_key(self) -> str:
+        return _STATE_KEY + self.prefix
+
+    def _refuse_a_double(self, trainer: Any) -> None:
+        """Two callbacks that write to one place would lose one curve, and resume with the other's."""
+        others = [
+            callback
+            for callback in trainer.callback_handler.callbacks
+            if isinstance(callback, PrivacyAuditCallback) and callback is not self
+        ]
+        for other in others:
+            if other.prefix == self.prefix or other._folder(trainer) == self._folder(trainer):
+                raise ConfigurationError(
+                    "Two PrivacyAuditCallbacks share a `prefix` or an `output_dir`: give each its own, for "
+                    f"example prefix='{self.prefix.rstrip('/')}_2/' and "
+                    f"output_dir='{self._folder(trainer)}_2'."
+                )
+
+    @property
+    def _guards_checkpoints(self) -> bool:
+        return self.restore and self.budget is not None
+
+    @property
+    def _is_past_budget(self) -> bool:
+        """By the last audit that did not fail; a failed one shows no way back."""
+        return self._guards_checkpoints and self.history.is_past_budget
+
+    def _is_audited(self, state: Any) -> bool:
+        return len(self.history) > 0 and self.history[-1].step == int(state.global_step)
+
+    def _needs_figures(self, args: Any, control: Any) -> bool:
+        guards = self._guards_checkpoints and may_save_next(args, control)
+        return guards or bool(control.should_evaluate and is_best_by_leakage(args))
+
+    def _veto_save(self, control: Any) -> None:
+        if self._is_past_budget:
+            control.should_save = False
+
+    def _hide_best(self, state: Any) -> None:
+        """Let no evaluation of an over-budget model be the best one, whatever the save strategy.
+
+        Trainer decides between this hook and the next, and nothing compares as better than NaN. The
+        metrics themselves stay what they are.
+        """
+        if self._hidden_best is None:
+            self._hidden_best = (state.best_metric,)
+        state.best_metric = math.nan
+
+    def _show_best(self, state: Any) -> None:
+        if self._hidden_best is not None:
+            (state.best_metric,) = self._hidden_best
+            self._hidden_best = None
+
+    def _audit(
+        self, state: Any, control: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        auditor = self.auditor
+        if auditor is None:
+            raise ConfigurationError(
+                "The callback was added after training began: pass it in `callbacks=[...]`."
+            )
+        # A stop in mid-epoch still fires the end of the epoch.
+        if self._is_audited(state):
+            return
+        with weights_for_use(optimizer):
+            result = auditor.audit(model, step=state.global_step, epoch=state.epoch)
+        trainer = self._find_trainer()
+        self._publish(trainer, state, control, result)
+        if result.decision.stop:
+            control.should_training_stop = True
+            if self.restore:
+                self._put_back(trainer.args, state, model=model, optimizer=optimizer)
+
+    def _put_back(
+        self, args: Any, state: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Have the model hold the weights of the last audit inside the budget, and no checkpoint follow."""
+        auditor = self.auditor
+        if auditor is None or self._is_ended:
+            return
+        self._is_ended = True
+        forget_undone_steps(optimizer)
+        try:
+            kept = auditor.restore_within_budget(model)
+        except AuditError as error:
+            log_not_restored(error, self.history, step=state.global_step)
+            return
+        self._put_back_result = kept
+        # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
+        best_step = step_of(state.best_model_checkpoint)
+        if best_step is not None and best_step > kept.step:
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+            self._hidden_best = None
+        if is_main_process():
+            self._set_aside(after_step=kept.step)
+        log_restored(kept, self.history, step=state.global_step)
+
+    def _set_aside(self, *, after_step: int) -> None:
+        """Move away what was saved without an audit: one had failed, or another callback asked for it."""
+        trainer = self._find_trainer()
+        into = self._folder(trainer) / "over_budget"
+        try:
+            moved = set_aside(
+                _run_folder(trainer), after_step=after_step, into=into, older=self._older_checkpoints
+            )
+        except OSError as error:
+            logger.error(
+                "Checkpoints newer than step %d may be OVER BUDGET and could not be moved to %s: %s",
+                after_step,
+                into,
+                error,
+            )
+            return
+        for path in moved:
+            logger.warning(
+                "A checkpoint newer than the last audit inside the budget was moved to %s: it was never "
+                "audited and may be OVER BUDGET.",
+                path,
+            )
+
+    def _folder(self, trainer: Any) -> Path:
+        run = _run_folder(trainer)
+        if self.output_dir is None:
+            return run / _FOLDER
+        is_trial = run != Path(trainer.args.output_dir)
+        return Path(self.output_dir) / run.name if is_trial else Path(self.output_dir)
+
+    def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
+        """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
+        payload = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        reporters = trainer.callback_handler.callbacks
+        if result.is_baseline and is_main_process():
+            settings = audit_settings(self.history, every=self.every, restore=self.restore)
+            log_settings(reporters, settings, prefix=self.prefix)
+        # Logging resets the flag by which Trainer is about to log its own loss.
+        should_log = control.should_log
+        self._is_publishing = True
+        try:
+            # The base class's method: TRL's would drain its own metrics into this record.
+            transformers.Trainer.log(trainer, payload)
+        finally:
+            control.should_log = should_log
+            self._is_publishing = False
+        if is_main_process():
+            log_verdict(reporters, result.describe(), prefix=self.prefix, step=result.step)
+        state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
+
+    def _restart(self, args: Any, state: Any, model: nn.Module) -> None:
+        """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
+        log_restarted()
+        if self.auditor is not None:
+            self.auditor.restart(model, n_audits=self._n_audits(args, state))
+            state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
+
+    def _make_auditor(self, trainer: Any, args: Any, state: Any, model: nn.Module) -> PrivacyAuditor:
+        # Tokenizers, collators and datasets may draw random numbers.
+        with evaluation_without_side_effects(model):
+            canaries = self._prepare_canaries(trainer)
+        return PrivacyAuditor(
+            canaries,
+            budget=self.budget,
+            reference=reference_source(self.reference, model=model),
+            score=self.score,
+            fpr_levels=self.fpr_levels,
+            confidence=self.confidence,
+            n_audits=self._n_audits(args, state),
+            tokenizer=getattr(trainer, "processing_class", None),
+            batch_size=self.batch_size or args.per_device_eval_batch_size,
+            max_overhead=self.max_overhead,
+            output_dir=self._folder(trainer),
+            restore=self.restore,
+            on_error=self.on_error,
+            allow_shift=self.allow_shift,
+            training_records=None
+            if is_packed(trainer, "train_dataset")
+            else sample_training_rows(trainer.train_dataset),
+            show_progress=not args.disable_tqdm,
+            autocast=lambda: _autocast(trainer),
+        )
+
+    def _prepare_canaries(self, trainer: Any) -> CanarySet:
+        if self.canaries is None:
+            return draw_from_trainer(
+                trainer,
+                n_members=self.n_members,
+                n_non_members=self.n_non_members,
+                seed=self.seed,
+            )
+        return as_trained(trainer, self.canaries, max_length=self.max_length)
+
+    def _n_audits(self, args: Any, state: Any) -> int | None:
+        intervals = [self.every]
+        if self._guards_checkpoints:
+            intervals += checkpoint_intervals(args, state)
+        if is_best_by_leakage(args):
+            intervals += evaluation_intervals(args, state)
+        return n_planned_audits(intervals, state)
+
+    def _find_trainer(self) -> Any:
+        """The trainer that calls this hook: no argument carries it, so it is looked for up the stack."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None:
+            return trainer
+        frame = sys._getframe(1)
+        while frame is not None:
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, transformers.Trainer) and any(
+                callback is self for callback in candidate.callback_handler.callbacks
+            ):
+                self._trainer = weakref.ref(candidate)
+                return candidate
+            frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+        raise ConfigurationError(
+            "No Trainer was found: pass the callback in `callbacks=[...]`, or give it `trainer=`."
+        )
+
+
+def _run_folder(trainer: Any) -> Path:
+    """Where the trainer saves this run: the trials of a hyper-parameter search have a folder each."""
+    return Path(trainer._get_output_dir(getattr(trainer, "_trial", None)))
+
+
+def _sums_all_metrics(trainer: Any) -> bool:
+    """Whether a hyper-parameter search minimizes the sum of whatever is among the metrics."""
+    is_search = trainer.hp_search_backend is not None
+    return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
+
+
+def _refuse_unsupported(trainer: Any, model: nn.Module, *, restore: bool) -> None:
+    if restore and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ConfigurationError(
+            "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be put back yet: pass `restore=False` "
+            "and keep checkpoints to return to."
+        )
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    if getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False):
+        raise ConfigurationError(
+            "Context and sequence parallelism split a record over processes, which the audit cannot score: "
+            "switch them off or audit checkpoints afterwards."
+        )
+
+
+def _autocast(trainer: Any) -> AbstractContextManager[object]:
+    context: AbstractContextManager[object] = trainer.accelerator.autocast()
+    return context

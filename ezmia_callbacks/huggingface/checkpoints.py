@@ -1,0 +1,91 @@
+"""What a trainer's checkpoints mean for the audit: when one may follow, and how many audits that makes.
+
+Under a budget every checkpoint is audited before it is written, so that none on the disk is over it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ezmia_callbacks.errors import ConfigurationError
+
+__all__ = [
+    "Interval",
+    "checkpoint_intervals",
+    "evaluation_intervals",
+    "is_best_by_leakage",
+    "may_save_next",
+    "n_planned_audits",
+    "steps_between",
+]
+
+Interval = Literal["epoch"] | int | float
+"""Every epoch, every so many optimizer steps, or every fraction of an epoch in (0, 1)."""
+
+# Streams report their number of epochs as a huge integer.
+_MANY_EPOCHS = 10_000
+
+
+def is_best_by_leakage(args: Any) -> bool:
+    """Whether a figure of the audit chooses the best checkpoint."""
+    name = str(args.metric_for_best_model or "").removeprefix("eval_")
+    return name.startswith("privacy_")
+
+
+def may_save_next(args: Any, control: Any) -> bool:
+    """Whether the trainer will write a checkpoint right after this hook, or may after its evaluation."""
+    return bool(control.should_save or (control.should_evaluate and args.save_strategy == "best"))
+
+
+def checkpoint_intervals(args: Any, state: Any) -> list[Interval]:
+    """How often `may_save_next` will be true; empty for never."""
+    if args.save_strategy == "best":
+        return evaluation_intervals(args, state)
+    return _intervals(args.save_strategy, state.save_steps)
+
+
+def evaluation_intervals(args: Any, state: Any) -> list[Interval]:
+    """How often the trainer will evaluate; empty for never."""
+    return _intervals(args.eval_strategy, state.eval_steps)
+
+
+def _intervals(strategy: str, steps: int | None) -> list[Interval]:
+    if strategy == "epoch":
+        return ["epoch"]
+    return [int(steps)] if strategy == "steps" and steps else []
+
+
+def steps_between(every: Interval, state: Any) -> int | None:
+    """Optimizer steps from one audit to the next; None for the ends of epochs.
+
+    Raises:
+        ConfigurationError: for a fraction of an epoch of unknown length.
+    """
+    if isinstance(every, int):
+        return every
+    if not isinstance(every, float):
+        return None
+    if state.num_train_epochs >= _MANY_EPOCHS:
+        raise ConfigurationError(
+            f"every={every} is a fraction of an epoch, and the length of an epoch is unknown: give a number "
+            "of steps."
+        )
+    return max(1, round(every * int(state.max_steps) / int(state.num_train_epochs)))
+
+
+def n_planned_audits(intervals: list[Interval], state: Any) -> int | None:
+    """Number of audits that a run will make after the baseline, the last step included; None if unknown.
+
+    Audits that several intervals ask for at one step count once.
+    """
+    n_steps, n_epochs = int(state.max_steps), int(state.num_train_epochs)
+    steps = {n_steps}
+    for every in intervals:
+        interval = steps_between(every, state)
+        if interval is not None:
+            steps.update(range(interval, n_steps, interval))
+        elif n_epochs >= _MANY_EPOCHS:
+            return None
+        else:
+            steps.update(round(n_steps * epoch / n_epochs) for epoch in range(1, n_epochs))
+    return len(steps)

@@ -1,0 +1,146 @@
+"""From token statistics to figures with intervals: pure, no model in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ezmia_callbacks.errors import TooFewCanariesError
+from ezmia_callbacks.functional import intervals, roc
+from ezmia_callbacks.functional.budget import metric_name
+from ezmia_callbacks.functional.scores import ez_evidence
+from ezmia_callbacks.results.result import EdgeCounts, Measurement
+from ezmia_callbacks.scoring.statistics import TokenStatistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float64, Int64
+
+    Scores = Float64[np.ndarray, " n_records"]
+    Membership = Bool[np.ndarray, " n_records"]
+
+__all__ = ["edge_counts", "mean_loss", "mean_of_records", "measure_auc", "measure_scores"]
+
+
+def measure_auc(
+    scores: Scores, is_member: Membership, *, confidence: float, band_confidence: float | None = None
+) -> Measurement:
+    """AUC with its DeLong interval: for this audit alone, and, if asked for, for all audits together."""
+    return Measurement(
+        value=roc.auc(scores, is_member),
+        interval=intervals.delong_interval(scores, is_member, confidence=confidence),
+        band=None
+        if band_confidence is None
+        else intervals.delong_interval(scores, is_member, confidence=band_confidence),
+    )
+
+
+def measure_scores(
+    scores: Scores,
+    is_member: Membership,
+    *,
+    fpr_levels: Sequence[float],
+    confidence: float,
+    band_confidence: float | None = None,
+) -> dict[str, Measurement]:
+    """Every figure of one score: AUC, membership advantage, and TPR at each false-positive rate.
+
+    What the canary set cannot resolve has no value, and a note with the number of non-members needed.
+
+    Args:
+        scores: float64, (n_records,); higher means more likely a member.
+        is_member: bool, (n_records,).
+        fpr_levels: False-positive rates, each in (0, 1).
+        confidence: Confidence of each figure's own interval.
+        band_confidence: Confidence at this audit that makes the bands of all audits hold together; None
+            for an audit that nothing is decided by.
+    """
+    measured = {"auc": measure_auc(scores, is_member, confidence=confidence, band_confidence=band_confidence)}
+    for fpr in fpr_levels:
+        measured[metric_name("tpr_at_fpr", fpr=fpr)] = _measure_tpr(
+            scores, is_member, fpr=fpr, confidence=confidence, band_confidence=band_confidence
+        )
+    measured["advantage"] = Measurement(
+        value=roc.membership_advantage(scores, is_member),
+        interval=intervals.advantage_interval(scores, is_member, confidence=confidence),
+        band=None
+        if band_confidence is None
+        else intervals.advantage_interval(scores, is_member, confidence=band_confidence),
+    )
+    return measured
+
+
+def _measure_tpr(
+    scores: Scores, is_member: Membership, *, fpr: float, confidence: float, band_confidence: float | None
+) -> Measurement:
+    n_non_members = int((~is_member).sum())
+    # Below one allowed false positive the threshold lies beyond every non-member that was seen.
+    if n_non_members * fpr < 1.0:
+        needed = int(np.ceil(1.0 / fpr))
+        return Measurement(value=None, note=f"needs {needed} non-members for a value, got {n_non_members}")
+    interval = _certificate(scores, is_member, fpr=fpr, confidence=confidence)
+    band, lacking = None, None if interval is not None else confidence
+    if band_confidence is not None:
+        band = _certificate(scores, is_member, fpr=fpr, confidence=band_confidence)
+        if band is None and lacking is None:
+            lacking = band_confidence
+    note = None
+    if lacking is not None:
+        # Two sides, each shared between the threshold and the members.
+        needed = intervals.n_non_members_needed(fpr=fpr, failure_probability=(1.0 - lacking) / 4.0)
+        note = f"bounds need {needed} non-members, got {n_non_members}"
+    return Measurement(
+        value=roc.tpr_at_fpr(scores, is_member, fpr=fpr), interval=interval, band=band, note=note
+    )
+
+
+def _certificate(
+    scores: Scores, is_member: Membership, *, fpr: float, confidence: float
+) -> intervals.Interval | None:
+    try:
+        return intervals.tpr_at_fpr_interval(scores, is_member, fpr=fpr, confidence=confidence)
+    except TooFewCanariesError:
+        return None
+
+
+def mean_loss(statistics: TokenStatistics, chosen: Membership) -> float:
+    """Mean loss over all scored tokens of the chosen records, in nats per token."""
+    of_token = np.repeat(chosen, np.diff(statistics.offsets))
+    return float(-statistics.log_probs[of_token].mean(dtype=np.float64))
+
+
+def mean_of_records(
+    values: Float64[np.ndarray, " n_tokens"], offsets: Int64[np.ndarray, " n_records_plus_1"]
+) -> Float64[np.ndarray, " n_records"]:
+    """Mean over the tokens of each record.
+
+    >>> mean_of_records(np.array([1.0, 2.0, 5.0]), np.array([0, 2, 3])).tolist()
+    [1.5, 5.0]
+    """
+    sums = np.add.reduceat(np.asarray(values, dtype=np.float64), offsets[:-1])
+    means: Float64[np.ndarray, " n_records"] = sums / np.diff(offsets)
+    return means
+
+
+def edge_counts(
+    target: TokenStatistics, reference: TokenStatistics, is_member: Membership
+) -> tuple[EdgeCounts, EdgeCounts]:
+    """Records that stand on the edge rules of the EZ ratio: among members, among non-members."""
+    evidence = ez_evidence(
+        target.log_probs,
+        reference.log_probs,
+        target.is_correct,
+        reference.is_correct,
+        offsets=target.offsets,
+    )
+
+    def count(chosen: Membership) -> EdgeCounts:
+        return EdgeCounts(
+            n_no_errors=int(evidence.has_no_errors[chosen].sum()),
+            n_no_negative=int(evidence.has_no_negative[chosen].sum()),
+            n_low_evidence=int(evidence.is_low_evidence[chosen].sum()),
+            n_records=int(chosen.sum()),
+        )
+
+    return count(is_member), count(~is_member)

@@ -1,0 +1,8 @@
+"""Audits of a finished run, from its saved checkpoints.
+
+May import `audit` and everything below it, and transformers and PEFT inside functions.
+"""
+
+from ezmia_callbacks.post_hoc.audit import Checkpoint, audit_checkpoints, find_checkpoints
+
+__all__ = ["Checkpoint", "audit_checkpoints", "find_checkpoints"]

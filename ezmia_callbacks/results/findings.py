@@ -1,0 +1,227 @@
+"""What in one audit changes how its figures read: each detector says so in plain words, with what to do.
+
+Detectors only read results; they change no figure and decide nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ezmia_callbacks.functional.intervals import Interval
+from ezmia_callbacks.results.result import AuditResult, Finding
+
+__all__ = ["FEWEST_ERROR_TOKENS", "NOTABLE_EDGE_SHARE", "NOTABLE_UNSEEN_SHARE", "detect", "dilution"]
+
+# Records that are placed by a rule can move the AUC by as much as their share; 0.1 is the whole distance
+# between chance and a budget of 0.6.
+NOTABLE_EDGE_SHARE = 0.1
+# The EZ score compares tokens with one another: the method's authors score records below this as 0.
+FEWEST_ERROR_TOKENS = 2
+# Dropped last batches leave the epoch count this close to a whole number.
+NOTABLE_UNSEEN_SHARE = 0.01
+
+_UNSEEN = "members not yet seen"
+
+
+def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Finding, ...]:
+    """Everything about an audit that a reader of its figures must know; nothing on a normal run.
+
+    * "baseline leakage": a score tells the sides apart before any training. Fair splits show that too in one
+      of 20 cases, at a confidence of 0.95.
+    * "members not yet seen": the first epoch is not over, and the figure is diluted.
+    * "saturation": many members have no wrongly predicted token left for EZ to look at.
+    * "low evidence": many records have a single such token, or half of all records none or one.
+    * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
+    * "disagreement": another score sees more leakage than the one that decides.
+
+    The third to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the two
+    figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
+
+    Args:
+        result: The audit.
+        earlier: The audits before it, the baseline among them; failed ones have no figures and do not matter.
+
+    Returns:
+        Only what was found, each flagged; nothing for a failed audit.
+    """
+    if result.status == "failed":
+        return ()
+    found = [detector(result, earlier) for detector in _DETECTORS]
+    return tuple(finding for finding in found if finding is not None)
+
+
+def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    if not result.is_baseline:
+        return None
+    apart = [
+        f"AUC of {auc.name} {auc}"
+        for auc in _aucs(result)
+        if auc.name in ("loss", result.score) and 0.5 not in auc.interval
+    ]
+    if not apart:
+        return None
+    return _finding(
+        "baseline leakage",
+        f"Members and non-members differ before any training: {', '.join(apart)}, where 0.5 is chance. "
+        "Leakage figures will include this difference. Draw both sides from one pool with "
+        "hold_out_canaries, and check that the model was not trained on one of them before. A fair split "
+        "looks like this now and then; then another seed does not.",
+    )
+
+
+def dilution(result: AuditResult) -> str:
+    """By how much members not yet trained on hide the leakage of the others; empty if none do.
+
+    For whoever names weights as "within budget" that stood in the first epoch.
+    """
+    return next((each.text for each in result.findings if each.is_flagged and each.name == _UNSEEN), "")
+
+
+def _unseen_members(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    seen = result.epoch
+    if result.is_baseline or seen is None or not 0 < seen <= 1 - NOTABLE_UNSEEN_SHARE:
+        return None
+    text = (
+        f"At epoch {seen:.3g} about {1 - seen:.0%} of the members have not been trained on yet, and count as "
+        "members all the same: the figure understates the leakage of those that have."
+    )
+    auc = _auc(result, result.score)
+    if auc is not None:
+        # Members that were not seen are scored like non-members: AUC = seen * A + (1 - seen) / 2.
+        value, lower, upper = (
+            min(1.0, max(0.0, 0.5 + (figure - 0.5) / seen))
+            for figure in (auc.value, auc.interval.lower, auc.interval.upper)
+        )
+        text += (
+            f" With members at random places, AUC {auc} stands for about {value:.3f} [{lower:.3f}, "
+            f"{upper:.3f}] among the members seen."
+        )
+    return _finding(_UNSEEN, f"{text} Judge the run by audits at the end of an epoch.")
+
+
+def _saturation(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    members, others = result.member_edges, result.non_member_edges
+    if result.is_baseline or result.score != "ez" or members is None or others is None:
+        return None
+    n_members = members.n_records or result.n_members
+    if members.n_no_errors < NOTABLE_EDGE_SHARE * n_members:
+        return None
+    return _finding(
+        "saturation",
+        f"{members.n_no_errors} of {n_members} member records have no wrongly predicted token left "
+        f"({others.n_no_errors} of {others.n_records or result.n_non_members} of the non-members)"
+        f"{_median(result)}. EZ looks at wrongly "
+        "predicted tokens alone: it has little left to look at, and can read too low. The model knows these "
+        "records by heart; go by the AUC of loss_difference from here on, and train less.",
+    )
+
+
+def _low_evidence(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    members, others = result.member_edges, result.non_member_edges
+    if result.score != "ez" or members is None or others is None:
+        return None
+    n_single = members.n_low_evidence + others.n_low_evidence
+    counted = members.n_records + others.n_records
+    n_records = counted or result.n_members + result.n_non_members
+    has_low_median = result.n_error_tokens is not None and result.n_error_tokens < FEWEST_ERROR_TOKENS
+    if n_single < NOTABLE_EDGE_SHARE * n_records and not has_low_median:
+        return None
+    return _finding(
+        "low evidence",
+        f"The EZ score of {n_single} of {n_records} records rests on a single wrongly predicted token"
+        f"{_median(result)}: it is all or nothing there, and the AUC can read too low. Use longer records, "
+        "or let loss_difference decide.",
+    )
+
+
+def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
+    ez, difference = _auc(result, "ez"), _auc(result, "loss_difference")
+    if result.score != "ez" or ez is None or difference is None:
+        return None
+    before = [
+        (then, then_difference, other)
+        for other in earlier
+        if (then := _auc(other, "ez")) is not None
+        and (then_difference := _auc(other, "loss_difference")) is not None
+        and not other.is_baseline
+        and ez.interval.upper < then.interval.lower
+        and difference.value >= then_difference.value
+    ]
+    if not before:
+        return None
+    then, then_difference, other = max(before, key=lambda candidate: candidate[0].value)
+    return _finding(
+        "inversion",
+        f"EZ has lost sight of what it saw before: its AUC fell from {then} at "
+        f"step {other.step} to {ez}, while that of the loss difference went from "
+        f"{then_difference.value:.3f} to {difference.value:.3f}. The model memorizes more, not less: do not "
+        "read the fall as an improvement; go by loss_difference, and by the earlier figure.",
+    )
+
+
+def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
+    deciding = _auc(result, result.score)
+    if result.is_baseline or deciding is None:
+        return None
+    # What told the sides apart before training says nothing about the training.
+    was_apart = {
+        auc.name for other in earlier if other.is_baseline for auc in _aucs(other) if auc.interval.lower > 0.5
+    }
+    above = [
+        auc
+        for auc in _aucs(result)
+        if auc.interval.lower > deciding.interval.upper and auc.name not in was_apart
+    ]
+    if not above:
+        return None
+    best = max(above, key=lambda auc: auc.value)
+    return _finding(
+        "disagreement",
+        f"{best.name} sees more leakage than {result.score}, which decides: AUC {best} against {deciding}. "
+        f"An attacker takes the better one: read the figure of {result.score} as a lower bound, and let "
+        f"{best.name} decide in the next run.",
+    )
+
+
+_DETECTORS: tuple[Callable[[AuditResult, Sequence[AuditResult]], Finding | None], ...] = (
+    _baseline_leakage,
+    _unseen_members,
+    _saturation,
+    _low_evidence,
+    _inversion,
+    _disagreement,
+)
+
+
+class _Auc(NamedTuple):
+    """The AUC of one score at one audit."""
+
+    name: str
+    value: float
+    interval: Interval
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.interval.lower:.3f}, {self.interval.upper:.3f}]"
+
+
+def _aucs(result: AuditResult) -> list[_Auc]:
+    """The AUC of the deciding score, then of the others, where they are resolved."""
+    measured = [(result.score, result.metrics.get("auc")), *result.auc_by_score.items()]
+    return [
+        _Auc(name, figure.value, figure.interval)
+        for name, figure in measured
+        if figure is not None and figure.value is not None and figure.interval is not None
+    ]
+
+
+def _auc(result: AuditResult, score: str) -> _Auc | None:
+    return next((auc for auc in _aucs(result) if auc.name == score), None)
+
+
+def _median(result: AuditResult) -> str:
+    if result.n_error_tokens is None:
+        return ""
+    return f"; half of all records have {result.n_error_tokens:g} or fewer"
+
+
+def _finding(name: str, text: str) -> Finding:
+    return Finding(name=name, is_flagged=True, text=text)

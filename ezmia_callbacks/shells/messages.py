@@ -1,0 +1,154 @@
+"""What the shells over the frameworks share: checks of their common arguments, and what they say."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from ezmia_callbacks.audit.auditor import PrivacyAuditor
+from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.distributed import is_main_process
+from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.reference.pretrained import load_pretrained
+from ezmia_callbacks.reference.sources import ReferenceSource
+from ezmia_callbacks.results.findings import dilution
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.scoring.memory import is_out_of_memory
+
+__all__ = [
+    "check_canaries",
+    "check_every",
+    "log_not_restored",
+    "log_restarted",
+    "log_restored",
+    "log_start",
+    "reference_source",
+    "warn_of_failed_audits",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def check_every(every: object) -> None:
+    """Refuse a cadence that is none.
+
+    Raises:
+        ConfigurationError: naming the cadences there are.
+    """
+    is_epoch = every == "epoch"
+    is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    is_fraction = isinstance(every, float) and 0.0 < every < 1.0
+    if not (is_epoch or is_steps or is_fraction):
+        raise ConfigurationError(
+            f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
+            f"{every!r}."
+        )
+
+
+def check_canaries(canaries: object) -> None:
+    """Refuse what is neither canaries nor None.
+
+    Raises:
+        ConfigurationError: naming where canaries come from.
+    """
+    if canaries is not None and not isinstance(canaries, CanarySet):
+        raise ConfigurationError(
+            f"`canaries` must be a CanarySet, got {type(canaries).__name__}: use `hold_out_canaries` or "
+            "`CanarySet.from_lists(members, non_members)`."
+        )
+
+
+def reference_source(reference: ReferenceSource | str | Path, *, model: nn.Module) -> ReferenceSource:
+    """The reference as the auditor takes it: a checkpoint is loaded only when it is needed.
+
+    Args:
+        reference: A source, or the path or hub id of a checkpoint.
+        model: The model that is trained: the checkpoint goes to its device, in its precision.
+    """
+    if callable(reference) or reference in ("auto", "adapter", "copy"):
+        return reference  # type: ignore[return-value]  # one of the three by the check
+    return _loader(str(reference), like=next(model.parameters()))
+
+
+def _loader(name: str, *, like: nn.Parameter) -> Callable[[], nn.Module]:
+    def load() -> nn.Module:
+        try:
+            loaded = load_pretrained(name)
+        except AuditError:
+            raise
+        except Exception as error:  # hub, configuration, weights: each fails in a way of its own
+            if is_out_of_memory(error):
+                raise
+            raise ConfigurationError(
+                f"reference={name!r} is neither 'auto', 'adapter', 'copy' nor a checkpoint that can be "
+                f"loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            ) from error
+        dtype = like.dtype if like.is_floating_point() else None
+        # Not the method of the loaded model, which refuses quantized weights.
+        moved: nn.Module = nn.Module.to(loaded, device=like.device, dtype=dtype)
+        return moved
+
+    return load
+
+
+def log_start(auditor: PrivacyAuditor, budget: LeakageBudget | None) -> None:
+    """Say what will be measured, and held against what."""
+    if is_main_process():
+        logger.info("%s", auditor.canaries.describe())
+        if budget is not None:
+            logger.info("leakage budget: %s", budget.describe())
+
+
+def log_restarted() -> None:
+    """Say that the weights are not taken for the reference."""
+    logger.warning(
+        "Training starts again with weights that this callback has seen before: the reference taken before "
+        "the first step is kept."
+    )
+
+
+def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None:
+    """Say at which step the run ended and why, and what the model holds now."""
+    if is_main_process():
+        logger.warning(
+            "Training ends %s at step %d; the model holds %s again, the last that were inside it.%s",
+            "without a verdict under the leakage budget"
+            if _is_stopped_unjudged(history)
+            else "over the leakage budget",
+            step,
+            "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
+            " To keep part of the training, audit more often (`every=0.25`), or leave it less to remember: "
+            "LoRA, a smaller learning rate."
+            if kept.is_baseline
+            else f" {dilution(kept)}".rstrip(),
+        )
+
+
+def log_not_restored(error: AuditError, history: AuditHistory, *, step: int) -> None:
+    """Say that the model is over budget, or may be, and stays so."""
+    is_unjudged = _is_stopped_unjudged(history)
+    logger.error(
+        "Training is %s the leakage budget at step %d, and older weights could not be put back: %s The "
+        "model %s OVER BUDGET.",
+        "without a verdict under" if is_unjudged else "over",
+        step,
+        error,
+        "may be" if is_unjudged else "is",
+    )
+
+
+def _is_stopped_unjudged(history: AuditHistory) -> bool:
+    return history.stopped is not None and history.is_unjudged(history.stopped)
+
+
+def warn_of_failed_audits(history: AuditHistory) -> None:
+    """Say how many audits failed."""
+    if history.n_failed and is_main_process():
+        logger.warning(
+            "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
+            history.n_failed,
+            len(history.audits_after_baseline),
+        )

@@ -1,0 +1,133 @@
+import csv
+import json
+import sys
+
+import pytest
+
+from ezmia_callbacks.canaries.record_files import read_record_file
+from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+
+LONG = "word " * 40_000
+
+
+def written(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_kept_lines_of_jsonl_are_the_bytes_they_were(tmp_path):
+    lines = [
+        b'{"text":   "one",  "id": 1}\n',
+        '{"text": "zwölf \u2028 \x85 Zeilen"}\r\n'.encode(),
+        b'{"id": 3, "text": "\\u00fc"}\n',
+        b'{"text": "last, without a newline"}',
+    ]
+    file = read_record_file(written(tmp_path / "data.jsonl", b"".join(lines)))
+
+    assert [row["text"] for row in file.rows][1] == "zwölf \u2028 \x85 Zeilen"
+    assert len(file.rows) == 4
+    assert file.content_of([0, 1, 3]) == lines[0] + lines[1] + lines[3]
+    assert file.content_of(range(4)) == b"".join(lines)
+
+
+def test_kept_lines_of_csv_are_the_bytes_they_were(tmp_path):
+    header = b"id,text\r\n"
+    lines = [b'1,"a, b"\r\n', b'2,"two\nlines ""quoted"""\r\n', b"3,plain\r\n", b"4,last"]
+    file = read_record_file(written(tmp_path / "data.csv", header + b"".join(lines)))
+
+    assert [row["text"] for row in file.rows] == ["a, b", 'two\nlines "quoted"', "plain", "last"]
+    assert file.content_of([1, 3]) == header + lines[1] + lines[3]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv"])
+def test_a_byte_order_mark_is_kept_and_not_read(name, tmp_path):
+    content = b'{"text": "one"}\n' if name.endswith("jsonl") else b"text\none\n"
+    file = read_record_file(written(tmp_path / name, b"\xef\xbb\xbf" + content))
+
+    assert file.rows == ({"text": "one"},)
+    assert file.content_of([0]) == b"\xef\xbb\xbf" + content
+
+
+def test_long_fields_of_csv_are_read_and_the_global_limit_is_put_back(tmp_path):
+    limit = csv.field_size_limit()
+    file = read_record_file(written(tmp_path / "data.csv", f"text\n{LONG}\n"))
+
+    assert file.rows[0]["text"] == LONG
+    assert csv.field_size_limit() == limit
+
+
+def test_parquet_comes_back_with_its_schema(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        {"text": ["one", "two", "three"], "n": pyarrow.array([1, None, 3], pyarrow.int16())},
+        metadata={"made by": "a test"},
+    )
+    parquet.write_table(table, tmp_path / "data.parquet")
+
+    file = read_record_file(tmp_path / "data.parquet")
+    kept = parquet.read_table(written(tmp_path / "kept.parquet", file.content_of([0, 2])))
+
+    assert file.rows[1] == {"text": "two", "n": None}
+    assert kept.equals(table.take([0, 2]))
+    assert kept.schema.equals(table.schema, check_metadata=True)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(MissingDependencyError, match="pip install pyarrow"):
+        read_record_file(written(tmp_path / "data.parquet", b"PAR1"))
+
+
+def test_records_are_recognized_by_their_columns_or_by_the_one_that_is_named(tmp_path):
+    rows = [{"text": "a", "body": "b"}, {"text": "c", "body": "d"}]
+    path = written(tmp_path / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    assert read_record_file(path).records() == rows
+    assert read_record_file(path).records(text_column="body") == ["b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2: not JSON"),
+        ("data.jsonl", b'{"text": "a"}\n\n[1]\n', r"line 3: a JSON list, an object is needed"),
+        ("data.jsonl", b"\n\n", "holds no record"),
+        ("data.jsonl", '{"text": "ä"}'.encode("latin-1"), r"not UTF-8 text \(byte 10\)"),
+        ("data.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields, and the header names 2"),
+        ("data.csv", b'id,text\n1,"a\n', "line 2: not CSV"),
+        ("data.csv", b"text,text\na,b\n", r"\['text'\] more than once"),
+        ("data.csv", b"id,text\n", "holds no record"),
+        ("data.csv", b"", "holds no record"),
+        ("data.parquet", b"not parquet", "is not a Parquet file"),
+        ("data.txt", b"a", r"must end in \.jsonl, \.csv or \.parquet"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_place(name, content, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        read_record_file(written(tmp_path / name, content))
+
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"Cannot read .*nowhere\.csv'"):
+        read_record_file(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        ({"body": "a"}, None, r"row 1: no column 'text'.*it has \['body'\].*--text-column"),
+        ({"body": "a"}, "text", r"row 1: no column 'text'; it has \['body'\]"),
+        ({"body": 1}, "body", r"row 1: column 'body' holds a int, text is needed"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_there_are(row, column, message, tmp_path):
+    file = read_record_file(written(tmp_path / "data.jsonl", json.dumps(row)))
+
+    with pytest.raises(ConfigurationError, match=message):
+        file.records(text_column=column)

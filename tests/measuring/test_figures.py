@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+
+from ezmia_callbacks.functional import (
+    advantage_interval,
+    auc,
+    delong_interval,
+    membership_advantage,
+    n_non_members_needed,
+    tpr_at_fpr,
+    tpr_at_fpr_interval,
+)
+from ezmia_callbacks.measuring.figures import edge_counts, mean_loss, measure_auc, measure_scores
+from ezmia_callbacks.results.result import EdgeCounts
+from ezmia_callbacks.scoring.statistics import TokenStatistics
+
+LEVELS = {"confidence": 0.95, "band_confidence": 0.99}
+
+
+def draw_scores(n_members=200, n_non_members=600):
+    is_member = np.arange(n_members + n_non_members) < n_members
+    scores = np.random.default_rng(0).normal(size=len(is_member)) + is_member
+    return scores, is_member
+
+
+def statistics(log_probs, is_correct, offsets):
+    log_probs = np.array(log_probs, dtype=np.float32)
+    return TokenStatistics(
+        log_probs=log_probs,
+        is_correct=np.array(is_correct, dtype=bool),
+        means=log_probs,
+        standard_deviations=np.ones_like(log_probs),
+        offsets=np.array(offsets, dtype=np.int64),
+    )
+
+
+def test_auc_and_its_intervals_are_the_functional_ones():
+    scores, is_member = draw_scores()
+
+    measured = measure_auc(scores, is_member, **LEVELS)
+
+    assert measured.value == auc(scores, is_member)
+    assert measured.interval == delong_interval(scores, is_member, confidence=0.95)
+    assert measured.band == delong_interval(scores, is_member, confidence=0.99)
+
+
+def test_auc_without_a_band_confidence_has_no_band():
+    assert measure_auc(*draw_scores(), confidence=0.95).band is None
+
+
+def test_every_figure_is_the_functional_one():
+    scores, is_member = draw_scores()
+
+    measured = measure_scores(scores, is_member, fpr_levels=(0.1, 0.25), **LEVELS)
+
+    assert list(measured) == ["auc", "tpr_at_fpr_0.1", "tpr_at_fpr_0.25", "advantage"]
+    assert measured["auc"] == measure_auc(scores, is_member, **LEVELS)
+    assert measured["advantage"].value == membership_advantage(scores, is_member)
+    assert measured["advantage"].interval == advantage_interval(scores, is_member, confidence=0.95)
+    assert measured["advantage"].band == advantage_interval(scores, is_member, confidence=0.99)
+    for fpr in (0.1, 0.25):
+        figure = measured[f"tpr_at_fpr_{fpr}"]
+        assert figure.value == tpr_at_fpr(scores, is_member, fpr=fpr)
+        assert figure.interval == tpr_at_fpr_interval(scores, is_member, fpr=fpr, confidence=0.95)
+        assert figure.band == tpr_at_fpr_interval(scores, is_member, fpr=fpr, confidence=0.99)
+        assert figure.note is None
+
+
+def test_bands_are_wider_than_intervals():
+    measured = measure_scores(*draw_scores(), fpr_levels=(0.1,), **LEVELS)
+
+    for figure in measured.values():
+        assert figure.band.lower <= figure.interval.lower <= figure.value
+        assert figure.value <= figure.interval.upper <= figure.band.upper
+        assert figure.band.upper - figure.band.lower > figure.interval.upper - figure.interval.lower
+
+
+def test_a_rate_below_one_false_positive_has_no_value_and_says_how_many_would_do():
+    figure = measure_scores(*draw_scores(n_non_members=99), fpr_levels=(0.01,), **LEVELS)["tpr_at_fpr_0.01"]
+
+    assert (figure.value, figure.interval, figure.band) == (None, None, None)
+    assert figure.note == "needs 100 non-members for a value, got 99"
+
+
+def test_a_rate_has_a_value_from_the_number_that_the_note_names():
+    figure = measure_scores(*draw_scores(n_non_members=100), fpr_levels=(0.01,), **LEVELS)["tpr_at_fpr_0.01"]
+
+    assert figure.value is not None
+
+
+@pytest.mark.parametrize("fpr", [0.02, 0.05])
+def test_a_rate_without_bounds_names_the_number_at_which_they_appear(fpr):
+    name = f"tpr_at_fpr_{fpr}"
+
+    figure = measure_scores(*draw_scores(n_non_members=60), fpr_levels=(fpr,), **LEVELS)[name]
+
+    needed_for_interval = n_non_members_needed(fpr=fpr, failure_probability=0.05 / 4)
+    needed_for_band = n_non_members_needed(fpr=fpr, failure_probability=0.01 / 4)
+    assert figure.value is not None
+    assert (figure.interval, figure.band) == (None, None)
+    assert figure.note == f"bounds need {needed_for_interval} non-members, got 60"
+    for n, has_interval, has_band in (
+        (needed_for_interval - 1, False, False),
+        (needed_for_interval, True, False),
+        (needed_for_band - 1, True, False),
+        (needed_for_band, True, True),
+    ):
+        figure = measure_scores(*draw_scores(n_non_members=n), fpr_levels=(fpr,), **LEVELS)[name]
+        assert (figure.interval is not None, figure.band is not None) == (has_interval, has_band)
+        if has_interval and not has_band:
+            assert figure.note == f"bounds need {needed_for_band} non-members, got {n}"
+
+
+def test_equal_scores_show_no_leakage():
+    is_member = np.arange(200) < 80
+
+    measured = measure_scores(np.zeros(200), is_member, fpr_levels=(0.1,), **LEVELS)
+
+    assert {name: figure.value for name, figure in measured.items()} == {
+        "auc": 0.5,
+        "tpr_at_fpr_0.1": 0.0,
+        "advantage": 0.0,
+    }
+
+
+def test_mean_loss_weighs_tokens_not_records():
+    rows = statistics([-1, -2, -3, -10, -20, -30], [True] * 6, [0, 3, 4, 6])
+
+    assert mean_loss(rows, np.array([True, True, False])) == pytest.approx((1 + 2 + 3 + 10) / 4)
+    assert mean_loss(rows, np.array([False, False, True])) == pytest.approx(25.0)
+
+
+def test_mean_loss_is_summed_in_double_precision():
+    # In float32 the sum of 2^24 and ones would stop growing.
+    rows = statistics([-(2.0**24), -1, -1, -1], [True] * 4, [0, 4])
+
+    assert mean_loss(rows, np.array([True])) == (2.0**24 + 3) / 4
+
+
+def test_edge_records_are_counted_by_class():
+    # (shift, is_correct) of two tokens per record; the reference is at -5 everywhere and always wrong.
+    rows = {
+        "no errors": [(1, True), (2, True)],
+        "one error, up": [(1, False), (2, True)],
+        "one error, down": [(-1, False), (2, True)],
+        "two errors, all up": [(1, False), (2, False)],
+        "two errors, both ways": [(1, False), (-2, False)],
+        "two errors, unmoved": [(0, False), (0, False)],
+    }
+    tokens = [token for row in rows.values() for token in row]
+    offsets = range(0, 13, 2)
+    target = statistics([-5 + shift for shift, _ in tokens], [correct for _, correct in tokens], offsets)
+    reference = statistics([-5] * 12, [False] * 12, offsets)
+
+    is_member = np.array([True, True, True, True, False, False])
+    members, non_members = edge_counts(target, reference, is_member)
+
+    assert members == EdgeCounts(n_no_errors=1, n_no_negative=2, n_low_evidence=2, n_records=4)
+    assert non_members == EdgeCounts(n_no_errors=0, n_no_negative=0, n_low_evidence=0, n_records=2)
+    assert edge_counts(target, reference, ~is_member) == (non_members, members)

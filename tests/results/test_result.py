@@ -1,0 +1,192 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ezmia_callbacks.functional import Decision, Interval
+from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
+
+
+def interval(lower, upper, *, confidence=0.95):
+    return Interval(lower=lower, upper=upper, confidence=confidence, method="delong")
+
+
+def full_result():
+    return AuditResult(
+        step=120,
+        epoch=1.5,
+        status="ok",
+        is_baseline=False,
+        score="ez",
+        n_members=50,
+        n_non_members=100,
+        n_tokens=4321,
+        decision=Decision(
+            True, False, "over budget: lower bound of AUC 0.610 > 0.600", 0.61, 0.6, n_over_in_a_row=1
+        ),
+        metrics={
+            "auc": Measurement(0.7, interval(0.65, 0.75), interval(0.61, 0.79, confidence=0.99)),
+            "tpr_at_fpr_0.01": Measurement(None, note="needs 100 non-members for a value, got 50"),
+            "tpr_at_fpr_0.1": Measurement(0.3, interval(0.2, 0.4), note="bounds need 132 non-members"),
+            "advantage": Measurement(0.4, interval(0.3, 0.5), interval(0.25, 0.55)),
+        },
+        auc_by_score={"loss": Measurement(0.6, interval(0.5, 0.7)), "wbc": Measurement(None, note="none")},
+        member_loss=1.25,
+        non_member_loss=2.5,
+        member_edges=EdgeCounts(1, 2, 3),
+        non_member_edges=EdgeCounts(0, 0, 1),
+        seconds=0.5,
+        scores=np.arange(150.0),
+    )
+
+
+def unjudged_result():
+    message = "TPR at 10 % FPR cannot be judged any more (bounds need 132 non-members): it was to end by now"
+    return replace(full_result(), decision=Decision(True, None, message))
+
+
+def failed_result():
+    return AuditResult(
+        step=7,
+        epoch=None,
+        status="failed",
+        is_baseline=False,
+        score="ez",
+        n_members=50,
+        n_non_members=100,
+        decision=Decision(False, None, "the audit failed: leakage is unknown"),
+        error="NonFiniteLogitsError: NaN",
+    )
+
+
+def baseline_result():
+    return replace(
+        full_result(),
+        step=0,
+        epoch=0.0,
+        is_baseline=True,
+        decision=Decision(False, True, "baseline: nothing was trained yet"),
+    )
+
+
+@pytest.mark.parametrize("make", [full_result, failed_result, baseline_result])
+def test_a_result_survives_json(make):
+    result = make()
+
+    restored = AuditResult.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+
+    assert restored == result
+    assert restored.scores is None
+
+
+def test_a_changed_figure_makes_results_unequal():
+    row = full_result().to_dict()
+
+    row["metrics"]["auc"]["band"]["lower"] = 0.62
+
+    assert AuditResult.from_dict(row) != full_result()
+
+
+def test_numpy_numbers_become_plain_ones_in_json():
+    result = replace(
+        full_result(),
+        step=np.int64(120),
+        metrics={"auc": Measurement(np.float64(0.7), interval(np.float64(0.6), 0.8))},
+        decision=Decision(np.bool_(True), np.bool_(False), "over", np.float64(0.6), 0.5, np.int64(1)),
+    )
+
+    row = json.loads(json.dumps(result.to_dict()))
+
+    assert (row["step"], row["metrics"]["auc"]["value"], row["decision"]["stop"]) == (120, 0.7, True)
+
+
+def test_tracker_figures_are_plain_floats_with_the_band_before_the_interval():
+    metrics = full_result().to_metrics()
+
+    assert metrics == {
+        "auc": 0.7,
+        "auc_lower": 0.61,
+        "auc_upper": 0.79,
+        "tpr_at_fpr_0.1": 0.3,
+        "tpr_at_fpr_0.1_lower": 0.2,
+        "tpr_at_fpr_0.1_upper": 0.4,
+        "advantage": 0.4,
+        "advantage_lower": 0.25,
+        "advantage_upper": 0.55,
+        "auc_loss": 0.6,
+        "member_loss": 1.25,
+        "non_member_loss": 2.5,
+        "budget": 0.6,
+        "over_budget": 1.0,
+    }
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_numpy_and_integer_figures_become_floats_for_trackers():
+    result = replace(full_result(), metrics={"auc": Measurement(np.float64(1.0), interval(0, 1))})
+
+    assert {type(value) for value in result.to_metrics().values()} == {float}
+
+
+def test_within_budget_is_zero_and_no_budget_is_absent():
+    within = replace(full_result(), decision=Decision(False, True, "within budget", 0.55, 0.6))
+    without = replace(full_result(), decision=Decision(False, None, "no budget"))
+
+    assert within.to_metrics()["over_budget"] == 0.0
+    assert {"budget", "over_budget"}.isdisjoint(without.to_metrics())
+
+
+def test_a_failed_audit_has_one_figure():
+    assert failed_result().to_metrics() == {"failed": 1.0}
+
+
+def test_the_line_of_a_full_audit_has_every_figure_and_the_stop():
+    assert full_result().describe() == (
+        "privacy audit epoch 1.5 (step 120): AUC 0.700 [0.610, 0.790], "
+        "TPR@1%FPR not resolved (needs 100 non-members for a value, got 50), "
+        "TPR@10%FPR 0.300 [0.200, 0.400], loss members 1.250 / held out 2.500 "
+        "| over budget: lower bound of AUC 0.610 > 0.600 -> STOP"
+    )
+
+
+def test_the_line_of_an_audit_that_goes_on_does_not_say_stop():
+    result = replace(full_result(), epoch=None, decision=Decision(False, None, "no budget"))
+
+    line = result.describe()
+
+    assert line.startswith("privacy audit step 120: AUC 0.700")
+    assert "STOP" not in line
+    assert "budget" not in line
+
+
+def test_the_line_of_the_baseline_names_it():
+    assert baseline_result().describe().startswith("privacy audit baseline: AUC 0.700")
+
+
+def test_the_line_of_a_failed_audit_says_that_leakage_is_unknown():
+    assert failed_result().describe() == (
+        "privacy audit step 7: FAILED, leakage unknown: NonFiniteLogitsError: NaN"
+    )
+
+
+def test_a_value_without_any_bound_shows_its_note():
+    result = replace(
+        full_result(), metrics={"tpr_at_fpr_0.001": Measurement(0.25, note="bounds need 9 more")}
+    )
+
+    assert "TPR@0.1%FPR 0.250 (bounds need 9 more)" in result.describe()
+
+
+def test_a_figure_that_cannot_be_judged_has_no_verdict_for_trackers():
+    flat = unjudged_result().to_metrics()
+
+    assert flat["auc"] == 0.7
+    assert not {"over_budget", "budget"} & set(flat)
+
+
+def test_a_stop_without_a_verdict_says_so_on_the_console():
+    line = unjudged_result().describe()
+
+    assert line.endswith("(bounds need 132 non-members): it was to end by now -> STOP")
+    assert "within" not in line

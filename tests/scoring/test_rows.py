@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from tiny import make_rows, make_texts, make_tokenizer
+
+from ezmia_callbacks import CanarySet
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.scoring.rows import IGNORED_LABEL, encode_canaries
+
+
+def as_canaries(members, non_members):
+    return CanarySet.from_lists(members, non_members)
+
+
+def with_padding(row, n):
+    return {
+        "input_ids": row["input_ids"] + [0] * n,
+        "attention_mask": row["attention_mask"] + [0] * n,
+    }
+
+
+def test_text_is_truncated_like_training():
+    texts = make_texts(20)
+
+    encoded = encode_canaries(as_canaries(texts[:10], texts[10:]), make_tokenizer(), max_length=7)
+
+    assert {len(row.input_ids) for row in encoded.rows} == {7}
+
+
+def test_tokenized_rows_need_no_tokenizer_and_keep_their_label_mask():
+    rows = make_rows(make_texts(20))
+    for row in rows:
+        row["labels"] = [IGNORED_LABEL] * 4 + row["input_ids"][4:]
+
+    encoded = encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+    assert [row.n_scored for row in encoded.rows] == [8] * 20
+
+
+def test_padding_in_a_row_is_dropped():
+    rows = make_rows(make_texts(20))
+    padded = [with_padding(row, 5) for row in rows]
+
+    plain = encode_canaries(as_canaries(rows[:10], rows[10:]))
+    encoded = encode_canaries(as_canaries(padded[:10], padded[10:]))
+
+    assert encoded.fingerprint == plain.fingerprint
+
+
+def test_prompt_tokens_are_not_scored():
+    texts = make_texts(20)
+    records = [{"prompt": text[:0] + "the river ", "completion": text} for text in texts]
+
+    encoded = encode_canaries(as_canaries(records[:10], records[10:]), make_tokenizer())
+
+    assert [row.n_scored for row in encoded.rows] == [12] * 20
+    assert all(row.labels[:2].tolist() == [IGNORED_LABEL] * 2 for row in encoded.rows)
+
+
+def test_records_with_fewer_than_two_scored_tokens_are_dropped_and_counted():
+    rows = make_rows(make_texts(30))
+    for row in rows[:3]:
+        row["labels"] = [IGNORED_LABEL] * 11 + row["input_ids"][11:]
+
+    encoded = encode_canaries(as_canaries(rows[:15], rows[15:]))
+
+    assert encoded.n_dropped == 3
+    assert (encoded.n_members, encoded.n_non_members) == (12, 15)
+    assert "member-0" not in encoded.record_ids
+
+
+def test_a_class_that_falls_under_its_minimum_is_refused():
+    rows = make_rows(make_texts(30))
+    for row in rows[:8]:
+        row["labels"] = [IGNORED_LABEL] * 11 + row["input_ids"][11:]
+
+    with pytest.raises(TooFewCanariesError, match="Only 7 members have at least 2 tokens that carry loss"):
+        encode_canaries(as_canaries(rows[:15], rows[15:]))
+
+
+def test_text_without_a_tokenizer_is_refused():
+    texts = make_texts(20)
+
+    with pytest.raises(ConfigurationError, match="need a tokenizer"):
+        encode_canaries(as_canaries(texts[:10], texts[10:]))
+
+
+def test_labels_that_are_not_the_input_are_refused():
+    rows = make_rows(make_texts(20))
+    for row in rows:
+        row["labels"] = [*row["input_ids"][1:], IGNORED_LABEL]
+
+    with pytest.raises(ConfigurationError, match="labels must not be shifted"):
+        encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+
+def test_fingerprint_changes_with_tokens_labels_and_membership():
+    rows = make_rows(make_texts(20))
+    masked = [{**row, "labels": [IGNORED_LABEL, IGNORED_LABEL, *row["input_ids"][2:]]} for row in rows]
+    sets = [
+        as_canaries(rows[:10], rows[10:]),
+        as_canaries(rows[10:], rows[:10]),
+        as_canaries(masked[:10], masked[10:]),
+        as_canaries(rows[:10], rows[10:19] + make_rows(make_texts(1, seed=9))),
+    ]
+
+    assert len({encode_canaries(canaries).fingerprint for canaries in sets}) == 4
+
+
+def test_the_tokenizer_is_left_as_it_was():
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = "left"
+    tokenizer.truncation_side = "left"
+    texts = make_texts(20)
+
+    encode_canaries(as_canaries(texts[:10], texts[10:]), tokenizer, max_length=5)
+
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
+    assert len(tokenizer(texts[0])["input_ids"]) == 12
+
+
+def test_compressed_sizes_are_known_for_text_and_with_a_tokenizer_only():
+    texts = make_texts(20)
+    rows = make_rows(texts)
+
+    of_text = encode_canaries(as_canaries(texts[:10], texts[10:]), make_tokenizer())
+    of_rows = encode_canaries(as_canaries(rows[:10], rows[10:]), make_tokenizer())
+
+    np.testing.assert_array_equal(of_text.n_compressed_bytes, of_rows.n_compressed_bytes)
+    assert of_text.n_compressed_bytes.dtype == np.int64
+    assert encode_canaries(as_canaries(rows[:10], rows[10:])).n_compressed_bytes is None
+
+
+def test_preference_pairs_are_left_to_the_trainer_that_prepares_them():
+    pairs = [{"prompt": "the", "chosen": text, "rejected": "a"} for text in make_texts(20)]
+    canaries = CanarySet.from_lists(pairs[:10], pairs[10:])
+
+    with pytest.raises(ConfigurationError, match="callback of a DPOTrainer"):
+        encode_canaries(canaries, make_tokenizer())

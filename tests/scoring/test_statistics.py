@@ -1,0 +1,213 @@
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
+from ezmia_callbacks.functional import (
+    TokenMoments,
+    calibrated_min_k_plus_plus_score,
+    ez_score,
+    loss_difference_score,
+    loss_score,
+    min_k_plus_plus_score,
+    min_k_score,
+    ratio_score,
+    wbc_score,
+    zlib_score,
+)
+from ezmia_callbacks.scoring.statistics import (
+    SCORES,
+    TokenStatistics,
+    load_statistics,
+    save_statistics,
+    score_records,
+)
+
+LENGTHS = (5, 2, 9, 3)
+N_BYTES = np.array([31, 12, 57, 20])
+
+
+def make_statistics(*, seed=0, lengths=LENGTHS):
+    rng = np.random.default_rng(seed)
+    n_tokens = sum(lengths)
+    return TokenStatistics(
+        log_probs=-rng.gamma(1.0, size=n_tokens).astype(np.float32),
+        is_correct=rng.random(n_tokens) < 0.4,
+        means=-rng.gamma(2.0, size=n_tokens).astype(np.float32),
+        standard_deviations=rng.gamma(1.0, size=n_tokens).astype(np.float32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def arrays_of(statistics):
+    return {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+
+
+def assert_same(actual, expected):
+    for name, array in arrays_of(expected).items():
+        found = getattr(actual, name)
+        assert (name, found.dtype, found.tobytes()) == (name, array.dtype, array.tobytes())
+
+
+def test_a_token_takes_13_bytes():
+    statistics = make_statistics()
+
+    n_bytes = sum(a.nbytes for name, a in arrays_of(statistics).items() if name != "offsets")
+
+    assert n_bytes == 13 * statistics.n_tokens
+
+
+def test_records_and_tokens_are_counted():
+    statistics = make_statistics()
+
+    assert (statistics.n_records, statistics.n_tokens) == (4, 19)
+
+
+@pytest.mark.parametrize("name", ["log_probs", "is_correct", "means", "standard_deviations"])
+def test_an_array_of_another_length_is_refused(name):
+    statistics = make_statistics()
+
+    with pytest.raises(ConfigurationError, match=rf"`{name}` has shape \(18,\), `offsets` ends at 19"):
+        replace(statistics, **{name: getattr(statistics, name)[:-1]})
+
+
+def test_saved_statistics_come_back_bit_for_bit(tmp_path):
+    odd = np.array([-0.0, -np.inf, np.nan, -1e-45, -3.4e38], dtype=np.float32)
+    statistics = make_statistics()
+    statistics = replace(statistics, log_probs=np.concatenate([odd, statistics.log_probs[5:]]))
+
+    save_statistics(tmp_path / "run" / "reference", statistics, fingerprint="abc")
+
+    assert_same(load_statistics(tmp_path / "run" / "reference", fingerprint="abc"), statistics)
+
+
+def test_statistics_of_other_canaries_are_refused(tmp_path):
+    save_statistics(tmp_path / "reference", make_statistics(), fingerprint="abc")
+
+    with pytest.raises(
+        ReferenceMismatchError,
+        match=r"other canaries or another reference \(fingerprint abc, these have def\)",
+    ):
+        load_statistics(tmp_path / "reference", fingerprint="def")
+
+
+def test_a_missing_file_says_where_to_resume(tmp_path):
+    with pytest.raises(ReferenceMismatchError, match=r"No reference statistics at .*Resume in the folder"):
+        load_statistics(tmp_path / "reference", fingerprint="abc")
+
+
+@pytest.mark.parametrize("n_kept", [0, 4, 8, 200, -1])
+def test_a_truncated_file_is_refused(tmp_path, n_kept):
+    path = tmp_path / "reference"
+    save_statistics(path, make_statistics(), fingerprint="abc")
+    path.write_bytes(path.read_bytes()[:n_kept])
+
+    with pytest.raises(ReferenceMismatchError, match=r"cannot be read .* cannot stand in for the reference"):
+        load_statistics(path, fingerprint="abc")
+
+
+def test_a_file_without_our_metadata_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(arrays_of(make_statistics()), tmp_path / "reference")
+
+    with pytest.raises(ReferenceMismatchError, match="cannot be read"):
+        load_statistics(tmp_path / "reference", fingerprint="abc")
+
+
+def test_no_flipped_bit_of_an_array_goes_unnoticed(tmp_path):
+    path = tmp_path / "reference"
+    save_statistics(path, make_statistics(lengths=(2, 3)), fingerprint="abc")
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+
+    for at in range(first, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ReferenceMismatchError, match=r"are damaged|cannot be read"):
+            load_statistics(path, fingerprint="abc")
+
+
+def test_a_flipped_bit_of_the_header_is_refused_or_harmless(tmp_path):
+    path = tmp_path / "reference"
+    statistics = make_statistics(lengths=(2, 3))
+    save_statistics(path, statistics, fingerprint="abc")
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+    n_refused = 0
+
+    for at in range(first):
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
+        try:
+            assert_same(load_statistics(path, fingerprint="abc"), statistics)
+        except ReferenceMismatchError:
+            n_refused += 1
+
+    # What is left over stands in the file's version number and in padding.
+    assert n_refused > 0.98 * first
+
+
+def expected_scores(name, target, reference):
+    """The functional call that each name stands for, written out."""
+    offsets = target.offsets
+    t, r = target.log_probs, reference.log_probs
+    if name == "ez":
+        return ez_score(t, r, target.is_correct, reference.is_correct, offsets=offsets)
+    if name == "loss_difference":
+        return loss_difference_score(t, r, offsets=offsets)
+    if name == "wbc":
+        return wbc_score(t, r, offsets=offsets)
+    if name == "calibrated_min_k_plus_plus":
+        moments = [TokenMoments(s.log_probs, s.means, s.standard_deviations) for s in (target, reference)]
+        return calibrated_min_k_plus_plus_score(*moments, offsets=offsets)
+    if name == "ratio":
+        return ratio_score(t, r, offsets=offsets)
+    if name == "loss":
+        return loss_score(t, offsets=offsets)
+    if name == "min_k":
+        return min_k_score(t, offsets=offsets)
+    if name == "min_k_plus_plus":
+        return min_k_plus_plus_score(t, target.means, target.standard_deviations, offsets=offsets)
+    if name == "zlib":
+        return zlib_score(t, n_compressed_bytes=N_BYTES, offsets=offsets)
+    raise AssertionError(f"no expectation for {name}: add it")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_is_the_functional_call_of_its_name(name):
+    target, reference = make_statistics(seed=1), make_statistics(seed=2)
+
+    actual = score_records(name, target, reference, n_compressed_bytes=N_BYTES)
+
+    np.testing.assert_array_equal(actual, expected_scores(name, target, reference))
+    assert len(set(actual)) > 1
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_only_calibrated_scores_read_the_reference(name):
+    target, references = make_statistics(seed=1), [make_statistics(seed=s) for s in (2, 3)]
+
+    first, second = (score_records(name, target, r, n_compressed_bytes=N_BYTES) for r in references)
+
+    assert np.array_equal(first, second) == (name in {"loss", "min_k", "min_k_plus_plus", "zlib"})
+
+
+def test_an_unknown_score_lists_the_known_ones():
+    statistics = make_statistics()
+
+    with pytest.raises(ConfigurationError, match=r"Unknown score 'lira': use one of ez, .*zlib"):
+        score_records("lira", statistics, statistics)
+
+
+def test_zlib_without_text_is_refused():
+    statistics = make_statistics()
+
+    with pytest.raises(ConfigurationError, match="zlib score needs the text"):
+        score_records("zlib", statistics, statistics)
+
+
+def test_statistics_of_different_tokens_are_refused():
+    target, reference = make_statistics(), make_statistics(lengths=(5, 3, 8, 3))
+
+    with pytest.raises(ConfigurationError, match="different tokens: 4 records with 19 tokens against 4"):
+        score_records("ez", target, reference)

@@ -1,0 +1,201 @@
+"""What each process does in the tests of `test_distributed.py`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import make_model, make_rows, make_texts
+
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.distributed import gather
+from ezmia_callbacks.errors import AuditError, ConfigurationError
+
+N_MEMBERS, N_NON_MEMBERS, BATCH_SIZE = 31, 60, 8
+
+
+def make_canaries(seed: int = 0):
+    # Of many lengths, so that the order of the batches matters.
+    texts = [" ".join(text.split()[: 3 + i % 9]) for i, text in enumerate(make_texts(300))]
+    rows = make_rows(list(dict.fromkeys(texts)))
+    return hold_out_canaries(rows, n_members=N_MEMBERS, n_non_members=N_NON_MEMBERS, seed=seed)[1]
+
+
+def trained(model, amount: float = 0.05):
+    """The model after something that stands for training, the same everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            full = amount * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(_as(parameter, full))
+    return model
+
+
+def _as(parameter, full):
+    if not hasattr(parameter, "device_mesh"):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, parameter.device_mesh, parameter.placements)
+
+
+def audit_twice(folder: Path | None, model, *, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
+    """Baseline and audit; the figures, the reference and the number of forward passes."""
+    n_forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal n_forwards
+        n_forwards += 1
+
+    model.register_forward_hook(count)
+    auditor = PrivacyAuditor(make_canaries(), n_audits=1, batch_size=batch_size, output_dir=folder)
+    auditor.begin(model)
+    result = auditor.audit(trained(model))
+    return {
+        "result": {k: v for k, v in result.to_dict().items() if k not in ("seconds", "overhead")},
+        "scores": result.scores,
+        "reference": auditor.reference.log_probs,
+        "n_forwards": n_forwards,
+    }
+
+
+def audit(rank: int, folder: Path) -> dict[str, Any]:
+    outcome = audit_twice(folder / "audit", make_model())
+    return outcome | {"n_lines": len((folder / "audit" / "history.jsonl").read_text().splitlines())}
+
+
+def audit_wrapped(rank: int, folder: Path) -> dict[str, Any]:
+    """With a data-parallel wrapper, whose forward pass sends the main process's buffers to all."""
+    model = make_model()
+    model.register_buffer("own", torch.tensor([float(rank)]))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    # The wrapper sends them once when it is built.
+    model.own.fill_(rank)
+    return audit_twice(None, wrapped) | {"buffer": model.own.item()}
+
+
+def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
+    """Under FSDP2, where every forward pass is a collective operation."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = make_model()
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    outcome = audit_twice(None, model)
+    is_sharded_again = all(hasattr(parameter, "to_local") for parameter in model.parameters())
+    snapshot = KeptWeights(folder / f"weights-{rank}.pt")
+    before = [p.to_local().clone() for p in model.parameters()]
+    snapshot.save(model, step=3)
+    trained(model)
+    is_changed = not all(
+        torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True)
+    )
+    step = snapshot.restore(model)
+    is_back = all(torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True))
+    return outcome | {
+        "is_sharded_again": is_sharded_again,
+        "is_changed": is_changed,
+        "is_back": is_back,
+        "step": step,
+        "files": sorted(path.name for path in folder.glob("*.pt")),
+    }
+
+
+def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:
+    """One process has room for half as many records as the others."""
+    model = make_model()
+    inner = model.forward
+
+    def forward(input_ids, **kwargs):
+        if rank == 1 and len(input_ids) > BATCH_SIZE // 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return inner(input_ids=input_ids, **kwargs)
+
+    model.forward = forward
+    return audit_twice(None, model)
+
+
+def fail_with_a_warning(rank: int, folder: Path) -> dict[str, Any]:
+    return _fail(rank, folder, "warn")
+
+
+def fail_with_an_error(rank: int, folder: Path) -> dict[str, Any]:
+    return _fail(rank, folder, "raise")
+
+
+def _fail(rank: int, folder: Path, on_error: str) -> dict[str, Any]:
+    model = make_model()
+    auditor = PrivacyAuditor(make_canaries(), n_audits=1, output_dir=folder / "audit", on_error=on_error)
+    auditor.begin(model)
+    if rank == 1:
+        with torch.no_grad():
+            model.transformer.ln_f.weight.fill_(float("nan"))
+    try:
+        result = auditor.audit(model)
+    except Exception as error:
+        return {"raised": f"{type(error).__name__}: {error}"}
+    return {"status": result.status, "error": result.error}
+
+
+def differ_in_canaries(rank: int, folder: Path) -> str:
+    auditor = PrivacyAuditor(make_canaries(seed=rank), n_audits=1)
+    try:
+        auditor.begin(make_model())
+    except ConfigurationError as error:
+        return str(error)
+    return "not refused"
+
+
+def keep_in_memory(rank: int, folder: Path) -> dict[str, Any]:
+    return _keep_and_put_back(rank, folder, None)
+
+
+def keep_on_disk(rank: int, folder: Path) -> dict[str, Any]:
+    return _keep_and_put_back(rank, folder, folder / "audit")
+
+
+def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict[str, Any]:
+    """Replicated weights: an audit inside the budget, one over it, and back."""
+    model = make_model()
+    auditor = PrivacyAuditor(
+        make_canaries(), budget=LeakageBudget(limit=0.9, rule="point"), n_audits=2, output_dir=output_dir
+    )
+    auditor.begin(model)
+    auditor.audit(trained(model, 1e-3))
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained(model, 0.1 * (1 + rank))
+    restored = auditor.restore_within_budget(model)
+    state = model.state_dict()
+    return {
+        "step": restored.step,
+        "is_back": all(torch.equal(state[name], kept[name]) for name in kept),
+        "files": sorted(path.name for path in folder.glob("audit/*.pt")),
+    }
+
+
+def fail_to_keep(rank: int, folder: Path) -> dict[str, Any]:
+    """The disk is full on one process of a sharded model: all keep the older weights."""
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.fill_(rank)  # each process has its own part
+    snapshot = KeptWeights(folder / f"weights-{rank}.pt")
+    snapshot.save(model, step=1)
+    with torch.no_grad():
+        model.weight.add_(10)
+    if rank == 1:
+        snapshot._temporary(snapshot._path).mkdir()
+    try:
+        snapshot.save(model, step=2)
+    except (OSError, AuditError) as error:
+        raised = type(error).__name__
+    else:
+        raised = "nothing"
+    finally:
+        gather(None)
+    if rank == 1:
+        snapshot._temporary(snapshot._path).rmdir()
+    return {"raised": raised, "step": snapshot.restore(model), "weight": model.weight[0, 0].item()}
