@@ -66,7 +66,7 @@ from ezmia_callbacks.reference.sources import (
 )
 from ezmia_callbacks.results.findings import detect
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.results.metadata import POWER, run_facts
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, Finding, Measurement
 from ezmia_callbacks.results.trajectories import Trajectories
 from ezmia_callbacks.scoring.attack import Attack, checked_scores
@@ -212,13 +212,14 @@ class PrivacyAuditor:
                 "several tiers of copies, which its folds would tear apart: use a built-in score, or "
                 "canaries without."
             )
-        facts = run_facts() | {
-            "canaries": self.encoded.fingerprint,
-            "reference": reference_label(reference),
-            "score": self._score,
-            "audits planned": "unknown" if n_audits is None else str(n_audits),
-        }
-        self.history = AuditHistory((), budget, confidence, canaries.describe(), facts=facts)
+        metadata = replace(
+            RunMetadata.of_this_process(),
+            canaries=self.encoded.fingerprint,
+            reference=reference_label(reference),
+            score=self._score,
+            n_planned_audits="unknown" if n_audits is None else n_audits,
+        )
+        self.history = AuditHistory((), budget, confidence, canaries.describe(), run_metadata=metadata)
         self._n_audits = n_audits
         self.trajectories = self._no_trajectories()
         self._allow_shift = allow_shift
@@ -519,8 +520,8 @@ class PrivacyAuditor:
         self._whole_reference = whole
         self._reference = None if whole is None else whole.select(self._part.is_chosen)
 
-    def _note_facts(self, facts: Mapping[str, str]) -> None:
-        self.history = replace(self.history, facts={**self.history.facts, **facts})
+    def _note_metadata(self, **fields: Any) -> None:
+        self.history = replace(self.history, run_metadata=replace(self.history.run_metadata, **fields))
 
     def _no_trajectories(self) -> Trajectories:
         return Trajectories.empty(
@@ -609,11 +610,11 @@ class PrivacyAuditor:
 
     def _note_part(self) -> None:
         """Write down which canaries audits score, and what they can find out."""
-        n, n_all = len(self._part.encoded.rows), len(self._part.all_encoded.rows)
-        facts = {"canaries in an audit": f"{n} of {n_all}" if n < n_all else f"all {n}"}
-        if self.history.budget is not None:
-            facts[POWER] = self._power()
-        self._note_facts(facts)
+        self._note_metadata(
+            n_scored=len(self._part.encoded.rows),
+            n_canaries=len(self._part.all_encoded.rows),
+            power=None if self.history.budget is None else self._power(),
+        )
 
     def _check_budget_is_resolvable(self, budget: LeakageBudget) -> None:
         try:
@@ -787,7 +788,7 @@ class PrivacyAuditor:
             batch_size=1,
         )
         projection = next((each for each in gather(found) if each.reason is not None), found)
-        self._note_facts({"logits computed": projection.describe()})
+        self._note_metadata(logits=projection.describe())
         if projection.reason is not None and is_main_process():
             logger.info(
                 "An audit holds the logits %s: with a large vocabulary keep `batch_size` small.",

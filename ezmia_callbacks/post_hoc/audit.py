@@ -167,13 +167,13 @@ def audit_checkpoints(
     )
     auditor.history = replace(
         auditor.history,
-        facts={
-            **auditor.history.facts,
-            "audited": f"after the fact, from {len(checkpoints)} saved models",
-            "base model": str(base),
-            "device": device,
-            "precision": dtype,
-        },
+        run_metadata=replace(
+            auditor.history.run_metadata,
+            n_checkpoints=len(checkpoints),
+            base_model=str(base),
+            device=device,
+            precision=dtype,
+        ),
     )
     baseline = auditor.begin(loader.load_base(), step=0, epoch=0.0)
     for checkpoint in tqdm(checkpoints, desc="checkpoints", leave=False, disable=not show_progress):

@@ -27,7 +27,6 @@ from ezmia_callbacks.report.labels import (
 )
 from ezmia_callbacks.results.findings import dilution
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.results.metadata import POWER
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ def _run(label: str, history: AuditHistory) -> Document:
         "about": history.about,
         "promise": _promise(history),
         "checks": [*_baseline_check(history), *map(_finding, history.findings)],
-        "facts": {name: str(value) for name, value in history.facts.items()},
+        "facts": history.run_metadata.to_dict(),
         "audits": [_audit(result, history) for result in history],
     }
 
@@ -487,7 +486,7 @@ def _promise(history: AuditHistory) -> str:
         "upper": f" A run whose true leakage exceeds the limit goes on with probability at most {risk}.",
         "point": " The stop reads the bare estimate and carries no such promise.",
     }[history.budget.rule]
-    return f"{text} {history.facts.get(POWER, '')}".rstrip()
+    return f"{text} {history.run_metadata.power or ''}".rstrip()
 
 
 def _baseline_check(history: AuditHistory) -> list[Document]:

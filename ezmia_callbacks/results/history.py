@@ -9,6 +9,7 @@ from typing import Any
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, Finding
 
 __all__ = ["AuditHistory"]
@@ -28,7 +29,9 @@ class AuditHistory:
         about: How the canaries were drawn and what that means for the figures, one sentence.
         findings: What was checked before the first step, and found or not.
         caveat: What has to stand beside every headline; empty if nothing has.
-        facts: What the figures were made with (versions, fingerprints, seeds, the command), by name.
+        run_metadata: What the figures were made with: versions, fingerprints, the command.
+        is_complete: Whether the run has said that it ended; None if that was not recorded. A file that says
+            False was written by a run that was still going on, or was interrupted.
     """
 
     results: tuple[AuditResult, ...] = ()
@@ -37,7 +40,8 @@ class AuditHistory:
     about: str = ""
     findings: tuple[Finding, ...] = ()
     caveat: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    run_metadata: RunMetadata = field(default_factory=RunMetadata)
+    is_complete: bool | None = None
 
     @property
     def band_confidence(self) -> float:
@@ -125,7 +129,15 @@ class AuditHistory:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON object a line, whole or not at all: first about the run, then each audit."""
-        run = {name: value for name, value in asdict(self).items() if name != "results"}
+        run = {
+            "budget": self.budget and asdict(self.budget),
+            "confidence": self.confidence,
+            "about": self.about,
+            "findings": [asdict(finding) for finding in self.findings],
+            "caveat": self.caveat,
+            "facts": self.run_metadata.to_dict(),
+            "is_complete": self.is_complete,
+        }
         rows = [{"schema": _SCHEMA, **run}, *self.to_dicts()]
         write_atomically(Path(path), "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
@@ -143,6 +155,7 @@ class AuditHistory:
                 raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
             run["budget"] = run["budget"] and LeakageBudget(**run["budget"])
             run["findings"] = tuple(Finding(**finding) for finding in run["findings"])
+            run["run_metadata"] = RunMetadata.from_dict(run.pop("facts"))
             return cls(**run).with_results(audits)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"{path} is not an audit history: {error}.") from error

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 # What MLflow takes; the others take more.
 _LONGEST_SETTING, _LONGEST_TAG = 250, 5000
-_FACTS = ("score", "reference", "canaries", "audits planned")
 
 
 def audit_settings(history: AuditHistory, **more: object) -> dict[str, str]:
@@ -30,9 +29,14 @@ def audit_settings(history: AuditHistory, **more: object) -> dict[str, str]:
     >>> audit_settings(AuditHistory(), every="epoch", max_length=None)
     {'confidence': '0.95', 'budget': 'none', 'every': 'epoch'}
     """
-    settings: dict[str, object] = {
-        name.replace(" ", "_"): history.facts[name] for name in _FACTS if name in history.facts
+    metadata = history.run_metadata
+    recorded = {
+        "score": metadata.score,
+        "reference": metadata.reference,
+        "canaries": metadata.canaries,
+        "audits_planned": metadata.n_planned_audits,
     }
+    settings: dict[str, object] = {name: value for name, value in recorded.items() if value is not None}
     settings["confidence"] = history.confidence
     budget = history.budget
     settings["budget"] = "none" if budget is None else budget.describe()

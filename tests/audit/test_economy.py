@@ -240,8 +240,9 @@ def test_a_budget_gets_the_canaries_that_it_needs_even_if_they_take_longer(clock
     assert not has_enough_power(LeakageBudget(limit=0.6), n_members=n - 1, n_non_members=2 * n - 2, **SHARE)
     assert "fewer canaries could not carry the figures" in caplog.text
     assert f"Audits score {n} members" in caplog.text
-    assert auditor.history.facts["canaries in an audit"] == f"{3 * n} of 300"
-    assert auditor.history.facts["power of an audit"] in caplog.text
+    assert auditor.history.run_metadata.n_scored == 3 * n
+    assert auditor.history.run_metadata.n_canaries == 300
+    assert auditor.history.run_metadata.power in caplog.text
     assert "finds a run over budget with probability 80 % from a true AUC of 0.800 on" in caplog.text
 
 
@@ -310,7 +311,7 @@ def test_another_begin_scores_all_canaries_and_chooses_anew(clock):
 
     assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
     assert auditor.trajectories.scores.shape == (5, N_MEMBERS + N_NON_MEMBERS)
-    assert auditor.history.facts["canaries in an audit"] == "all 300"
+    assert auditor.history.run_metadata.n_scored == auditor.history.run_metadata.n_canaries == 300
 
 
 def test_a_state_carries_the_part_and_the_whole_reference(clock):

@@ -30,6 +30,7 @@ from ezmia_callbacks.canaries import hold_out_canaries
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.report import render_report, to_document, write_report
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import Finding, Measurement
 
 CSS = (Path(report.__file__).parent / "templates" / "report.css").read_text("utf-8")
@@ -78,7 +79,9 @@ PAGES = {
     "steps": lambda: page(history(replace(audit(1, 0.6, (5, 5)), epoch=None))),
     "no budget": lambda: page(history(audit(1, 0.6, (5, 5), budget=None), budget=None)),
     "no loss": lambda: page(history(audit(1, 0.6, (None, None)))),
-    "bare": lambda: page(replace(history(audit(1, 0.6, (5, 5))), findings=(), facts={}, about="", caveat="")),
+    "bare": lambda: page(
+        replace(history(audit(1, 0.6, (5, 5))), findings=(), run_metadata=RunMetadata(), about="", caveat="")
+    ),
     "coins": lambda: page(epsilon_run()),
     "exposed": lambda: page(stopped_run(), exposed=exposed_records(), texts={"ticket 17": "a\nb"}),
     "hostile": lambda: page({HOSTILE: stopped_run(), "b": lora_run()}, title=HOSTILE),
@@ -223,7 +226,7 @@ def test_hostile_names_and_texts_stay_text():
         about=HOSTILE,
         caveat=HOSTILE,
         findings=findings,
-        facts={HOSTILE: HOSTILE},
+        run_metadata=RunMetadata(others={HOSTILE: HOSTILE}),
     )
 
     found = parse(

@@ -7,7 +7,7 @@ from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.report import summarize
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.results.metadata import POWER
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
 
 ABOUT = "400 members and 600 non-members, drawn at random (seed 7) from 2000 records"
@@ -212,7 +212,8 @@ def test_promise_is_that_of_the_rule(rule, promise):
 
 def test_what_an_audit_can_find_out_stands_beside_the_promise():
     budget = LeakageBudget(limit=0.6)
-    run = replace(history(BASELINE, WITHIN, budget=budget), facts={POWER: "An audit finds little."})
+    metadata = RunMetadata(power="An audit finds little.")
+    run = replace(history(BASELINE, WITHIN, budget=budget), run_metadata=metadata)
 
     assert "may still exceed it. An audit finds little.\n" in summarize(run) + "\n"
     assert "An audit finds" not in summarize(history(BASELINE, WITHIN, budget=budget))

@@ -7,6 +7,7 @@ import pytest
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import Decision, Interval
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import Finding, Measurement
 
 BUDGET = LeakageBudget(limit=0.6)
@@ -145,7 +146,8 @@ def test_a_saved_history_says_what_it_was_made_with(tmp_path):
         about="drawn",
         findings=(Finding("length", False, "shows no difference"),),
         caveat="the sides differ",
-        facts={"torch": "2.13.0"},
+        run_metadata=RunMetadata(packages={"torch": "2.13.0"}, n_planned_audits=3, others={"shoe": "44"}),
+        is_complete=False,
     )
 
     history.save(tmp_path / "history.jsonl")

@@ -52,7 +52,7 @@ def test_an_attack_that_is_trained_on_the_canaries_decides():
     assert last.metrics["auc"].value == auc(last.scores, canaries.is_member)
     assert auditor.history.stopped is last
     assert "ez" in last.auc_by_score
-    assert auditor.history.facts["score"] == "cross_fitted"
+    assert auditor.history.run_metadata.score == "cross_fitted"
 
 
 def test_an_attack_leaves_training_as_it_was():

@@ -288,4 +288,4 @@ def test_an_audit_says_how_its_logits_are_computed(change, said):
 
     auditor.begin(model)
 
-    assert said in auditor.history.facts["logits computed"]
+    assert said in auditor.history.run_metadata.logits

@@ -19,6 +19,7 @@ from ezmia_callbacks import LeakageBudget, hold_out_canaries
 from ezmia_callbacks.huggingface import PrivacyAuditCallback
 from ezmia_callbacks.lightning import PrivacyAuditCallback as LightningPrivacyAuditCallback
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
 BUDGET = LeakageBudget(limit=0.95, rule="point")
@@ -348,7 +349,8 @@ def test_long_texts_are_cut_to_what_mlflow_takes():
 
 
 def test_settings_name_the_budget_and_leave_out_what_is_not_set():
-    history = AuditHistory((), LeakageBudget(0.1, "tpr_at_fpr"), facts={"score": "ez", "command": "x.py"})
+    metadata = RunMetadata(score="ez", command="x.py")
+    history = AuditHistory((), LeakageBudget(0.1, "tpr_at_fpr"), run_metadata=metadata)
 
     settings = audit_settings(history, every=0.5, max_length=None)
 

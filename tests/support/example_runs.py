@@ -6,6 +6,7 @@ from ezmia_callbacks.functional.budget import Decision, LeakageBudget, decide
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 from ezmia_callbacks.results.trajectories import ExposedRecord, ExposedRecords
 
@@ -124,7 +125,7 @@ def failure(epoch, error="AuditMemoryError: one record alone does not fit"):
 
 
 def history(*results, budget=BUDGET, **changes):
-    run = AuditHistory(results, budget, 0.95, ABOUT, FINDINGS, CAVEAT, FACTS)
+    run = AuditHistory(results, budget, 0.95, ABOUT, FINDINGS, CAVEAT, RunMetadata.from_dict(FACTS))
     return replace(run, **changes)
 
 
