@@ -30,7 +30,7 @@ from ezmia_callbacks.cli.terminal import (
     show_progress,
 )
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
@@ -269,13 +269,13 @@ def _show(
     output_dir: Path | None,
 ) -> None:
     names = [checkpoint.path.resolve().name for checkpoint in checkpoints]
-    second = "tpr_at_fpr_0.01" if budget is None or budget.metric == "auc" else budget.name
+    fpr = budget.fpr if budget is not None and budget.metric == "tpr_at_fpr" else 0.01
     percent = f"{100 * history.band_confidence:g} %"
     columns = (
         "model",
         "epoch",
         f"AUC [{percent} band]",
-        f"TPR at {100 * float(second.removeprefix('tpr_at_fpr_')):g} % FPR [{percent}]",
+        f"TPR at {100 * fpr:g} % FPR [{percent}]",
         "held-out loss",
         "verdict",
     )
@@ -284,7 +284,7 @@ def _show(
             name,
             epoch_of(result),
             figure(result.metrics.get("auc")),
-            figure(result.metrics.get(second)),
+            figure(result.metrics.get(metric_name("tpr_at_fpr", fpr=fpr))),
             loss(result.non_member_loss),
             verdict_of(result),
         )

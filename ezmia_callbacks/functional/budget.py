@@ -27,11 +27,14 @@ __all__ = [
     "alpha_for_audit",
     "check_resolvable",
     "decide",
+    "fpr_of_metric",
     "metric_name",
 ]
 
 BudgetMetric = Literal["auc", "tpr_at_fpr", "advantage"]
 BudgetRule = Literal["lower", "point", "upper"]
+
+_TPR_PREFIX = "tpr_at_fpr_"
 
 # What each metric reads when nothing leaks, and the largest limit that still means something.
 _CHANCE: dict[str, float] = {"auc": 0.5, "advantage": 0.0}
@@ -43,7 +46,18 @@ def metric_name(metric: BudgetMetric, *, fpr: float = 0.01) -> str:
     >>> metric_name("tpr_at_fpr", fpr=0.01)
     'tpr_at_fpr_0.01'
     """
-    return f"tpr_at_fpr_{fpr:g}" if metric == "tpr_at_fpr" else metric
+    return f"{_TPR_PREFIX}{fpr:g}" if metric == "tpr_at_fpr" else metric
+
+
+def fpr_of_metric(name: str) -> float | None:
+    """False-positive rate in the name of a metric, as `metric_name` wrote it; None for other metrics.
+
+    >>> fpr_of_metric("tpr_at_fpr_0.01")
+    0.01
+    >>> fpr_of_metric("auc") is None
+    True
+    """
+    return float(name.removeprefix(_TPR_PREFIX)) if name.startswith(_TPR_PREFIX) else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ezmia_callbacks.functional.budget import Decision
+from ezmia_callbacks.functional.budget import Decision, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 
@@ -208,8 +208,8 @@ class AuditResult:
 
 def _describe(name: str, measurement: Measurement) -> str:
     label = "AUC" if name == "auc" else name
-    if name.startswith("tpr_at_fpr_"):
-        label = f"TPR@{100 * float(name.removeprefix('tpr_at_fpr_')):g}%FPR"
+    if (fpr := fpr_of_metric(name)) is not None:
+        label = f"TPR@{100 * fpr:g}%FPR"
     if measurement.value is None:
         return f"{label} not resolved ({measurement.note})"
     text = f"{label} {measurement.value:.3f}"

@@ -10,6 +10,8 @@ from ezmia_callbacks.functional.budget import (
     alpha_for_audit,
     check_resolvable,
     decide,
+    fpr_of_metric,
+    metric_name,
 )
 from ezmia_callbacks.functional.intervals import Interval
 
@@ -76,6 +78,16 @@ def test_a_figure_that_is_not_finite_is_never_within_budget(value):
 def test_bad_fields_are_refused_when_built(fields, message):
     with pytest.raises(ConfigurationError, match=message):
         LeakageBudget(**fields)
+
+
+@pytest.mark.parametrize("fpr", [0.0001, 0.001, 0.01, 0.025, 0.1, 0.5])
+def test_the_name_of_a_metric_gives_its_false_positive_rate_back(fpr):
+    assert fpr_of_metric(metric_name("tpr_at_fpr", fpr=fpr)) == fpr
+
+
+@pytest.mark.parametrize("name", ["auc", "advantage", "tpr_at_fpr", "loss"])
+def test_only_a_tpr_at_a_rate_has_a_false_positive_rate(name):
+    assert fpr_of_metric(name) is None
 
 
 @given(n=st.integers(1, 500), alpha=st.floats(0.001, 0.5))
