@@ -31,7 +31,8 @@ _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
 RECORD_FIELDS: frozenset[str] = frozenset(
     field for fields in (*_REQUIRED_FIELDS.values(), *_OPTIONAL_FIELDS.values()) for field in fields
 )
-_IGNORED_LABEL = -100
+IGNORED_LABEL = -100
+"""Label of a token that carries no loss, as torch and transformers have it."""
 
 
 def record_kind(record: Record) -> RecordKind:
@@ -140,7 +141,7 @@ def is_empty(record: Record) -> bool:
     kind = record_kind(record)
     if kind == "tokenized":
         labels = _optional_integers(record, "labels")
-        has_target = labels is None or any(label != _IGNORED_LABEL for label in labels)
+        has_target = labels is None or any(label != IGNORED_LABEL for label in labels)
         return not (_attended_tokens(record) and has_target)
     return not _plain_text(record, _scored_fields(record, kind)[-1]).strip()
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ezmia_callbacks.canaries.records import IGNORED_LABEL
 from ezmia_callbacks.distributed import reshard
 from ezmia_callbacks.errors import (
     ConfigurationError,
@@ -31,7 +32,7 @@ from ezmia_callbacks.scoring.projection import (
     scored_logits,
     try_projection,
 )
-from ezmia_callbacks.scoring.rows import IGNORED_LABEL, TokenRow
+from ezmia_callbacks.scoring.rows import TokenRow
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 if TYPE_CHECKING:

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ezmia_callbacks.canaries.records import Record, record_kind, record_text
+from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, record_kind, record_text
 from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
 
-__all__ = ["IGNORED_LABEL", "EncodedCanaries", "TokenRow", "Tokenizer", "encode_canaries"]
+__all__ = ["EncodedCanaries", "TokenRow", "Tokenizer", "encode_canaries"]
 
-IGNORED_LABEL = -100
 MINIMUM_SCORED_TOKENS = 2
 
 

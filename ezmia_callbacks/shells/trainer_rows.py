@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.canaries.records import is_empty, record_kind
+from ezmia_callbacks.canaries.records import IGNORED_LABEL, is_empty, record_kind
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import (
     CanaryError,
@@ -21,7 +21,7 @@ from ezmia_callbacks.errors import (
     OverlappingCanariesError,
     TooFewCanariesError,
 )
-from ezmia_callbacks.scoring.rows import IGNORED_LABEL, Tokenizer, encode_canaries
+from ezmia_callbacks.scoring.rows import Tokenizer, encode_canaries
 from ezmia_callbacks.shells.membership_check import check_membership, is_indexable, keys_of
 from ezmia_callbacks.shells.trl_rows import (
     PreparedRows,

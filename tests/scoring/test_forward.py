@@ -7,9 +7,10 @@ from tiny import make_model, make_texts
 from token_rows import as_rows, mixed_rows
 from torch import nn
 
+from ezmia_callbacks.canaries.records import IGNORED_LABEL
 from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
 from ezmia_callbacks.scoring.forward import check_model, evaluation_without_side_effects, token_statistics
-from ezmia_callbacks.scoring.rows import IGNORED_LABEL, TokenRow
+from ezmia_callbacks.scoring.rows import TokenRow
 
 
 def naive_statistics(model, row):

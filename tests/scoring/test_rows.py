@@ -3,8 +3,9 @@ import pytest
 from tiny import make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import CanarySet
+from ezmia_callbacks.canaries.records import IGNORED_LABEL
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
-from ezmia_callbacks.scoring.rows import IGNORED_LABEL, encode_canaries
+from ezmia_callbacks.scoring.rows import encode_canaries
 
 
 def as_canaries(members, non_members):

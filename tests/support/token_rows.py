@@ -3,7 +3,8 @@
 import numpy as np
 from tiny import make_rows, make_texts
 
-from ezmia_callbacks.scoring.rows import IGNORED_LABEL, TokenRow
+from ezmia_callbacks.canaries.records import IGNORED_LABEL
+from ezmia_callbacks.scoring.rows import TokenRow
 
 
 def as_rows(texts, *, n_masked=0):

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezmia_callbacks.canaries.records import Record, RecordKind, record_text
+from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, RecordKind, record_text
 from ezmia_callbacks.errors import ConfigurationError
 
 __all__ = ["TokenFrame", "learned_units", "text_row", "token_frame", "token_row"]
 
-_IGNORED_LABEL = -100
 _LOSS_MASKS = ("completion_mask", "assistant_masks")
 
 
@@ -162,7 +161,7 @@ def token_row(host: Mapping[str, Any], content: Sequence[int], frame: TokenFrame
     ids = filled(frame.prompt, learned, frame.padding or 0)
     values: dict[str, list[int] | int] = {
         "input_ids": ids,
-        "labels": filled([_IGNORED_LABEL] * n_prompt, learned, _IGNORED_LABEL),
+        "labels": filled([IGNORED_LABEL] * n_prompt, learned, IGNORED_LABEL),
         "attention_mask": filled([1] * n_prompt, [1] * len(learned), 0),
         **dict.fromkeys(_LOSS_MASKS, mask),
         "token_type_ids": [0] * len(ids),
@@ -198,7 +197,7 @@ def _tokens(record: Any) -> _Tokens:
     is_attended = np.ones(len(ids), np.bool_) if mask is None else np.asarray(mask).astype(np.bool_)
     is_learned = is_attended.copy()
     if record.get("labels") is not None:
-        is_learned &= np.asarray(record["labels"]) != _IGNORED_LABEL
+        is_learned &= np.asarray(record["labels"]) != IGNORED_LABEL
     for name in _LOSS_MASKS:
         if record.get(name) is not None:
             is_learned &= np.asarray(record[name]).astype(np.bool_)
