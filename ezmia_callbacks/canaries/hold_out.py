@@ -15,8 +15,9 @@ from ezmia_callbacks.canaries.records import (
     record_key,
     record_kind,
 )
-from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import CanarySet, Provenance
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
 # Fewer than 10 on a side have a probability below 1e-5 then: sizes are never made up for after the draw,
 # which would tie the coins together.

@@ -22,8 +22,8 @@ from ezmia_callbacks.errors import (
     OverlappingCanariesError,
     TooFewCanariesError,
 )
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
-MINIMUM_PER_CLASS = 10
 SplitMethod: TypeAlias = Literal[
     "hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs", "user_lists", "trainer_datasets"
 ]

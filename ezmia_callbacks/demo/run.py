@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ezmia_callbacks.canaries import CanarySet, hold_out_canaries
-from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS
 from ezmia_callbacks.demo.base_model import train_base_model
 from ezmia_callbacks.demo.corpus import package_docstrings, records_from_file, standard_library_docstrings
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 from ezmia_callbacks.report.html import write_report
 from ezmia_callbacks.report.markdown import summarize
 from ezmia_callbacks.report.plots import plot_leakage_and_loss

@@ -29,6 +29,7 @@ from ezmia_callbacks.functional.intervals import (
 from ezmia_callbacks.functional.search import smallest_between, smallest_enough
 
 __all__ = [
+    "MINIMUM_PER_CLASS",
     "CanaryPlan",
     "canaries_needed",
     "decision_power",
@@ -37,8 +38,8 @@ __all__ = [
     "minimum_detectable_value",
 ]
 
-# Canary sets with fewer records of a class are refused.
-_MINIMUM_PER_CLASS = 10
+MINIMUM_PER_CLASS = 10
+"""Canary sets with fewer members, or fewer non-members, are refused."""
 _MAXIMUM_PER_CLASS = 10_000_000
 # Values of a metric that `minimum_detectable_value` tries, between the limit and either end.
 _N_VALUES = 100
@@ -401,10 +402,10 @@ def _fewest(budget: LeakageBudget, share: float, ratio: float) -> tuple[int, int
         return True
 
     if budget.metric != "tpr_at_fpr":
-        n1 = _smallest(lambda n: is_resolved(n, math.ceil(ratio * n)), _MINIMUM_PER_CLASS)
-        return n1, max(_MINIMUM_PER_CLASS, math.ceil(ratio * n1))
-    n0 = _smallest(lambda n: is_resolved(_MAXIMUM_PER_CLASS, n), _MINIMUM_PER_CLASS)
-    return _smallest(lambda n: is_resolved(n, n0), _MINIMUM_PER_CLASS), n0
+        n1 = _smallest(lambda n: is_resolved(n, math.ceil(ratio * n)), MINIMUM_PER_CLASS)
+        return n1, max(MINIMUM_PER_CLASS, math.ceil(ratio * n1))
+    n0 = _smallest(lambda n: is_resolved(_MAXIMUM_PER_CLASS, n), MINIMUM_PER_CLASS)
+    return _smallest(lambda n: is_resolved(n, n0), MINIMUM_PER_CLASS), n0
 
 
 def _smallest(is_enough: Callable[[int], bool], fewest: int) -> int:

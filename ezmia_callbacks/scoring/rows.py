@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, record_kind, record_text
-from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanarySet
+from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64

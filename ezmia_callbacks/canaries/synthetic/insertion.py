@@ -32,7 +32,7 @@ from ezmia_callbacks.canaries.records import (
     record_key,
     record_kind,
 )
-from ezmia_callbacks.canaries.sets import MINIMUM_PER_CLASS, CanaryDetails, CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
 from ezmia_callbacks.canaries.synthetic import families as texts
 from ezmia_callbacks.canaries.synthetic.families import SECRET_TEMPLATES, Content, Family, Samples, UnitModel
 from ezmia_callbacks.canaries.synthetic.placement import (
@@ -43,6 +43,7 @@ from ezmia_callbacks.canaries.synthetic.placement import (
     token_row,
 )
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
 __all__ = ["Design", "insert_canaries", "removal_list", "save_removal_list", "strip_canaries"]
 
