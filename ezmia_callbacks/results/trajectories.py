@@ -8,7 +8,6 @@ whether the run leaks at all is for `leakage_at_any_audit` to say.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
 from ezmia_callbacks.canaries.records import Record, record_key
 from ezmia_callbacks.canaries.sets import CanarySet, by_group
 from ezmia_callbacks.canaries.validity.near_duplicates import near_duplicates
@@ -48,6 +46,7 @@ __all__ = [
 # Of the file; another schema is refused, not guessed at.
 _SCHEMA = 1
 _ARRAYS = ("steps", "epochs", "is_baseline", "scores", "is_member")
+_NAMES = ("score", "record_ids", "fingerprint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +184,9 @@ class Trajectories:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; it holds ids and scores, no text."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        about = {"score": self.score, "record_ids": self.record_ids, "fingerprint": self.fingerprint}
-        metadata = {"schema": _SCHEMA, **about, "sha256": _digest(about, arrays)}
-        write_atomically(Path(path), save(arrays, metadata={"ezmia": json.dumps(metadata)}))
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        names = {name: getattr(self, name) for name in _NAMES}
+        save_arrays(Path(path), arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
 
     @classmethod
     def load(cls, path: str | Path, *, fingerprint: str | None = None) -> Trajectories:
@@ -202,22 +200,25 @@ class Trajectories:
             ConfigurationError: if the file is missing, damaged, of another schema or of other canaries.
         """
         try:
-            with safe_open(Path(path), framework="numpy") as file:
-                metadata = json.loads((file.metadata() or {})["ezmia"])
-                arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-            if metadata["schema"] != _SCHEMA:
+            file = load_arrays(Path(path), _ARRAYS)
+            if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
-            about = {name: metadata[name] for name in ("score", "record_ids", "fingerprint")}
-            if metadata["sha256"] != _digest(about, arrays):
+            names = {name: file.metadata[name] for name in _NAMES}
+            if not file.is_intact(digested=_NAMES):
                 raise ValueError("it is damaged")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise ConfigurationError(f"{path} holds no trajectories of an audit: {error}.") from error
-        if fingerprint is not None and about["fingerprint"] != fingerprint:
+        if fingerprint is not None and names["fingerprint"] != fingerprint:
             raise ConfigurationError(
-                f"The trajectories in {path} belong to other canaries (fingerprint {about['fingerprint']}, "
+                f"The trajectories in {path} belong to other canaries (fingerprint {names['fingerprint']}, "
                 f"these have {fingerprint}): use the folder of the run that they were drawn for."
             )
-        return cls(**(about | {"record_ids": tuple(about["record_ids"])}), **arrays)
+        return cls(
+            score=names["score"],
+            record_ids=tuple(names["record_ids"]),
+            fingerprint=names["fingerprint"],
+            **file.arrays,
+        )
 
 
 @dataclass(frozen=True)
@@ -529,11 +530,3 @@ def _shares_above(
     n_above = len(non_members) - np.searchsorted(non_members, scores[is_member], side="left")
     shares: Float64[np.ndarray, " n_members"] = n_above / len(non_members)
     return shares
-
-
-def _digest(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for name in _ARRAYS:
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()

@@ -5,19 +5,15 @@ No text, no token ids and no logits are kept: 13 bytes for each scored token.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
-from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional import scores
 
 if TYPE_CHECKING:
@@ -202,8 +198,7 @@ def save_statistics(path: Path, statistics: TokenStatistics, *, fingerprint: str
         fingerprint: Identifies the scored tokens; `load_statistics` asks for it again.
     """
     arrays = {name: getattr(statistics, name) for name in _ARRAYS}
-    metadata = {"ezmia": json.dumps({"version": 1, "fingerprint": fingerprint, "sha256": _digest(arrays)})}
-    write_atomically(path, save(arrays, metadata=metadata))
+    save_arrays(path, arrays, {"version": 1, "fingerprint": fingerprint})
 
 
 def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
@@ -217,13 +212,11 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
         "original weights: the trained weights cannot stand in for the reference."
     )
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})["ezmia"])
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        found, digest = metadata["fingerprint"], metadata["sha256"]
+        file = load_arrays(path, _ARRAYS)
+        found, is_intact = file.metadata["fingerprint"], file.is_intact()
     except FileNotFoundError:
         raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} cannot be read ({error}). {advice}"
         ) from error
@@ -232,14 +225,6 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
             f"The reference statistics at {path} belong to other canaries or another reference (fingerprint "
             f"{found}, these have {fingerprint}). {advice}"
         )
-    if digest != _digest(arrays):
+    if not is_intact:
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
-    return TokenStatistics(**arrays)
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
+    return TokenStatistics(**file.arrays)
