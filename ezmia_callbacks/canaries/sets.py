@@ -353,6 +353,27 @@ class CanarySet:
             return self
         return self.select([i for i, d in enumerate(self.details) if d.n_repeats == n_repeats])
 
+    def indices_of(self, record_ids: Iterable[str]) -> list[int]:
+        """Return the index of each of these records, in the order given; `select` takes them.
+
+        Raises:
+            ConfigurationError: if an id is none of this set's.
+
+        >>> texts = [f"text {i}" for i in range(20)]
+        >>> canaries = CanarySet.from_lists(texts[:10], texts[10:])
+        >>> canaries.indices_of(["non-member-0", "member-2"])
+        [10, 2]
+        """
+        index_of = {record_id: i for i, record_id in enumerate(self.record_ids)}
+        wanted = list(record_ids)
+        unknown = [record_id for record_id in wanted if record_id not in index_of]
+        if unknown:
+            raise ConfigurationError(
+                f"Got {len(unknown)} record_ids that are not in this set, such as '{unknown[0]}': use ids of "
+                "its own `record_ids`."
+            )
+        return [index_of[record_id] for record_id in wanted]
+
     def select(self, indices: Sequence[int], *, records: Sequence[Record] | None = None) -> "CanarySet":
         """Return the records with these indices, with all that is known of them.
 

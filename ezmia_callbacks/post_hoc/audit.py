@@ -349,9 +349,8 @@ def _distinct_rows(canaries: CanarySet, tokenizer: Tokenizer | None, *, max_leng
             len(canaries) - len(kept),
             len(canaries),
         )
-    index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
     return canaries.select(
-        [index_of[encoded.record_ids[i]] for i in kept],
+        canaries.indices_of(encoded.record_ids[i] for i in kept),
         records=[
             {"input_ids": encoded.rows[i].input_ids.tolist(), "labels": encoded.rows[i].labels.tolist()}
             for i in kept

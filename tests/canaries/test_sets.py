@@ -270,6 +270,26 @@ def grouped(**changes: object) -> CanarySet:
     return CanarySet(**(arguments | changes))  # type: ignore[arg-type]  # built by name
 
 
+def test_records_are_selected_by_their_ids_in_the_order_asked_for() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+    wanted = [*canaries.record_ids[:2:-1], canaries.record_ids[0]]
+
+    actual = canaries.select(canaries.indices_of(wanted))
+
+    assert actual.record_ids == tuple(wanted)
+    assert actual.records == (*canaries.records[:2:-1], MEMBERS[0])
+    assert canaries.indices_of(canaries.record_ids) == list(range(len(canaries)))
+
+
+def test_an_id_of_another_set_has_no_index() -> None:
+    canaries = CanarySet.from_lists(MEMBERS, NON_MEMBERS)
+
+    with pytest.raises(
+        ConfigurationError, match="Got 2 record_ids that are not in this set, such as 'row-1'"
+    ):
+        canaries.indices_of(["member-0", "row-1", "row-2"])
+
+
 def test_selected_records_keep_their_groups() -> None:
     canaries = grouped()
 
