@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,26 @@ def test_every_command_explains_itself_and_offers_json(name):
 def test_the_commands_are_listed_and_the_version_is_told():
     assert all(name in CliRunner().invoke(command.app, ["--help"]).output for name in COMMANDS)
     assert CliRunner().invoke(command.app, ["--version"]).output == f"ezmia {__version__}\n"
+
+
+def test_help_loads_no_framework():
+    code = (
+        "import sys\nfrom ezmia_callbacks.cli import command\n"
+        "print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
+
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert outcome.stdout == "[]\n"
+
+
+def test_a_module_that_is_run_answers_like_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ezmia_callbacks.cli.command", "plan", "--no-such-option"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "no-such-option" in done.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 
@@ -28,3 +29,17 @@ def run_main(monkeypatch, *arguments):
     ):
         command.main()
     return caught.value.code, out.getvalue(), err.getvalue()
+
+
+def refusal(outcome):
+    """The one line on standard error with which the command refused its input, and did nothing else."""
+    code, out, err = outcome
+    assert (code, out) == (2, "")
+    assert err.startswith("ezmia: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
