@@ -7,41 +7,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
 from ezmia_callbacks.cli.terminal import ExitCode, JsonOption, quiet_libraries, say, say_json, say_table
 from ezmia_callbacks.files import check_writable
 
-__all__ = ["MINIMUM_VERSIONS", "REQUIRED", "doctor"]
+__all__ = ["Requirement", "doctor", "requirement_of", "requirements"]
 
-REQUIRED = ("torch", "numpy", "scipy", "datasketch", "scikit-learn", "safetensors", "tqdm")
-"""Packages without which nothing works."""
-
-MINIMUM_VERSIONS = {
-    "torch": "2.4",
-    "numpy": "1.26",
-    "scipy": "1.11",
-    "datasketch": "1.6",
-    "scikit-learn": "1.4",
-    "safetensors": "0.4.3",
-    "tqdm": "4.66",
-    "transformers": "4.46",
-    "accelerate": "1.0",
-    "peft": "0.13",
-    "trl": "0.17",
-    "lightning": "2.4",
-    "pytorch-lightning": "2.4",
-    "matplotlib": "3.8",
-    "typer": "0.12",
-    "rich": "13",
-    "jinja2": "3.1",
-    "pyarrow": "0",
-}
-"""Oldest supported releases; 0 where none is too old."""
+_DISTRIBUTION = "ezmia-callbacks"
 
 _NEEDED_FOR = {
+    "torch": "everything",
+    "numpy": "everything",
+    "scipy": "everything",
+    "datasketch": "everything",
+    "scikit-learn": "everything",
+    "safetensors": "everything",
+    "tqdm": "everything",
     "transformers": "Hugging Face callback, ezmia audit",
     "accelerate": "Hugging Face callback",
     "peft": "LoRA and other adapters",
@@ -54,14 +38,11 @@ _NEEDED_FOR = {
     "jinja2": "reports as a web page",
     "pyarrow": "Parquet files",
 }
-_EXTRAS = {
-    "transformers": "huggingface",
-    "accelerate": "huggingface",
-    "peft": "huggingface",
-    "lightning": "lightning",
-    "matplotlib": "report",
-    "jinja2": "report",
-}
+"""What each package is for, in the order in which they are shown."""
+
+# Oldest supported releases of what no extra installs; pyproject.toml has all others.
+_MINIMUM_OF_OTHERS = {"trl": "0.17", "pytorch-lightning": "2.4"}
+_NO_MINIMUM = "0"
 
 Outcome = Literal["ok", "missing", "problem"]
 
@@ -84,6 +65,20 @@ class Check:
     advice: str = ""
 
 
+class Requirement(NamedTuple):
+    """A package that this one asks for.
+
+    Attributes:
+        name: Its name.
+        minimum: Its oldest supported release; 0 where none is too old.
+        extra: The extra that installs it; None if it is always installed.
+    """
+
+    name: str
+    minimum: str
+    extra: str | None
+
+
 def doctor(
     folder: Annotated[Path, typer.Option("--folder", help="Folder that runs will be written to.")] = Path(),
     is_json: JsonOption = False,
@@ -95,7 +90,7 @@ def doctor(
     with quiet_libraries():
         checks = [
             Check("Python", "ok", platform.python_version()),
-            *(_package(name) for name in MINIMUM_VERSIONS),
+            *_packages(),
             _checked("accelerator", _accelerator),
             _checked("folder", lambda: _writable(folder)),
             _checked("self-test", _self_test),
@@ -117,15 +112,51 @@ def doctor(
     raise typer.Exit(ExitCode.FAILED if problems else ExitCode.OK)
 
 
-def _package(name: str) -> Check:
-    minimum, purpose = MINIMUM_VERSIONS[name], _NEEDED_FOR.get(name, "everything")
+def requirement_of(line: str) -> Requirement:
+    """The requirement that a line of a distribution's metadata states.
+
+    >>> requirement_of("transformers>=4.46; extra == 'huggingface'")
+    Requirement(name='transformers', minimum='4.46', extra='huggingface')
+    """
+    asked, _, marker = line.partition(";")
+    name = re.match(r"\s*([\w.-]+)", asked)
+    minimum = re.search(r">=\s*([\w.]+)", asked)
+    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
+    return Requirement(
+        name.group(1) if name else asked.strip(),
+        minimum.group(1) if minimum else _NO_MINIMUM,
+        extra.group(1) if extra else None,
+    )
+
+
+def requirements() -> dict[str, Requirement]:
+    """What the installed package asks for, with its extras but for `all` and `dev`, by name.
+
+    Raises:
+        PackageNotFoundError: if it is not installed, but imported from its source.
+    """
+    asked = map(requirement_of, metadata.requires(_DISTRIBUTION) or ())
+    return {one.name: one for one in asked if one.extra not in ("all", "dev")}
+
+
+def _packages() -> list[Check]:
+    try:
+        known = requirements()
+    except metadata.PackageNotFoundError:
+        here = Check(_DISTRIBUTION, "missing", "not installed", "versions are not checked: pip install .")
+        return [here, *(_package(name, None) for name in _NEEDED_FOR)]
+    return [_package(name, known.get(name)) for name in _NEEDED_FOR]
+
+
+def _package(name: str, requirement: Requirement | None) -> Check:
+    minimum = requirement.minimum if requirement else _MINIMUM_OF_OTHERS.get(name, _NO_MINIMUM)
+    purpose = _NEEDED_FOR[name]
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        if name in REQUIRED:
+        if requirement and requirement.extra is None:
             return Check(name, "problem", "not installed", f"pip install '{name}>={minimum}'")
-        extra = _EXTRAS.get(name)
-        how = f'pip install "ezmia-callbacks[{extra}]"' if extra else f"pip install {name}"
+        how = f'pip install "{_DISTRIBUTION}[{requirement.extra}]"' if requirement else f"pip install {name}"
         return Check(name, "missing", "not installed", f"{purpose}: {how}")
     if _release(version) < _release(minimum):
         return Check(name, "problem", version, f"{minimum} or newer is needed: pip install -U {name}")
