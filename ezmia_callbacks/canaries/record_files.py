@@ -19,7 +19,7 @@ from typing import Any
 from ezmia_callbacks.canaries.records import Record, record_kind
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["RecordFile", "read_record_file"]
+__all__ = ["RecordFile", "json_line", "read_record_file"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -108,6 +108,28 @@ def read_record_file(path: str | Path) -> RecordFile:
     return file
 
 
+def json_line(line: str | bytes, *, path: Path, number: int) -> Any:
+    """The value that a line of a file holds as JSON.
+
+    Args:
+        line: The line.
+        path: The file, for the error.
+        number: Number of the line in it, from 1.
+
+    Raises:
+        ConfigurationError: if the line is not JSON.
+
+    >>> json_line('{"text": "one"}', path=Path("notes.jsonl"), number=1)
+    {'text': 'one'}
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(
+            f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object a line."
+        ) from error
+
+
 def _read_jsonl(path: Path, content: bytes) -> RecordFile:
     mark, _text = _decoded(path, content)
     # Not `splitlines`: JSON strings may hold U+2028 and its like unescaped.
@@ -118,12 +140,7 @@ def _read_jsonl(path: Path, content: bytes) -> RecordFile:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object a line."
-            ) from error
+        row = json_line(line, path=path, number=number)
         if not isinstance(row, dict):
             raise ConfigurationError(
                 f"{str(path)!r}, line {number}: a JSON {type(row).__name__}, an object is needed."

@@ -12,6 +12,9 @@ from ezmia_callbacks.errors import ConfigurationError
 Record: TypeAlias = str | Mapping[str, object]
 RecordKind: TypeAlias = Literal["text", "tokenized", "preference", "prompt_completion", "messages"]
 
+LOSS_MASKS = ("completion_mask", "assistant_masks")
+"""Fields of a tokenized row that are 1 where a token carries loss."""
+
 # From the most to the least processed column: the first kind a row satisfies is what was trained.
 _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "tokenized": ("input_ids",),
@@ -21,7 +24,7 @@ _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "text": ("text",),
 }
 _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
-    "tokenized": ("labels", "attention_mask", "completion_mask", "assistant_masks"),
+    "tokenized": ("labels", "attention_mask", *LOSS_MASKS),
     # Without a prompt, it is the common beginning of both sides.
     "preference": ("prompt", "tools", "chat_template_kwargs"),
     "prompt_completion": ("tools", "chat_template_kwargs"),

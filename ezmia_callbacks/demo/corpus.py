@@ -7,7 +7,6 @@ import ast
 import importlib.util
 import inspect
 import itertools
-import json
 import re
 import sysconfig
 import unicodedata
@@ -15,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ezmia_callbacks.canaries.record_files import json_line
 from ezmia_callbacks.errors import ConfigurationError
 
 MIN_CHARACTERS = 160
@@ -143,12 +143,7 @@ def _jsonl_texts(content: str, path: Path) -> list[str]:
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object a line."
-            ) from error
+        row = json_line(line, path=path, number=number)
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise ConfigurationError(
                 f'{str(path)!r}, line {number}: needs an object with a string field "text".'

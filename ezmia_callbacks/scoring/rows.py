@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, record_kind, record_text
+from ezmia_callbacks.canaries.records import IGNORED_LABEL, LOSS_MASKS, Record, record_kind, record_text
 from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
@@ -209,7 +209,7 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
             f"Record {record_id}: `input_ids` must be one-dimensional, got shape {ids.shape}."
         )
     labels = ids if record.get("labels") is None else np.asarray(record["labels"], dtype=np.int64)
-    for name in ("completion_mask", "assistant_masks"):
+    for name in LOSS_MASKS:
         if record.get(name) is not None:
             labels = np.where(np.asarray(record[name], dtype=np.bool_), labels, IGNORED_LABEL)
     if labels.shape != ids.shape:

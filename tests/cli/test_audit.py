@@ -67,12 +67,17 @@ def test_json_carries_the_verdict_and_nothing_else_stands_beside_it(limit, code,
     assert all(line.startswith("ezmia: warning: ") for line in err.splitlines())
 
 
-def test_a_checkpoint_that_cannot_be_audited_is_exit_code_three(run, call, tmp_path):
+@pytest.fixture
+def damaged(run, tmp_path):
+    """A run of two checkpoints, the weights of the first of which cannot be read."""
     for name in ("checkpoint-45", "checkpoint-60"):
         shutil.copytree(run.folder / name, tmp_path / name)
     (tmp_path / "checkpoint-45" / "model.safetensors").write_bytes(b"half of a file")
+    return tmp_path
 
-    code, out, err = call(*audit_arguments(run, tmp_path), "--max-auc", "0.99", "--rule", "point")
+
+def test_a_checkpoint_that_cannot_be_audited_is_exit_code_three(run, call, damaged):
+    code, out, err = call(*audit_arguments(run, damaged), "--max-auc", "0.99", "--rule", "point")
 
     assert code == 3
     assert "1 of 2 checkpoints could not be audited: leakage there is unknown" in out
@@ -84,12 +89,8 @@ def test_every_precision_of_an_audit_can_be_asked_for():
     assert [precision.value for precision in Precision] == list(get_args(post_hoc.Precision))
 
 
-def test_over_budget_weighs_more_than_a_gap(run, call, tmp_path):
-    for name in ("checkpoint-45", "checkpoint-60"):
-        shutil.copytree(run.folder / name, tmp_path / name)
-    (tmp_path / "checkpoint-45" / "model.safetensors").write_bytes(b"half of a file")
-
-    code, out, _ = call(*audit_arguments(run, tmp_path), "--max-auc", "0.51", "--rule", "point")
+def test_over_budget_weighs_more_than_a_gap(run, call, damaged):
+    code, out, _ = call(*audit_arguments(run, damaged), "--max-auc", "0.51", "--rule", "point")
 
     assert code == 1
     assert "OVER BUDGET: checkpoint-60; none is within it. 1 of 2 checkpoints" in out

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, RecordKind, record_text
+from ezmia_callbacks.canaries.records import IGNORED_LABEL, LOSS_MASKS, Record, RecordKind, record_text
 from ezmia_callbacks.errors import ConfigurationError
 
 __all__ = ["TokenFrame", "learned_units", "text_row", "token_frame", "token_row"]
-
-_LOSS_MASKS = ("completion_mask", "assistant_masks")
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def token_row(host: Mapping[str, Any], content: Sequence[int], frame: TokenFrame
         "input_ids": ids,
         "labels": filled([IGNORED_LABEL] * n_prompt, learned, IGNORED_LABEL),
         "attention_mask": filled([1] * n_prompt, [1] * len(learned), 0),
-        **dict.fromkeys(_LOSS_MASKS, mask),
+        **dict.fromkeys(LOSS_MASKS, mask),
         "token_type_ids": [0] * len(ids),
         "special_tokens_mask": [0] * len(ids),
         "position_ids": list(range(len(ids))),
@@ -198,7 +196,7 @@ def _tokens(record: Any) -> _Tokens:
     is_learned = is_attended.copy()
     if record.get("labels") is not None:
         is_learned &= np.asarray(record["labels"]) != IGNORED_LABEL
-    for name in _LOSS_MASKS:
+    for name in LOSS_MASKS:
         if record.get(name) is not None:
             is_learned &= np.asarray(record[name]).astype(np.bool_)
     return _Tokens(ids, is_attended, is_learned)
