@@ -4,7 +4,7 @@
     ├── ConfigurationError       (ValueError)   an argument that can never work
     ├── CanaryError              (ValueError)   canaries that cannot carry a measurement
     │   ├── EmptyRecordError                    a record without text or tokens
-    │   ├── OverlappingCanariesError            a record that is member and non-member at once
+    │   ├── OverlappingCanariesError            a record that is both a member and a non-member
     │   └── TooFewCanariesError                 too few records for the figure that was asked for
     ├── UnsupportedModelError    (TypeError)    a model whose token log-probabilities cannot be read
     ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed

@@ -39,5 +39,5 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise OSError(
             f"The audit cannot write to {folder} ({error}): pass an `output_dir` that is writable and has "
-            "room."
+            "free space."
         ) from error

@@ -52,7 +52,7 @@ def load_canaries(path: str | Path) -> CanarySet:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("schema") != _SCHEMA:
-            raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
+            raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
         fingerprint = content.pop("fingerprint")
         canaries = CanarySet(**{name: _restored(name, value) for name, value in content.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CanaryError) as error:
@@ -87,7 +87,7 @@ def _restored(name: str, value: Any) -> Any:
         return Provenance(**value)
     if name == "is_member":
         if not all(isinstance(item, bool) for item in value):
-            raise ValueError("membership is true or false")
+            raise ValueError("membership must be true or false")
         return np.array(value, dtype=np.bool_)
     if name == "details" and value is not None:
         return tuple(

@@ -125,7 +125,7 @@ def hold_out_canaries(
     that membership is exchangeable. Members stay where they are; the order of rows is kept.
 
     Sizes are asked for in one of two ways. `n_members` and `n_non_members` are met exactly.
-    `n_canaries` draws that many records and throws an independent fair coin for each: about half
+    `n_canaries` draws that many records and flips an independent fair coin for each: about half
     become members. Only such coins carry a lower bound on epsilon.
 
     Where a person or a document has several records, one of them in training gives the others away: with
@@ -273,7 +273,7 @@ def _checked_sizes(n_members: int | None, n_non_members: int | None, n_canaries:
     if min(n_members, n_non_members) < MINIMUM_PER_CLASS:
         raise TooFewCanariesError(
             f"Asked for {n_members} members and {n_non_members} non-members; at least "
-            f"{MINIMUM_PER_CLASS} of each are needed, and some hundreds for useful intervals: "
+            f"{MINIMUM_PER_CLASS} of each are needed, and a few hundred for useful intervals: "
             "raise `n_members` or `n_non_members`."
         )
     return _Sizes(n_members + n_non_members, n_members)
@@ -283,9 +283,8 @@ def check_number_of_coins(n_coins: int, name: str) -> None:
     """Raise unless coins for so many records all but surely leave enough on either side."""
     if n_coins < MINIMUM_COINS:
         raise TooFewCanariesError(
-            f"Asked for {n_coins} records with a coin each; at least {MINIMUM_COINS} are needed, so that the "
-            f"coins leave {MINIMUM_PER_CLASS} on either side, and some hundreds for useful intervals: raise "
-            f"{name}."
+            f"Asked for coin flips for {n_coins} records; at least {MINIMUM_COINS} are needed, so that "
+            f"{MINIMUM_PER_CLASS} end up on each side, and a few hundred for useful intervals: raise {name}."
         )
 
 
@@ -298,7 +297,7 @@ def check_seed(seed: int) -> None:
     """Raise unless the seed lets the draw be repeated."""
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ConfigurationError(
-            f"Got seed={seed!r}; a non-negative integer is needed for the split to be drawn again: "
+            f"Got seed={seed!r}; a non-negative integer is needed to make the split reproducible: "
             "pass one, such as seed=0."
         )
 
@@ -318,7 +317,7 @@ def checked_dataset(dataset: object) -> MapStyleDataset[Record]:
         raise ConfigurationError(
             f"Got a {name}, whose rows cannot be counted and indexed; the split needs both: "
             "materialize the part that canaries are drawn from, such as "
-            "list(dataset.take(10_000)), hold out from that, and chain the rest behind it."
+            "list(dataset.take(10_000)), hold out from that, and chain the rest after it."
         )
     if isinstance(dataset, str | bytes):
         raise ConfigurationError(

@@ -70,7 +70,7 @@ class RecordFile:
         text = row[column]
         if not isinstance(text, str):
             raise ConfigurationError(
-                f"{str(self.path)!r}, row {index + 1}: column {column!r} holds a {type(text).__name__}, "
+                f"{str(self.path)!r}, row {index + 1}: column {column!r} holds a {type(text).__name__}; "
                 "text is needed."
             )
         return text
@@ -104,7 +104,7 @@ def read_record_file(path: str | Path) -> RecordFile:
         raise ConfigurationError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
     file = readers[path.suffix.lower()](path, content)
     if not file.rows:
-        raise ConfigurationError(f"{str(path)!r} holds no record.")
+        raise ConfigurationError(f"{str(path)!r} contains no records.")
     return file
 
 
@@ -126,7 +126,7 @@ def json_line(line: str | bytes, *, path: Path, number: int) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ConfigurationError(
-            f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object a line."
+            f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object per line."
         ) from error
 
 
@@ -143,7 +143,7 @@ def _read_jsonl(path: Path, content: bytes) -> RecordFile:
         row = json_line(line, path=path, number=number)
         if not isinstance(row, dict):
             raise ConfigurationError(
-                f"{str(path)!r}, line {number}: a JSON {type(row).__name__}, an object is needed."
+                f"{str(path)!r}, line {number}: a JSON {type(row).__name__}; an object is needed."
             )
         rows.append(row)
         pieces.append(line)
@@ -172,7 +172,7 @@ def _read_csv(path: Path, content: bytes) -> RecordFile:
                     continue
                 if len(fields) != len(header):
                     raise ConfigurationError(
-                        f"{str(path)!r}, line {first + 1}: {len(fields)} fields, and the header names "
+                        f"{str(path)!r}, line {first + 1}: {len(fields)} fields, but the header names "
                         f"{len(header)} columns."
                     )
                 rows.append(dict(zip(header, fields, strict=True)))

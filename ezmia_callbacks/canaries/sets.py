@@ -36,14 +36,14 @@ class Provenance:
     """How the split into members and non-members came about.
 
     Attributes:
-        method: `hold_out` if this library drew a split of fixed sizes, `hold_out_coins` if it threw a
+        method: `hold_out` if this library drew a split of fixed sizes, `hold_out_coins` if it flipped a
             coin for each record; `inserted_coins` and `inserted_pairs` if it put synthetic canaries
             into the training set, by a coin for each or for each pair of twins; `user_lists` if the
             user supplied both sides, `trainer_datasets` if they are a trainer's own two datasets.
         is_randomized: True only where this library drew membership at random.
         seed: Seed of that draw.
         n_pool: Number of records that were drawn from, after deduplication; of groups, where whole groups
-            were drawn. The coins are then thrown for groups, too.
+            were drawn. The coins are then flipped for groups, too.
         n_duplicates_removed: Records that could not be canaries because another one has the same
             normalized content. `hold_out` leaves out all copies; lists keep the first.
         pool_fingerprint: Short digest of the records that were drawn from.
@@ -71,13 +71,13 @@ class Provenance:
             )
         if self.method in _COIN_METHODS and not self.is_randomized:
             raise ConfigurationError(
-                f"Got is_randomized=False with method '{self.method}', which means coins that this library "
-                "threw: pass is_randomized=True, or another method."
+                f"Got is_randomized=False with method '{self.method}', which means coin flips by this "
+                "library: pass is_randomized=True, or another method."
             )
 
     @property
     def has_independent_coins(self) -> bool:
-        """Whether this library threw an independent fair coin per record or pair, as epsilon needs.
+        """Whether this library flipped an independent fair coin per record or pair, as epsilon needs.
 
         A random split of fixed sizes is not enough: there, one record's membership tells of another's.
         """
@@ -417,26 +417,25 @@ class CanarySet:
             )
             unit = "group"
         if source.method in ("inserted_coins", "inserted_pairs"):
-            unit = "pair of twins" if source.method == "inserted_pairs" else "canary"
+            unit = "pair" if source.method == "inserted_pairs" else "canary"
             kinds = ", ".join(dict.fromkeys(detail.describe() for detail in self.details or ()))
             return (
-                f"{sizes}, synthetic canaries ({kinds}), inserted by an independent fair coin for each "
-                f"{unit} (seed {source.seed}): the sides differ by chance and training only. Strip them, "
-                "or train without them, before a release."
+                f"{sizes}, synthetic canaries ({kinds}), inserted by an independent fair coin flip for "
+                f"each {unit} (seed {source.seed}), so the two sides differ only by chance and training. "
+                "Strip them, or train without them, before a release."
             )
         repeated = "ones" if self.groups is None else "records"
         n_repeated = source.n_duplicates_removed
         left_out = f" after {n_repeated} repeated {repeated} were set aside" if n_repeated else ""
         if source.method == "hold_out_coins":
             return (
-                f"{sizes}, by an independent fair coin for each {unit} (seed {source.seed}) drawn from "
-                f"{source.n_pool} {unit}s{left_out}, so that the two sides differ by chance and training "
-                "only."
+                f"{sizes}, by an independent fair coin flip for each {unit} (seed {source.seed}) drawn from "
+                f"{source.n_pool} {unit}s{left_out}, so the two sides differ only by chance and training."
             )
         if source.is_randomized:
             return (
                 f"{sizes}, drawn at random (seed {source.seed}) from {source.n_pool} {unit}s{left_out}, so "
-                "that the two sides differ by chance and training only."
+                "the two sides differ only by chance and training."
             )
         origin = {
             "hold_out": "held out without a random draw",
@@ -488,8 +487,8 @@ class CanarySet:
         is_split = [int(self.is_member[twins].sum()) == 1 for twins in self.pair_indices]
         if len(pair_ids) - len(set(pair_ids)) != len(is_split) or not all(is_split):
             raise ConfigurationError(
-                "Got a pair that is not made of one member and one non-member: give each two twins a "
-                "`pair_id` of their own."
+                "Got a pair that is not made of one member and one non-member: give the two canaries of "
+                "each pair a `pair_id` of their own."
             )
 
     def _check_groups(self) -> None:
@@ -498,7 +497,7 @@ class CanarySet:
         object.__setattr__(self, "groups", tuple(self.groups))
         if self.details is not None:
             raise ConfigurationError(
-                "Got groups for inserted canaries, which stand for themselves, in tiers of copies: leave out "
+                "Got groups for inserted canaries, which have tiers of copies instead of groups: leave out "
                 "`groups`, or draw groups of real records with hold_out_canaries."
             )
         if len(self.groups) != len(self.records):
@@ -538,7 +537,7 @@ class CanarySet:
                 f"'{member_id_of_key[key]}' = '{other_id_of_key[key]}'" for key in shared[:3]
             )
             raise OverlappingCanariesError(
-                f"Got {len(shared)} records that are member and non-member at once, up to case and "
+                f"Got {len(shared)} records that are both a member and a non-member, up to case and "
                 f"white space ({examples}); the sides must be disjoint: remove them from one side."
             )
 
@@ -549,8 +548,8 @@ def _check_membership_of_groups(groups: Sequence[str], is_member: NDArray[np.boo
     n_split = len({name for name, member in pairs if sides.setdefault(name, member) != member})
     if n_split:
         raise OverlappingCanariesError(
-            f"Got {n_split} groups with records on both sides; a group is trained on whole or not at all: "
-            "draw groups with hold_out_canaries(..., group_by=...)."
+            f"Got {n_split} groups with records on both sides; a group must be trained on as a whole or not "
+            "at all: draw groups with hold_out_canaries(..., group_by=...)."
         )
 
 

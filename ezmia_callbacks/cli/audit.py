@@ -106,7 +106,7 @@ def audit(
         typer.Option(
             "--max-length",
             min=2,
-            help="Cut records after so many tokens: give what training used.",
+            help="Truncate records to this many tokens: use the value from training.",
             rich_help_panel=_CANARIES,
         ),
     ] = None,
@@ -132,7 +132,7 @@ def audit(
         typer.Option(
             "--batch-size",
             min=1,
-            help="Records in a forward pass; halved by itself where memory runs out.",
+            help="Records in a forward pass; halved automatically when memory runs out.",
             rich_help_panel=_MODEL,
         ),
     ] = 16,
@@ -140,7 +140,7 @@ def audit(
         str,
         typer.Option(
             "--score",
-            help="Attack that decides: ez, loss, min_k, zlib, ...; others are shown beside it in a report.",
+            help="Score that decides: ez, loss, min_k, zlib, ...; others are shown beside it in a report.",
         ),
     ] = "ez",
     max_auc: MaxAucOption = None,
@@ -152,8 +152,8 @@ def audit(
         bool,
         typer.Option(
             "--allow-shift",
-            help="Judge even if your members and non-members differ without any model; the figures then "
-            "include that difference.",
+            help="Judge even if members and non-members can be told apart without the model; the figures "
+            "then include that difference.",
             rich_help_panel=_CANARIES,
         ),
     ] = False,
@@ -317,10 +317,10 @@ def _conclusion(names: Sequence[str], history: AuditHistory) -> str:
         )
     unjudged = [names[i] for i in _unjudged(history)]
     if unjudged:
-        sentences.append(f"No verdict on {', '.join(unjudged)}: that is not within budget.")
+        sentences.append(f"No verdict on {', '.join(unjudged)}, which does not mean within budget.")
     if not sentences and history.budget is None:
         return "No budget was given (--max-auc 0.6): figures only, no verdict."
     if not sentences:
         which = "The checkpoint is" if len(names) == 1 else f"All {len(names)} checkpoints are"
-        sentences.append(f"{which} within budget. That is no proof of privacy: another attack may find more.")
+        sentences.append(f"{which} within budget. That does not prove privacy: another attack may find more.")
     return " ".join(sentences)

@@ -34,20 +34,20 @@ MaxTprOption = Annotated[
     float | None,
     typer.Option(
         "--max-tpr",
-        help="Instead: largest tolerated share of members that the attack names while it wrongly names at "
-        "most --fpr of the non-members. Needs many more canaries than an AUC.",
+        help="Instead: largest tolerated share of members that the attack identifies while wrongly flagging "
+        "at most --fpr of the non-members. Needs many more canaries than an AUC.",
         rich_help_panel=_PANEL,
     ),
 ]
 FprOption = Annotated[
     float,
-    typer.Option("--fpr", help="That false-positive rate, with --max-tpr.", rich_help_panel=_PANEL),
+    typer.Option("--fpr", help="The false-positive rate for --max-tpr.", rich_help_panel=_PANEL),
 ]
 RuleOption = Annotated[
     Rule,
     typer.Option(
         "--rule",
-        help="What is held against the limit. lower: the lower end of the confidence band (over budget only "
+        help="What is compared with the limit. lower: the lower end of the confidence band (over budget only "
         "on evidence). upper: its upper end (within budget only on evidence). point: the bare estimate.",
         rich_help_panel=_PANEL,
     ),
@@ -56,7 +56,7 @@ ConfidenceOption = Annotated[
     float,
     typer.Option(
         "--confidence",
-        help="With which all bands hold together, above 0 and below 1.",
+        help="Joint confidence of all bands, above 0 and below 1.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -71,7 +71,7 @@ def budget_of(
         ConfigurationError: if they name two, or one out of range.
     """
     if max_auc is not None and max_tpr is not None:
-        raise ConfigurationError("--max-auc and --max-tpr were both given: one of them decides.")
+        raise ConfigurationError("--max-auc and --max-tpr were both given: choose one.")
     limit = max_auc if max_tpr is None else max_tpr
     if limit is None:
         return None

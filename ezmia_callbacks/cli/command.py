@@ -58,7 +58,7 @@ def _commands(
     """Measure how much a fine-tuned language model gives away about the records it was trained on.
 
     Before a run: doctor, plan, split. After it: audit, report, compare. During it: the callbacks of the
-    Python package. To see it all at work: demo.
+    Python package. To see it all in action: demo.
     """
 
 
@@ -72,10 +72,10 @@ def demo(
         Path | None,
         typer.Option(help="Your records: .txt, or .jsonl with a field `text`."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for picture and summary.")] = Path("ezmia-demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the plot and the summary.")] = Path("ezmia-demo"),
     limit: Annotated[float, typer.Option(help="Largest tolerated AUC, above 0.5 and below 1.")] = 0.7,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each run, at most.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Most epochs of each run.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     is_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model twice, with full weights and with LoRA, under one leakage budget."""
@@ -125,7 +125,7 @@ def _run() -> int:
             error.show()
             return ExitCode.BAD_INPUT
         traceback.print_exc()
-        return fail("an error of this program, please report it.", ExitCode.FAILED)
+        return fail("this is a bug, please report it.", ExitCode.FAILED)
     return code if isinstance(code, int) else ExitCode.OK
 
 

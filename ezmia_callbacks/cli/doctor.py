@@ -31,7 +31,7 @@ _NEEDED_FOR = {
     "peft": "LoRA and other adapters",
     "trl": "SFTTrainer; DPOTrainer from 0.29",
     "lightning": "Lightning callback",
-    "pytorch-lightning": "Lightning callback, by its other name",
+    "pytorch-lightning": "Lightning callback, under its other name",
     "matplotlib": "plots",
     "typer": "this command",
     "rich": "this command",
@@ -49,12 +49,12 @@ Outcome = Literal["ok", "missing", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
         name: What.
-        outcome: `"missing"` for an optional package that is not installed, `"problem"` for what has to be
-            mended.
+        outcome: `"missing"` for an optional package that is not installed, `"problem"` for what needs
+            fixing.
         found: What was found there.
         advice: What it is needed for, or what to do.
     """
@@ -85,7 +85,7 @@ def doctor(
 ) -> None:
     """Check that an audit works here: packages and their versions, GPU, a writable folder, a tiny real audit.
 
-    Exit codes: 0 all is well; 3 something has to be mended.
+    Exit codes: 0 everything works; 3 something needs fixing.
     """
     with quiet_libraries():
         checks = [
@@ -108,7 +108,7 @@ def doctor(
         )
         say()
         names = ", ".join(check.name for check in problems)
-        say(f"To be mended: {names}." if problems else "All is well.", style="bold")
+        say(f"Problems found: {names}." if problems else "Everything works.", style="bold")
     raise typer.Exit(ExitCode.FAILED if problems else ExitCode.OK)
 
 
@@ -195,11 +195,11 @@ def _accelerator() -> Check:
 
 def _writable(folder: Path) -> Check:
     check_writable(folder)
-    return Check("folder", "ok", str(folder.resolve()), "can be written")
+    return Check("folder", "ok", str(folder.resolve()), "writable")
 
 
 def _self_test() -> Check:
-    """Train a tiny model on its members by heart, and see that the audit notices."""
+    """Train a tiny model until it has memorized its members, and see that the audit notices."""
     import numpy as np
     import torch
     from torch import nn
@@ -215,7 +215,7 @@ def _self_test() -> Check:
     ]
     train_rows, canaries = hold_out_canaries(rows, n_members=40, n_non_members=40, seed=0)
     ids = torch.tensor([row["input_ids"] for row in train_rows])
-    # A table of the next token by position and token: causal, and quick to learn by heart.
+    # A table of the next token by position and token: causal, and quick to memorize with.
     model = nn.Embedding(length * n_tokens, n_tokens)
     with torch.no_grad():
         model.weight.copy_(torch.randn(model.weight.shape, generator=generator))
@@ -237,5 +237,5 @@ def _self_test() -> Check:
     after = auditor.audit(model).metrics["auc"].value
     found = f"AUC {before:.3f} before training, {after:.3f} after, in {time.perf_counter() - started:.1f} s"
     if before != 0.5 or after is None or after < 0.9:
-        return Check("self-test", "problem", found, "0.5 and more than 0.9 were expected: please report this")
-    return Check("self-test", "ok", found, "a tiny model that learned its members by heart")
+        return Check("self-test", "problem", found, "expected 0.5 and more than 0.9: please report this")
+    return Check("self-test", "ok", found, "a tiny model memorized its members")

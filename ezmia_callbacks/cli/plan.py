@@ -31,19 +31,17 @@ def plan(
     rule: RuleOption = Rule.LOWER,
     confidence: ConfidenceOption = 0.95,
     audits: Annotated[
-        int, typer.Option("--audits", help="Audits of the run, the one before training not counted.")
+        int, typer.Option("--audits", help="Audits of the run, not counting the one before training.")
     ] = 1,
     expected: Annotated[
         float | None,
         typer.Option(
             "--expected",
-            help="True leakage that an audit is to recognize, such as 0.7 under --max-auc 0.6; without it "
-            "only the fewest canaries with which the budget means anything.",
+            help="True leakage that an audit should detect, such as 0.7 under --max-auc 0.6; without it, "
+            "only the fewest canaries for which the budget means anything.",
         ),
     ] = None,
-    power: Annotated[
-        float, typer.Option("--power", help="Probability with which it is to be recognized.")
-    ] = 0.8,
+    power: Annotated[float, typer.Option("--power", help="Probability of detecting it.")] = 0.8,
     ratio: Annotated[float, typer.Option("--ratio", help="Non-members for each member.")] = 1.0,
     is_json: JsonOption = False,
 ) -> None:
@@ -88,8 +86,8 @@ def plan(
     outcome = "within" if rule is Rule.UPPER else "over"
     say()
     say(
-        f"Members + non-members with which one audit of {audits} finds a run {outcome} budget, by its true "
-        f"{budget.label} and the chance to find it."
+        f"Members + non-members needed for one audit of {audits} to detect a run {outcome} budget, by its "
+        f"true {budget.label} and the chance of detecting it."
     )
 
 

@@ -20,7 +20,9 @@ _FORMATS = ".html, .md, .json, .png, .svg or .pdf"
 
 OutputOption = Annotated[
     list[Path] | None,
-    typer.Option("--output", "-o", help=f"File to write, by its ending {_FORMATS}; may be repeated."),
+    typer.Option(
+        "--output", "-o", help=f"File to write; its extension picks the format: {_FORMATS}. Can be repeated."
+    ),
 ]
 
 
@@ -80,7 +82,7 @@ def compare(
         (history[0].n_members, history[0].n_non_members, history.about) for history in histories.values()
     }
     if len(counts) > 1:
-        say("\nThe runs were audited with different canaries: part of a difference may be theirs.")
+        say("\nThe runs were audited with different canaries, which may explain part of any difference.")
     if outputs:
         say(f"\nWritten: {', '.join(map(str, outputs))}")
 

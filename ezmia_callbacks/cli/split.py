@@ -25,17 +25,17 @@ def split(
         int | None, typer.Option("--members", help="Canaries that stay in the training file, 10 or more.")
     ] = None,
     non_members: Annotated[
-        int | None, typer.Option("--non-members", help="Canaries that leave it, 10 or more.")
+        int | None, typer.Option("--non-members", help="Canaries to hold out of it, 10 or more.")
     ] = None,
     coins: Annotated[
         int | None,
         typer.Option(
             "--coins",
-            help="Instead of the two: throw a fair coin for each of so many records, 50 or more. Only coins "
-            "carry a lower bound on epsilon.",
+            help="Instead of the two: number of records to flip a fair coin for, 50 or more. Only coin flips "
+            "allow a lower bound on epsilon.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the draw.")] = 0,
     text_column: Annotated[
         str | None,
         typer.Option("--text-column", help="Column that holds the text, if it is not called `text`."),
@@ -85,8 +85,8 @@ def split(
         return
     say(f"Canaries: {canaries.describe()}")
     say(f"{canaries_path}: {canaries.n_members} members, {canaries.n_non_members} non-members")
-    say(f"{train_path}: {len(kept)} of {len(file.rows)} rows, the members among them")
-    say(f"Train on {train_path}; afterwards: ezmia audit RUN --base MODEL --canaries {canaries_path}")
+    say(f"{train_path}: {len(kept)} of {len(file.rows)} rows, including the members")
+    say(f"Train on {train_path}, then run: ezmia audit RUN --base MODEL --canaries {canaries_path}")
 
 
 def _check_targets(targets: tuple[Path, ...], *, source: Path, is_forced: bool) -> None:

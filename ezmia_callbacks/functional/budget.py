@@ -74,8 +74,8 @@ class LeakageBudget:
             excess; a run whose true leakage stays at or under the limit is stopped with probability at
             most 1 - confidence over all its audits. `"upper"`: the upper end, excess cannot be ruled
             out; weights whose true leakage exceeds the limit are found within budget, at any audit, with
-            probability at most 1 - confidence (with `patience` a run that is found over budget still goes
-            on for a while). `"point"`: the bare estimate, no guarantee either way. The band of the AUC is
+            probability at most 1 - confidence (with `patience`, a run that is over budget still goes on
+            for a while). `"point"`: the bare estimate, no guarantee either way. The band of the AUC is
             a large-sample approximation, the others are exact.
         confidence: Confidence of all decisions of the run together, in (0, 1).
         patience: Number of consecutive audits over budget that are tolerated before the stop.
@@ -136,7 +136,7 @@ class LeakageBudget:
         what = {"lower": "the lower bound of ", "upper": "the upper bound of ", "point": ""}
         text = f"stop when {what[self.rule]}{self.label} exceeds {self.limit:.3f}"
         if self.patience:
-            text += f" at {self.patience + 1} audits in a row"
+            text += f" in {self.patience + 1} consecutive audits"
         return text
 
 
@@ -149,7 +149,7 @@ class Decision:
         is_within_budget: True or False by the budget's rule; None if there is no verdict: the audit failed,
             the canaries could not carry one, or no budget is set.
         message: The reason, as one plain sentence.
-        compared: The number that was held against the limit; None if there was none.
+        compared: The number that was compared with the limit; None if there was none.
         limit: The budget's limit; None without a budget.
         n_over_in_a_row: Consecutive audits over budget, this one included.
     """
@@ -224,7 +224,7 @@ def alpha_for_audit(look: int, *, n_planned: int | None, failure_probability: fl
     """
     if look < 1 or (n_planned is not None and n_planned < 1):
         raise ConfigurationError(
-            f"Audits are counted from 1 and at least one is planned, got look {look} of {n_planned}."
+            f"Audits are numbered from 1 and at least one must be planned, got audit {look} of {n_planned}."
         )
     if not 0.0 < failure_probability < 1.0:
         raise ConfigurationError(f"`failure_probability` must lie in (0, 1), got {failure_probability!r}.")
@@ -279,7 +279,7 @@ def check_resolvable(
             needed = math.ceil(2.0 * math.log(2.0 / side) / (1.0 - budget.limit) ** 2)
         if n_smaller < needed:
             raise TooFewCanariesError(
-                f"Even total leakage could not cross {budget.label} {budget.limit:g} at this confidence "
+                f"Even total leakage could not exceed {budget.label} {budget.limit:g} at this confidence "
                 f"with {have}: at least {needed} of each are needed."
             )
 
@@ -294,9 +294,12 @@ def _check_tpr_is_resolved(budget: LeakageBudget, n_members: int, n_non_members:
         )
     # The exact bounds when all members, or none, are above the threshold: piece^(1/n) and 1 - piece^(1/n).
     if budget.rule == "lower":
-        fewest, outcome = math.log(piece) / math.log(budget.limit), "total leakage could not cross"
+        fewest, outcome = math.log(piece) / math.log(budget.limit), "total leakage could not exceed"
     elif budget.rule == "upper":
-        fewest, outcome = math.log(piece) / math.log1p(-budget.limit), "no leakage could not stay within"
+        fewest, outcome = (
+            math.log(piece) / math.log1p(-budget.limit),
+            "a model that leaks nothing could not stay within",
+        )
     else:
         return
     if n_members < fewest:
@@ -327,7 +330,7 @@ def _check_no_leakage_can_pass(
         return
     needed = smallest_enough(lambda n: excess(n, n) <= 0.0, fewest=1)
     raise TooFewCanariesError(
-        f"With {n_members} members and {n_non_members} non-members a model that leaks nothing would "
-        f"already have an upper bound of {budget.label} above {budget.limit:g}: {needed} of each "
-        "would do, or a higher limit, or rule='lower'."
+        f"With {n_members} members and {n_non_members} non-members, the upper bound of {budget.label} would "
+        f"exceed {budget.limit:g} even for a model that leaks nothing: use {needed} of each, a higher limit, "
+        "or rule='lower'."
     )

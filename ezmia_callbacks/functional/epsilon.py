@@ -56,14 +56,16 @@ _TOLERANCE = 1e-7
 
 _COIN_METHODS = ("hold_out_coins", "inserted_coins", "inserted_pairs")
 _HOW_TO_RANDOMIZE = (
-    "let the library throw an independent coin per canary, or per pair of canaries, before training starts "
-    "(`hold_out_canaries`, `insert_canaries`); AUC and TPR at FPR need no coins"
+    "let the library flip an independent coin for each canary, or for each pair of canaries, before training "
+    "starts (`hold_out_canaries`, `insert_canaries`); AUC and TPR at FPR need no coin flips"
 )
 _WHY_REFUSED: dict[str | None, str] = {
-    None: "nobody drew membership at random, so the numbers may show distribution shift instead of leakage",
-    "user_lists": "the lists say who is a member, but no coin decided it",
-    "trainer_datasets": "training and evaluation set were there before, so no coin decided membership",
-    "hold_out": "a split of fixed sizes ties the canaries together, so their coins are not independent",
+    None: (
+        "membership was not assigned at random, so the numbers may show distribution shift instead of leakage"
+    ),
+    "user_lists": "the lists say which records are members, but membership was not decided by coin flips",
+    "trainer_datasets": "the two datasets were already there, so membership was not decided by coin flips",
+    "hold_out": "in a split of fixed sizes, the membership of one canary depends on that of the others",
 }
 
 
@@ -122,7 +124,7 @@ class Guesses:
         if not (_are_whole(*counts) and 0 <= self.n_correct <= self.n_guesses <= self.n_canaries):
             raise ConfigurationError(
                 f"Got {self.n_correct} correct of {self.n_guesses} guesses on {self.n_canaries} canaries, "
-                "but no more guesses than canaries and no more right ones than guesses can be: check "
+                "but there cannot be more guesses than canaries, or more correct guesses than guesses: check "
                 "the counts."
             )
         if self.n_guesses == 0:
@@ -181,8 +183,8 @@ def check_epsilon_is_allowed(method: str | None) -> None:
     """
     if method in _COIN_METHODS:
         return
-    reason = _WHY_REFUSED.get(method, f"{method!r} is no draw by independent coins")
-    raise ConfigurationError(f"No epsilon from these canaries: {reason}. For one, {_HOW_TO_RANDOMIZE}.")
+    reason = _WHY_REFUSED.get(method, f"{method!r} is not a draw by independent coin flips")
+    raise ConfigurationError(f"These canaries give no epsilon: {reason}. To get one, {_HOW_TO_RANDOMIZE}.")
 
 
 def counts_above(
@@ -203,7 +205,7 @@ def counts_above(
     AttackCounts(n_true_positives=1, n_members=2, n_false_positives=0, n_non_members=1)
     """
     if math.isnan(threshold):
-        raise ConfigurationError("The threshold is NaN, but it needs to be a number: pass one.")
+        raise ConfigurationError("The threshold is NaN: pass a number.")
     members, non_members = split_by_class(scores, is_member)
     return AttackCounts(
         n_true_positives=int(np.count_nonzero(members > threshold)),
@@ -334,12 +336,12 @@ def one_run_guesses(
     n, n_in, n_out = len(ordered), n_guess_members, n_guess_non_members
     if not _are_whole(n_in, n_out) or min(n_in, n_out) < 0 or n_in + n_out > n or n_in + n_out == 0:
         raise ConfigurationError(
-            f"Got {n_in} guesses of members and {n_out} of non-members for {n} canaries, but at least one "
-            "guess and no more guesses than canaries are needed: check the counts."
+            f"Got {n_in} guesses of members and {n_out} of non-members for {n} canaries, but there must "
+            "be at least one guess, and no more guesses than canaries: check the counts."
         )
     if n in (n_in, n_out):
         raise ConfigurationError(
-            f"All {n} canaries are guessed to be of one class, which no score is needed for: leave some out."
+            f"All {n} canaries are guessed to be in the same class, which takes no score: guess fewer."
         )
     # Strictly beyond the nearest record outside the group: a tie across its edge guesses nobody.
     n_correct = 0

@@ -42,7 +42,7 @@ def suffix_log_probability(
         raise ConfigurationError(f"`n_suffix_tokens` must be at least 1 or None, got {n_suffix_tokens!r}.")
     starts, ends = np.asarray(offsets[:-1]), np.asarray(offsets[1:])
     if (starts >= ends).any():
-        raise ConfigurationError("Every record needs a scored token: leave empty ones out.")
+        raise ConfigurationError("Every record needs at least one scored token: remove empty records.")
     firsts = starts if n_suffix_tokens is None else np.maximum(starts, ends - n_suffix_tokens)
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(log_probs, dtype=np.float64))])
     result: Float64[np.ndarray, " n_records"] = np.minimum(sums[ends] - sums[firsts], 0.0)

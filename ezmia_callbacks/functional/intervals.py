@@ -772,6 +772,6 @@ def _check_open_rate(fpr: float) -> None:
 def _check_counts(n_successes: int, n_trials: int) -> None:
     if n_trials < 1 or not 0 <= n_successes <= n_trials:
         raise ConfigurationError(
-            f"Got {n_successes} successes in {n_trials} trials, but at least one trial and no more "
-            "successes than trials are needed: check the counts."
+            f"Got {n_successes} successes in {n_trials} trials, but there must be at least one "
+            "trial, and no more successes than trials: check the counts."
         )

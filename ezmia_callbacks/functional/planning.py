@@ -84,7 +84,7 @@ class CanaryPlan:
             return text
         outcome = "over" if self.expected > self.budget.limit else "within"
         return (
-            f"{text} To find a run {outcome} budget with probability {100 * self.power:g} % per audit when "
+            f"{text} To detect a run {outcome} budget with {100 * self.power:g} % probability per audit when "
             f"its true {label} is {self.expected:g}, it needs {self.n_members} members and "
             f"{self.n_non_members} non-members."
         )
@@ -304,23 +304,24 @@ def describe_power(
     >>> describe_power(
     ...     LeakageBudget(limit=0.6), n_members=210, n_non_members=210, failure_probability=0.005
     ... )
-    'An audit finds a run over budget with probability 80 % from a true AUC of 0.700 on.'
+    'An audit detects a run over budget with 80 % probability once its true AUC reaches 0.700.'
     """
     counts = {"n_members": n_members, "n_non_members": n_non_members}
     value = minimum_detectable_value(budget, **counts, failure_probability=failure_probability)
     if value is None:
         return (
-            "However far a run is over budget, an audit finds that with less than 80 % probability: "
+            "No matter how far a run is over budget, an audit detects it with less than 80 % probability: "
             f"{n_members} members and {n_non_members} non-members are too few for {budget.label} "
             f"{budget.limit:g}."
         )
     text = (
-        f"An audit finds a run over budget with probability 80 % from a true {budget.label} of {value:.3f} on"
+        f"An audit detects a run over budget with 80 % probability once its true {budget.label} reaches "
+        f"{value:.3f}"
     )
     if budget.rule == "lower":
         return f"{text}."
     passes = decision_power(budget, expected=budget.chance, **counts, failure_probability=failure_probability)
-    return f"{text}, and one that leaks nothing within budget with probability {100 * passes:.0f} %."
+    return f"{text}, and finds a run that leaks nothing within budget with {100 * passes:.0f} % probability."
 
 
 def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
@@ -416,8 +417,8 @@ def _smallest(is_enough: Callable[[int], bool], fewest: int) -> int:
             return True
         if n >= _MAXIMUM_PER_CLASS:
             raise TooFewCanariesError(
-                f"Even {_MAXIMUM_PER_CLASS} records of a class would not do: move `expected` away from the "
-                "limit, lower `power`, or choose AUC, which needs far fewer."
+                f"Even {_MAXIMUM_PER_CLASS} records per class would not be enough: move `expected` away from "
+                "the limit, lower `power`, or choose AUC, which needs far fewer."
             )
         return False
 
@@ -441,7 +442,7 @@ def _check_arguments(
     if expected == budget.limit or is_wrong_side:
         side = {"lower": "above", "upper": "below", "point": "away from"}[budget.rule]
         raise ConfigurationError(
-            f"`expected` is {expected}, but rule {budget.rule!r} can recognize only values {side} the limit "
+            f"`expected` is {expected}, but rule {budget.rule!r} can detect only values {side} the limit "
             f"{budget.limit:g}: pass one of those."
         )
 

@@ -153,7 +153,7 @@ class AuditResult:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
 
         Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
-        groups of canaries, `member_loss`, `non_member_loss`, `overhead`; where coins were thrown
+        groups of canaries, `member_loss`, `non_member_loss`, `overhead`; where coins were flipped
         `epsilon_lower` and `epsilon_ceiling`; with a verdict under a budget `budget` and `over_budget` (0 or
         1); `failed` is 1 for a failed audit, which has nothing else.
         """

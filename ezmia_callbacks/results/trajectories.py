@@ -133,8 +133,8 @@ class Trajectories:
         if result.scores is None or result.score != self.score or shape != (len(self.record_ids),):
             raise ConfigurationError(
                 f"The audit at step {result.step} has scores {result.score!r} of shape {shape}, but "
-                f"{self.score!r} of {len(self.record_ids)} records is needed: add audits as they are made, "
-                "not those that were read from a file."
+                f"{self.score!r} of {len(self.record_ids)} records are needed: add audits as they are "
+                "made, not ones that were loaded from a file."
             )
         epoch = np.nan if result.epoch is None else result.epoch
         return replace(
@@ -202,12 +202,12 @@ class Trajectories:
         try:
             file = load_arrays(Path(path), _ARRAYS)
             if file.metadata["schema"] != _SCHEMA:
-                raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
+                raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
             names = {name: file.metadata[name] for name in _NAMES}
             if not file.is_intact(digested=_NAMES):
                 raise ValueError("it is damaged")
         except UNREADABLE as error:
-            raise ConfigurationError(f"{path} holds no trajectories of an audit: {error}.") from error
+            raise ConfigurationError(f"{path} is not a file of audit trajectories: {error}.") from error
         if fingerprint is not None and names["fingerprint"] != fingerprint:
             raise ConfigurationError(
                 f"The trajectories in {path} belong to other canaries (fingerprint {names['fingerprint']}, "
@@ -270,7 +270,7 @@ class ExposedRecords:
         """Say in one sentence how many there are, and how many chance explains."""
         return (
             f"At step {self.step}, {self.n_exposed} of {self.n_members} members score above all but "
-            f"{self.fpr:.3g} of {self.n_non_members} non-members; without any leakage about "
+            f"a fraction {self.fpr:.3g} of {self.n_non_members} non-members; without any leakage about "
             f"{self.n_expected:.1f} would."
         )
 
@@ -369,7 +369,7 @@ def export_exposed(
         writer.writerows(rows)
         write_atomically(path, file.getvalue())
     else:
-        raise ConfigurationError(f"Got {path.name} to write to; its name must end in .csv or .json.")
+        raise ConfigurationError(f"Cannot write to {path.name}: the file name must end in .csv or .json.")
 
 
 @dataclass(frozen=True)
@@ -425,7 +425,7 @@ def drop_list(
         return DropList(record_ids)
     if canaries is None or training_records is None:
         raise ConfigurationError(
-            "Near copies need both, `canaries` and `training_records`: pass the other, too."
+            "Searching for near copies needs both `canaries` and `training_records`: pass the other one, too."
         )
     record_of = dict(zip(canaries.record_ids, canaries.records, strict=True))
     missing = [name for name in record_ids if name not in record_of]
@@ -518,7 +518,9 @@ def _scores_at(trajectories: Trajectories, step: int) -> Float64[np.ndarray, " n
 def _trained(trajectories: Trajectories) -> Trajectories:
     trained = trajectories.trained()
     if trained.n_audits == 0:
-        raise ConfigurationError("There is no audit after the first step yet: audit the model in training.")
+        raise ConfigurationError(
+            "There are no audits after the first step yet: audit the model during training."
+        )
     return trained
 
 

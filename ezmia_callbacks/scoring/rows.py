@@ -141,7 +141,7 @@ def encode_canaries(
     for name, n_kept in (("members", int(is_member.sum())), ("non-members", int((~is_member).sum()))):
         if n_kept < MINIMUM_PER_CLASS:
             raise TooFewCanariesError(
-                f"Only {n_kept} {name} have at least {MINIMUM_SCORED_TOKENS} tokens that carry loss, "
+                f"Only {n_kept} {name} have at least {MINIMUM_SCORED_TOKENS} tokens that carry loss; "
                 f"{MINIMUM_PER_CLASS} are needed: check the label mask and the truncation, or add records."
             )
     kept = np.flatnonzero(is_kept)

@@ -243,7 +243,7 @@ def test_a_budget_gets_the_canaries_that_it_needs_even_if_they_take_longer(clock
     assert auditor.history.run_metadata.n_scored == 3 * n
     assert auditor.history.run_metadata.n_canaries == 300
     assert auditor.history.run_metadata.power in caplog.text
-    assert "finds a run over budget with probability 80 % from a true AUC of 0.800 on" in caplog.text
+    assert "detects a run over budget with 80 % probability once its true AUC reaches 0.800" in caplog.text
 
 
 def test_a_budget_that_all_canaries_hardly_carry_gets_them_all(clock, caplog):
@@ -251,7 +251,7 @@ def test_a_budget_that_all_canaries_hardly_carry_gets_them_all(clock, caplog):
 
     assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
     assert "Audits score all 100 members and 200 non-members" in caplog.text
-    assert "one that leaks nothing within budget with probability 64 %" in caplog.text
+    assert "a run that leaks nothing within budget with 64 % probability" in caplog.text
 
 
 @pytest.mark.parametrize(("n_members", "level"), [(12, logging.WARNING), (100, logging.INFO)])

@@ -92,7 +92,7 @@ def changed(path, change):
         (lambda c: c.update(schema=2), "its schema is not 1"),
         (lambda c: c.pop("provenance"), "provenance"),
         (lambda c: c["provenance"].update(method="user_lists"), "is_randomized=True"),
-        (lambda c: c.update(is_member=[1] * 30), "membership is true or false"),
+        (lambda c: c.update(is_member=[1] * 30), "membership must be true or false"),
         (lambda c: c.pop("fingerprint"), "has no 'fingerprint'"),
         (lambda c: c.update(extra=1), "extra"),
     ],

@@ -336,11 +336,11 @@ def test_only_coins_carry_epsilon() -> None:
     assert (coins.provenance.method, coins.provenance.is_randomized) == ("hold_out_coins", True)
     assert coins.provenance.has_independent_coins
     assert not fixed.provenance.has_independent_coins
-    assert "an independent fair coin for each record (seed 2)" in coins.describe()
+    assert "an independent fair coin flip for each record (seed 2)" in coins.describe()
 
 
 def test_a_coin_for_fewer_than_fifty_records_is_refused() -> None:
-    with pytest.raises(TooFewCanariesError, match="Asked for 49 records with a coin each; at least 50"):
+    with pytest.raises(TooFewCanariesError, match="Asked for coin flips for 49 records; at least 50"):
         hold_out_canaries(TEXTS, n_canaries=49)
 
 
@@ -381,7 +381,7 @@ def test_whole_groups_go_to_one_side(container: str, group_by: object) -> None:
     assert canaries.groups == tuple(f"group-{PEOPLE.index(PEOPLE[i])}" for i in drawn)
     assert canaries.provenance.n_pool == 60
     assert f"10 member groups ({canaries.n_members} records)" in canaries.describe()
-    assert "drawn at random (seed 0) from 60 groups, so that" in canaries.describe()
+    assert "drawn at random (seed 0) from 60 groups, so the" in canaries.describe()
 
 
 def test_all_rows_of_a_non_member_group_leave_even_those_that_are_no_canaries() -> None:
@@ -404,7 +404,7 @@ def test_sizes_and_coins_count_groups() -> None:
     n_groups = [len(people_of(canaries, is_member=side)) for side in (True, False)]
     assert sum(n_groups) == 55
     assert min(n_groups) >= 10
-    assert "an independent fair coin for each group (seed 4) drawn from 60 groups" in canaries.describe()
+    assert "an independent fair coin flip for each group (seed 4) drawn from 60 groups" in canaries.describe()
     with pytest.raises(TooFewCanariesError, match="61 in all, but only 60 of 60 groups can be drawn"):
         hold_out_canaries(NOTES, n_members=31, n_non_members=30, group_by="user_id")
 

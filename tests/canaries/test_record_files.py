@@ -93,14 +93,14 @@ def test_records_are_recognized_by_their_columns_or_by_the_one_that_is_named(tmp
     ("name", "content", "message"),
     [
         ("data.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2: not JSON"),
-        ("data.jsonl", b'{"text": "a"}\n\n[1]\n', r"line 3: a JSON list, an object is needed"),
-        ("data.jsonl", b"\n\n", "holds no record"),
+        ("data.jsonl", b'{"text": "a"}\n\n[1]\n', r"line 3: a JSON list; an object is needed"),
+        ("data.jsonl", b"\n\n", "contains no records"),
         ("data.jsonl", '{"text": "ä"}'.encode("latin-1"), r"not UTF-8 text \(byte 10\)"),
-        ("data.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields, and the header names 2"),
+        ("data.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields, but the header names 2"),
         ("data.csv", b'id,text\n1,"a\n', "line 2: not CSV"),
         ("data.csv", b"text,text\na,b\n", r"\['text'\] more than once"),
-        ("data.csv", b"id,text\n", "holds no record"),
-        ("data.csv", b"", "holds no record"),
+        ("data.csv", b"id,text\n", "contains no records"),
+        ("data.csv", b"", "contains no records"),
         ("data.parquet", b"not parquet", "is not a Parquet file"),
         ("data.txt", b"a", r"must end in \.jsonl, \.csv or \.parquet"),
     ],
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ({"body": "a"}, None, r"row 1: no column 'text'.*it has \['body'\].*--text-column"),
         ({"body": "a"}, "text", r"row 1: no column 'text'; it has \['body'\]"),
-        ({"body": 1}, "body", r"row 1: column 'body' holds a int, text is needed"),
+        ({"body": 1}, "body", r"row 1: column 'body' holds a int; text is needed"),
     ],
 )
 def test_a_missing_column_is_named_with_those_there_are(row, column, message, tmp_path):

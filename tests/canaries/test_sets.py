@@ -240,7 +240,7 @@ def test_details_change_the_fingerprint_and_their_absence_does_not() -> None:
 def test_only_coins_of_this_library_count_as_such() -> None:
     assert inserted().provenance.has_independent_coins
     assert not USER_LISTS.has_independent_coins
-    with pytest.raises(ConfigurationError, match="coins that this library threw"):
+    with pytest.raises(ConfigurationError, match="coin flips by this library"):
         Provenance("inserted_coins", False, 0, 20, 0, None)
 
 
@@ -319,7 +319,7 @@ def test_groups_change_the_fingerprint() -> None:
         (
             {"details": tuple(CanaryDetails("bigram", 1 + i % 2) for i in range(40))},
             ConfigurationError,
-            "in tiers of copies: leave out `groups`",
+            "tiers of copies instead of groups: leave out `groups`",
         ),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_checkpoint_without_a_verdict_is_not_within_budget(limit, code, run, c
     got_json, out_json, _ = call(*arguments, "--json")
 
     assert got == got_json == code
-    assert "No verdict on checkpoint-60: that is not within budget." in out
+    assert "No verdict on checkpoint-60, which does not mean within budget." in out
     assert "checkpoints are within budget" not in out
     (row,) = [line for line in out.splitlines() if line.startswith("checkpoint-60 ")]
     assert row.endswith("AUC cannot be judged any more: the run was to end by now")
@@ -165,7 +165,7 @@ def bad_audits(run, folder):
             "no column 'body'; it has ['text']",
         ),
         "too few": ([*model, "--members", few, "--non-members", some], "at least 10 of each are needed"),
-        "overlap": ([*model, "--members", some, "--non-members", some], "member and non-member at once"),
+        "overlap": ([*model, "--members", some, "--non-members", some], "both a member and a non-member"),
         "too few for the budget": (
             [*model, *drawn, "--max-tpr", "0.1"],
             "needs at least 574 non-members, got 60",

@@ -13,7 +13,7 @@ def test_the_doctor_finds_this_environment_well(call, tmp_path):
     content = json.loads(call("doctor", "--folder", tmp_path, "--json")[1])
 
     assert (code, err) == (0, "")
-    assert "All is well." in out
+    assert "Everything works." in out
     found = {check["name"]: check for check in content["checks"]}
     assert content["is_well"]
     assert found["torch"]["found"] == metadata.version("torch")
@@ -21,7 +21,7 @@ def test_the_doctor_finds_this_environment_well(call, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_names_what_has_to_be_mended(call, tmp_path, monkeypatch):
+def test_the_doctor_names_what_needs_fixing(call, tmp_path, monkeypatch):
     versions = {"torch": "1.13.1", "transformers": None, "tqdm": None}
     real = metadata.version
 
@@ -36,7 +36,7 @@ def test_the_doctor_names_what_has_to_be_mended(call, tmp_path, monkeypatch):
     code, out, err = call("doctor", "--folder", tmp_path / "file" / "folder")
 
     assert (code, err) == (3, "")
-    assert "To be mended: torch, tqdm, folder." in out
+    assert "Problems found: torch, tqdm, folder." in out
     assert "2.4 or newer is needed: pip install -U torch" in out
     assert 'pip install "ezmia-callbacks[huggingface]"' in out
 

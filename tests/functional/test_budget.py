@@ -129,10 +129,10 @@ def test_too_few_records_for_any_stop_are_refused():
 def test_the_upper_rule_refuses_a_set_on_which_a_clean_run_would_stop(metric):
     budget = LeakageBudget(metric=metric, limit=0.6 if metric == "auc" else 0.2, rule="upper")
 
-    with pytest.raises(TooFewCanariesError, match=r": \d+ of each would do") as caught:
+    with pytest.raises(TooFewCanariesError, match=r": use \d+ of each, a higher limit") as caught:
         check_resolvable(budget, n_members=40, n_non_members=40, failure_probability=0.01)
 
-    needed = int(str(caught.value).split(": ")[1].split()[0])
+    needed = int(str(caught.value).split(": use ")[1].split()[0])
     check_resolvable(budget, n_members=needed, n_non_members=needed, failure_probability=0.01)
     with pytest.raises(TooFewCanariesError):
         check_resolvable(budget, n_members=needed - 1, n_non_members=needed - 1, failure_probability=0.01)

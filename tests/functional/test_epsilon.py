@@ -557,7 +557,7 @@ def test_exactly_the_draws_with_independent_coins_allow_an_epsilon() -> None:
         if provenance.has_independent_coins:
             check_epsilon_is_allowed(method)
         else:
-            with pytest.raises(ConfigurationError, match="No epsilon"):
+            with pytest.raises(ConfigurationError, match="give no epsilon"):
                 check_epsilon_is_allowed(method)
 
 
@@ -565,14 +565,14 @@ def test_exactly_the_draws_with_independent_coins_allow_an_epsilon() -> None:
     ("method", "reason"),
     [
         ("hold_out", "split of fixed sizes"),
-        ("user_lists", "no coin decided"),
-        ("trainer_datasets", "no coin decided"),
+        ("user_lists", "not decided by coin flips"),
+        ("trainer_datasets", "not decided by coin flips"),
         (None, "distribution shift"),
-        ("other", "'other' is no draw"),
+        ("other", "'other' is not a draw"),
     ],
 )
 def test_other_draws_are_refused_with_a_way_out(method: str | None, reason: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{reason}.*an independent coin per canary"):
+    with pytest.raises(ConfigurationError, match=rf"{reason}.*an independent coin for each canary"):
         check_epsilon_is_allowed(method)
 
 

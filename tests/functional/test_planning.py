@@ -321,8 +321,8 @@ def test_the_plan_reads_as_plain_sentences() -> None:
     )
     assert canaries_needed(budget, n_audits=10, expected=0.7).describe() == (
         "A budget of AUC 0.6 needs at least 12 members and 12 non-members to be resolved over 10 audits at "
-        "95 % confidence. To find a run over budget with probability 80 % per audit when its true AUC is "
-        "0.7, it needs 210 members and 210 non-members."
+        "95 % confidence. To detect a run over budget with 80 % probability per audit when its true AUC "
+        "is 0.7, it needs 210 members and 210 non-members."
     )
 
 

@@ -56,7 +56,7 @@ def test_the_group_is_the_unit_where_there_are_groups():
 def test_epsilon_is_refused_where_no_coins_were_thrown():
     _, canaries = hold_out_canaries(make_texts(100), n_members=20, n_non_members=30, seed=0)
 
-    with pytest.raises(ConfigurationError, match="ties the canaries together"):
+    with pytest.raises(ConfigurationError, match="in a split of fixed sizes"):
         AnalysisUnits(canaries).epsilon(with_signal(canaries, 1.0), delta=1e-5, confidence=0.95)
 
 

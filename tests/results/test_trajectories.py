@@ -118,8 +118,8 @@ def test_the_description_says_how_many_chance_explains():
     text = most_exposed(trajectories([8.5, 0.5, 9.5, *OTHERS])).describe()
 
     assert text == (
-        "At step 10, 2 of 3 members score above all but 0.1 of 10 non-members; without any leakage about 0.5 "
-        "would."
+        "At step 10, 2 of 3 members score above all but a fraction 0.1 of 10 non-members; without any "
+        "leakage about 0.5 would."
     )
 
 
@@ -136,7 +136,7 @@ def test_a_rate_that_the_set_cannot_resolve_is_refused_with_the_number_needed():
 
 @pytest.mark.parametrize("ask", [most_exposed, leakage_at_any_audit])
 def test_nothing_is_said_before_the_first_step(ask):
-    with pytest.raises(ConfigurationError, match="no audit after the first step yet"):
+    with pytest.raises(ConfigurationError, match="no audits after the first step yet"):
         ask(trajectories())
 
 
@@ -201,7 +201,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
 
     for at in [*range(header, len(content)), at_ids, at_ids + 4]:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(ConfigurationError, match="holds no trajectories"):
+        with pytest.raises(ConfigurationError, match="not a file of audit trajectories"):
             Trajectories.load(path)
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "file").write_bytes(content)
 
-    with pytest.raises(ConfigurationError, match="file holds no trajectories of an audit"):
+    with pytest.raises(ConfigurationError, match="file is not a file of audit trajectories"):
         Trajectories.load(tmp_path / "file")
 
 
@@ -264,7 +264,7 @@ def test_text_is_exported_where_it_is_passed_and_only_that_of_exposed_records(tm
 
 
 def test_an_export_of_another_suffix_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"exposed.txt .* must end in .csv or .json"):
+    with pytest.raises(ConfigurationError, match=r"exposed.txt: the file name must end in .csv or .json"):
         export_exposed(tmp_path / "exposed.txt", exposed_records())
 
 
@@ -299,7 +299,7 @@ def test_a_drop_list_without_rows_is_the_exposed_members():
 def test_rows_without_canaries_and_records_of_other_canaries_are_refused():
     canaries = CanarySet.from_lists(sentences(12, seed=0), sentences(12, seed=1))
 
-    with pytest.raises(ConfigurationError, match="need both"):
+    with pytest.raises(ConfigurationError, match="needs both"):
         drop_list(exposed_of("member-1"), training_records=["a"])
     with pytest.raises(ConfigurationError, match="1 of 2 exposed records are not among the canaries"):
         drop_list(exposed_of("member-1", "group-4"), canaries=canaries, training_records=["a"])

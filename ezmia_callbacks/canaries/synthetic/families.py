@@ -112,8 +112,8 @@ def learn_units(sequences: Sequence[Sequence[Unit]]) -> UnitModel:
     )
     if len(shared) < MINIMUM_UNITS:
         raise ConfigurationError(
-            f"Only {len(shared)} different words or tokens occur in two training rows or more, "
-            f"{MINIMUM_UNITS} are needed to make canaries of: use the families 'secrets' or 'samples'."
+            f"Only {len(shared)} distinct words or tokens occur in at least two training rows; "
+            f"{MINIMUM_UNITS} are needed to make canaries: use the families 'secrets' or 'samples'."
         )
     number_of = {unit: i for i, unit in enumerate(shared)}
     n_units = len(shared)
@@ -224,8 +224,8 @@ def draw_samples(samples: Samples, *, n_texts: int, n_drawn: int) -> list[Conten
     drawn = samples(n_texts) if callable(samples) else samples[n_drawn : n_drawn + n_texts]
     if len(drawn) < n_texts:
         raise TooFewCanariesError(
-            f"`samples` gave {len(drawn)} texts where {n_texts} more are needed, after {n_drawn}; texts that "
-            "repeat another, or a training row, cannot be used: generate more, at a higher temperature."
+            f"After {n_drawn} texts, `samples` returned {len(drawn)} where {n_texts} more are needed; texts "
+            "that repeat another one or a training row cannot be used: generate more at a higher temperature."
         )
     return [
         Content(text if isinstance(text, str) else tuple(int(token) for token in text))
@@ -242,7 +242,7 @@ def check_templates(templates: Sequence[str]) -> None:
             slots = {slot for _, slot, _, _ in string.Formatter().parse(template) if slot is not None}
         except ValueError as error:
             raise ConfigurationError(
-                f"Got the secret template {template!r} ({error}): write braces that open no slot twice."
+                f"Got the secret template {template!r} ({error}): double the braces that open no slot."
             ) from None
         if not slots <= {"name", "digits", "word"} or not slots & {"digits", "word"}:
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Put synthetic canaries into a training set, each by the throw of a coin."""
+"""Put synthetic canaries into a training set, each by the flip of a coin."""
 
 import json
 import logging
@@ -74,7 +74,7 @@ def insert_canaries(
 ) -> tuple[DatasetT, CanarySet]:
     """Make canaries, put some of them into the training set by fair coins, and return both.
 
-    All canaries are made first, alike for both sides; then the coins are thrown, and epsilon can be
+    All canaries are made first, alike for both sides; then the coins are flipped, and epsilon can be
     bounded from them. Canaries of several families, and of several numbers of copies, come in equal
     shares. No canary repeats another one or a training row.
 
@@ -93,7 +93,7 @@ def insert_canaries(
             or `secrets` that a template states. Tokenized rows take the first four.
         repetitions: Numbers of copies that members get, such as (1, 4, 16). One copy is the leakage of a
             normal record; numbers are never pooled.
-        design: `coins` throws an independent fair coin for each canary; `pairs` makes twins of one family
+        design: `coins` flips an independent fair coin for each canary; `pairs` makes twins of one family
             and throws one for each pair, which of the two is inserted: both sides are equally large then.
         length: Words or tokens of a `uniform`, `unigram` or `bigram` canary. Tokenized rows that are all
             full and equally long decide themselves.
@@ -126,8 +126,8 @@ def insert_canaries(
     source = checked_dataset(train_dataset)
     if is_columnar(source) and is_transformed(cast(ColumnarDataset, source)):
         raise ConfigurationError(
-            "Got a dataset whose rows are made when they are read; canaries need rows that are stored: apply "
-            "the transform with `map`, or insert the canaries before it is set."
+            "Got a dataset whose rows are computed when they are read; canaries need stored rows: apply the "
+            "transform with `map`, or insert the canaries before setting it."
         )
     rows = readable(source)
     _check_fraction(cells, n_rows=len(rows), design=design, max_fraction=max_fraction)
@@ -187,8 +187,8 @@ def removal_list(canaries: CanarySet) -> list[dict[str, object]]:
     """
     if canaries.details is None:
         raise ConfigurationError(
-            f"Got canaries of method '{canaries.provenance.method}', which are the user's own records; only "
-            "inserted ones are to be removed."
+            f"Got canaries of method '{canaries.provenance.method}', which are your own records; only "
+            "inserted canaries can be removed."
         )
     return [
         {
@@ -233,8 +233,8 @@ def strip_canaries(train_dataset: DatasetT, canaries: CanarySet) -> DatasetT:
     n_found = len(source) - len(kept)
     if n_found != n_inserted:
         raise ConfigurationError(
-            f"Found {n_found} of {n_inserted} inserted rows; all must be there to be stripped: pass the "
-            "training set that insert_canaries returned, before tokenization or filtering."
+            f"Found {n_found} of {n_inserted} inserted rows; they can be stripped only together: pass "
+            "the training set that insert_canaries returned, before tokenization or filtering."
         )
     return cast(DatasetT, select(source, kept))
 
@@ -285,15 +285,15 @@ class _Maker:
         learned = [rows[i] for i in np.sort(rng.choice(self._usable, size=n_learned, replace=False)).tolist()]
         if {record_kind(row) for row in learned} != {self._kind}:
             raise ConfigurationError(
-                "Training rows of several shapes are mixed; canaries need one: map all rows to the same "
-                "columns."
+                "The training rows have different shapes, and canaries need a single one: map all rows to "
+                "the same columns."
             )
         if self._kind == "tokenized":
             self._frame = token_frame([canonical_record(row) for row in learned])
             self._length = self._frame.n_content(length)
             if "secrets" in families:
                 raise ConfigurationError(
-                    "The family 'secrets' is made of text, and the training rows are token ids: insert the "
+                    "The family 'secrets' is text, but the training rows are token ids: insert the "
                     "canaries before tokenization, or leave out 'secrets'."
                 )
         self._model: UnitModel | None = None
@@ -316,8 +316,8 @@ class _Maker:
             else:
                 raise TooFewCanariesError(
                     f"{len(open_places)} of {families.count(family)} canaries of the family '{family}' "
-                    f"repeat another one or a training row, after {_MAX_ROUNDS} rounds: ask for fewer or "
-                    "longer ones."
+                    f"still repeat another canary or a training row after {_MAX_ROUNDS} rounds: ask for "
+                    "fewer or longer ones."
                 )
         return [canary for canary in made if canary is not None]
 
@@ -354,8 +354,8 @@ class _Maker:
             room = self._frame.n_content(len(ids))
             if len(ids) < room:
                 raise ConfigurationError(
-                    f"Got a sample of {len(ids)} tokens, and every training row is full with {room}: pass "
-                    "samples of that length or more."
+                    f"Got a sample of {len(ids)} tokens, but training rows have room for {room}: pass "
+                    "samples at least that long."
                 )
             ids = ids[:room]
             row = token_row(host, ids, self._frame)
@@ -388,8 +388,8 @@ def _keys_and_usable(rows: MapStyleDataset[Record]) -> tuple[set[str], list[int]
             usable.append(i)
     if not usable:
         raise ConfigurationError(
-            f"None of {len(rows)} training rows has anything to learn; canaries are made in their likeness: "
-            "pass the training set itself."
+            f"None of the {len(rows)} training rows has anything to learn, so there is nothing to model "
+            "canaries on: pass the training set itself."
         )
     return keys, usable
 
@@ -410,7 +410,7 @@ def _checked_cells(
     if design not in ("coins", "pairs"):
         raise ConfigurationError(f"Got design={design!r}; use 'coins' or 'pairs'.")
     if design == "pairs" and n_canaries % 2:
-        raise ConfigurationError(f"Got n_canaries={n_canaries} for pairs of twins; use an even number.")
+        raise ConfigurationError(f"Got n_canaries={n_canaries} for pairs; use an even number.")
     kinds = [_Cell(family, n_repeats) for n_repeats, family in product(repetitions, families)]
     n_units = n_canaries if design == "coins" else n_canaries // 2
     cells = [kinds[i % len(kinds)] for i in range(n_units)]
@@ -440,7 +440,9 @@ def _check_choices(
     check_seed(seed)
     texts.check_templates(secret_templates)
     if length < 2:
-        raise ConfigurationError(f"Got length={length}; at least 2 are needed, 32 or more are useful.")
+        raise ConfigurationError(
+            f"Got length={length}; at least 2 are needed, and 32 or more are recommended."
+        )
     if ("samples" in families) != (samples is not None):
         raise ConfigurationError(
             "The family 'samples' and the argument `samples` go together: pass texts that the model "
@@ -459,7 +461,7 @@ def _check_fraction(cells: Sequence[_Cell], *, n_rows: int, design: Design, max_
         raise ConfigurationError(
             f"About {n_inserted:g} inserted rows among {n_rows} would be {fraction:.2%} of the training set, "
             f"more than max_fraction={max_fraction:g}, which allows {n_allowed}: ask for fewer canaries or "
-            "repetitions, or raise `max_fraction` (the share of canaries is what costs quality)."
+            "repetitions, or raise `max_fraction` (a larger share of canaries costs model quality)."
         )
 
 
@@ -472,8 +474,8 @@ def _warn_if_short(made: Sequence[_Made]) -> None:
     n_short = sum(length < _RECOMMENDED_TOKENS for length in lengths)
     if n_short:
         logger.warning(
-            "%d of %d canaries have fewer than about %d tokens, the shortest %d: their scores will be noisy. "
-            "Use longer ones.",
+            "%d of %d canaries have fewer than about %d tokens (the shortest has %d): their scores will be "
+            "noisy. Use longer ones.",
             n_short,
             len(made),
             _RECOMMENDED_TOKENS,

@@ -45,8 +45,8 @@ class TokenFrame:
         room = self.row_length - len(self.prompt) - (self.first is not None) - (self.last is not None)
         if room < 2:
             raise ConfigurationError(
-                f"Training rows of {self.row_length} tokens leave room for {room} tokens of a canary after "
-                f"{len(self.prompt)} without loss, 2 are needed: use longer rows."
+                f"Training rows of {self.row_length} tokens leave room for only {room} canary tokens after "
+                f"{len(self.prompt)} tokens without loss; 2 are needed: use longer rows."
             )
         # Full rows, as packing makes them, have no token that could fill the rest.
         return room if self.padding is None else min(length, room)
@@ -176,8 +176,8 @@ def token_row(host: Mapping[str, Any], content: Sequence[int], frame: TokenFrame
             name not in values and not isinstance(example, str) and _length(example) == len(host["input_ids"])
         ):
             raise ConfigurationError(
-                f"The column '{name}' seems to hold a value per token, and it is not known which ones a "
-                "canary needs: remove the column, or insert the canaries before it is made."
+                f"The column '{name}' seems to hold one value per token, and which values a canary needs is "
+                "unknown: remove the column, or insert the canaries before it is added."
             )
     return row
 
@@ -230,7 +230,7 @@ def _conversation(like: Any, prompt: str, text: str) -> list[dict[str, Any]]:
     if not assistants:
         raise ConfigurationError(
             f"Got a conversation with the roles {sorted({str(turn['role']) for turn in like})}; a canary is "
-            "the last turn of the role 'assistant': rename the roles."
+            "placed in the last turn with the role 'assistant': rename the roles."
         )
     return [_turn(_first_user(like), prompt), _turn(assistants[-1], text)]
 

@@ -121,9 +121,9 @@ class NearDuplicateCheck:
         examples = ", ".join(f"'{own}' and '{other}'" for own, other, _ in self.pairs[:3])
         return (
             f"{self.name}: {found} have one in {self.n_searched} records ({examples}). A near copy in "
-            "training makes a non-member half a member: leakage reads too low, and rates at few false "
-            "positives are wrong. Remove near copies from the pool before the split is drawn, never from one "
-            "side."
+            "the training set makes a non-member partly a member: measured leakage is too low, and rates at "
+            "a low FPR are wrong. Remove near copies from the pool before drawing the split, never from one "
+            "side only."
         )
 
 
@@ -153,7 +153,9 @@ class EvidenceCheck:
     def describe(self) -> str:
         """Say in one sentence how many records have enough."""
         consequence = (
-            " Scores are noisy, and leakage reads too low: use longer records." if self.is_flagged else ""
+            " Scores are noisy, and measured leakage is too low: use longer records."
+            if self.is_flagged
+            else ""
         )
         return (
             f"{self.name}: {self.n_below} of {self.n_records} records have fewer than {self.n_needed} "
@@ -212,16 +214,14 @@ class ValidityReport:
         if not self.is_randomized and not shifted:
             sentences.append(
                 "Membership was not drawn at random: the leakage figure may include differences that these "
-                "checks do not see."
+                "checks cannot detect."
             )
         return " ".join(sentences)
 
     def describe(self) -> str:
         """Say what each check found, a line each, and what follows from all."""
         lines = [("FLAGGED  " if check.is_flagged else "ok  ") + check.describe() for check in self.checks]
-        return "\n".join(
-            [*lines, self.headline or "Nothing found that changes how the leakage figure reads."]
-        )
+        return "\n".join([*lines, self.headline or "Nothing found that would distort the leakage figure."])
 
 
 def check_validity(

@@ -102,7 +102,7 @@ def _hashing() -> tuple[Any, Any]:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise MissingDependencyError(
-            "Looking for near-duplicates needs datasketch: pip install datasketch"
+            "Searching for near-duplicates needs datasketch: pip install datasketch"
         ) from None
     # The shingles are numbers that are spread evenly already.
     minhash = MinHash(num_perm=_N_PERMUTATIONS, seed=_SEED, hashfunc=int)

@@ -35,7 +35,7 @@ def test_units_of_one_record_alone_are_never_learned():
 
 
 def test_too_few_shared_units_are_refused_with_numbers():
-    with pytest.raises(ConfigurationError, match=r"Only 29 different .* 30 are needed"):
+    with pytest.raises(ConfigurationError, match=r"Only 29 distinct .* 30 are needed"):
         learn_units([UNITS[:29], UNITS])
 
 
@@ -149,5 +149,5 @@ def test_samples_are_taken_in_order_and_never_twice():
 
 @pytest.mark.parametrize("samples", [["a", "b"], lambda n: ["a", "b"]], ids=["list", "function"])
 def test_samples_that_run_out_are_refused_with_numbers(samples):
-    with pytest.raises(TooFewCanariesError, match="gave 2 texts where 3 more are needed"):
+    with pytest.raises(TooFewCanariesError, match="returned 2 where 3 more are needed"):
         draw_samples(samples, n_texts=3, n_drawn=0)

@@ -227,7 +227,7 @@ def test_tensors_stay_tensors_of_their_type():
 def test_a_column_with_unknown_values_per_token_is_refused():
     rows = [row | {"importance": [0.5] * 32} for row in ROWS["tokenized"]]
 
-    with pytest.raises(ConfigurationError, match="'importance' seems to hold a value per token"):
+    with pytest.raises(ConfigurationError, match="'importance' seems to hold one value per token"):
         insert_canaries(rows, n_canaries=50, **ROOM)
 
 
@@ -424,7 +424,7 @@ def test_samples_for_tokenized_rows_are_token_ids():
 
 
 def test_too_few_distinct_texts_are_refused():
-    with pytest.raises(TooFewCanariesError, match="repeat another one or a training row"):
+    with pytest.raises(TooFewCanariesError, match="repeat another canary or a training row"):
         insert_canaries(TEXTS, n_canaries=50, families=("samples",), samples=lambda n: ["same"] * n, **ROOM)
 
 
@@ -464,7 +464,7 @@ def test_the_saved_removal_list_names_every_row_and_only_these(tmp_path):
 def test_records_of_the_users_own_have_no_removal_list():
     _, canaries = hold_out_canaries(TEXTS, n_members=20, n_non_members=20)
 
-    with pytest.raises(ConfigurationError, match="the user's own records"):
+    with pytest.raises(ConfigurationError, match="your own records"):
         removal_list(canaries)
 
 
@@ -478,12 +478,12 @@ def test_too_large_a_share_is_refused_with_numbers_whatever_the_coins():
 
 @pytest.mark.parametrize("size", [49, 10])
 def test_too_few_coins_are_refused(size):
-    with pytest.raises(TooFewCanariesError, match=f"{size} records with a coin each; at least 50"):
+    with pytest.raises(TooFewCanariesError, match=f"coin flips for {size} records; at least 50"):
         insert_canaries(TEXTS, n_canaries=size, **ROOM)
 
 
 def test_every_tier_needs_its_own_numbers():
-    with pytest.raises(TooFewCanariesError, match="33 records with a coin each"):
+    with pytest.raises(TooFewCanariesError, match="coin flips for 33 records"):
         insert_canaries(TEXTS, n_canaries=99, repetitions=(1, 4, 16), families=("bigram",), **ROOM)
     with pytest.raises(TooFewCanariesError, match="9 pairs with 1 copies; at least 10"):
         insert_canaries(TEXTS, n_canaries=18, design="pairs", **ROOM)
@@ -519,11 +519,11 @@ def test_arguments_outside_their_range_are_refused(arguments, message):
         (datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS["text"])), r"dataset\['train'\]"),
         (
             datasets.Dataset.from_list(ROWS["text"]).with_transform(lambda rows: rows),
-            "made when they are read",
+            "computed when they are read",
         ),
-        ([*TEXTS[:200], *ROWS["messages"]], "several shapes are mixed"),
-        (["", " "] * 100, "None of 200 training rows"),
-        (["short text"] * 200, "Only 2 different words"),
+        ([*TEXTS[:200], *ROWS["messages"]], "have different shapes"),
+        (["", " "] * 100, "None of the 200 training rows"),
+        (["short text"] * 200, "Only 2 distinct words"),
     ],
     ids=["stream", "splits", "transform", "mixed", "empty", "few words"],
 )

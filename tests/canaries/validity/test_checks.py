@@ -49,7 +49,7 @@ def test_a_random_split_is_not_flagged_and_reads_as_it_is():
     assert not report.is_flagged
     assert report.blind_auc == 0.5
     assert report.headline == ""
-    assert "Nothing found that changes" in report.describe()
+    assert "Nothing found that would distort" in report.describe()
 
 
 @pytest.mark.slow
