@@ -33,7 +33,7 @@ ROWS = (
     Row(frozenset({"scoring.rows", "scoring.statistics", "scoring.attack"}), frozenset()),
     Row(frozenset({"measuring"}), frozenset()),
     Row(frozenset({"report"}), frozenset()),
-    Row(frozenset({"audit.judge", "audit.economy", "audit.settings"}), frozenset()),
+    Row(frozenset({"audit.judge", "audit.economy"}), frozenset()),
     Row(frozenset({"distributed", "scoring"}), frozenset({"torch", "tqdm"})),
     Row(frozenset({"reference"}), frozenset()),
     Row(frozenset({"audit"}), frozenset()),
@@ -64,7 +64,7 @@ EXCEPTIONS = {
     ("report.drawing", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
-    ("shells.trl_rows", "datasets"): "TRL prepares nothing else, and brings it along",
+    ("huggingface.trl", "datasets"): "TRL prepares nothing else, and brings it along",
     ("reference.pretrained", "transformers"): "a checkpoint, as the reference or to be audited",
     ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
 }

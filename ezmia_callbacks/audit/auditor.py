@@ -1,11 +1,9 @@
 """The audit itself, for a hand-written loop; the framework callbacks are thin shells over it."""
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,96 +12,44 @@ import torch
 from torch import nn
 
 from ezmia_callbacks.audit.economy import Stopwatch, affordable_share
+from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
-from ezmia_callbacks.audit.settings import OnError, check_arguments
-from ezmia_callbacks.canaries import CanarySet, ValidityReport, check_validity
+from ezmia_callbacks.audit.run_folder import RunFolder
+from ezmia_callbacks.audit.run_state import RunState
+from ezmia_callbacks.audit.settings import AuditSettings, OnError
+from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
-    can_share_records,
     gather,
     is_main_process,
-    n_processes,
     on_all_ranks,
     rank,
     unwrapped,
 )
-from ezmia_callbacks.errors import (
-    AuditError,
-    ConfigurationError,
-    ReferenceMismatchError,
-    TooFewCanariesError,
-)
-from ezmia_callbacks.files import check_writable
-from ezmia_callbacks.functional.budget import (
-    Decision,
-    LeakageBudget,
-    alpha_for_audit,
-    decide,
-)
-from ezmia_callbacks.functional.epsilon import EpsilonBound
-from ezmia_callbacks.functional.planning import canaries_needed
+from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
-from ezmia_callbacks.measuring.figures import (
-    edge_counts,
-    mean_loss,
-    mean_of_records,
-    measure_auc,
-    measure_scores,
-)
+from ezmia_callbacks.measuring.figures import figures, mean_loss
+from ezmia_callbacks.measuring.split_checks import check_split, refuse_blind_split
 from ezmia_callbacks.measuring.subset import CanarySubset, smallest_subset
-from ezmia_callbacks.reference.sources import (
-    ReferenceSource,
-    adapters_disabled,
-    can_disable_adapters,
-    check_reference,
-    check_token_ids,
-    explain_added_vocabulary,
-    explain_difference,
-    explain_other_vocabulary,
-    has_adapters,
-    reference_label,
-    second_model,
-)
+from ezmia_callbacks.reference.sources import ReferenceSource, check_reference, reference_label
+from ezmia_callbacks.reference.statistics import reference_statistics
 from ezmia_callbacks.results.findings import detect
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
-from ezmia_callbacks.results.result import AuditResult, Finding, Measurement
+from ezmia_callbacks.results.moment import Moment
+from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
-from ezmia_callbacks.scoring.attack import Attack, checked_scores
-from ezmia_callbacks.scoring.forward import (
-    call_for_logits,
-    check_model,
-    deal_rows,
-    evaluation_without_side_effects,
-    token_statistics,
-)
-from ezmia_callbacks.scoring.memory import fit_into_memory
-from ezmia_callbacks.scoring.projection import LogitsFunction, Projection
+from ezmia_callbacks.scoring.attack import Attack
+from ezmia_callbacks.scoring.forward import call_for_logits
+from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import EncodedCanaries, Tokenizer, encode_canaries
-from ezmia_callbacks.scoring.statistics import (
-    TokenStatistics,
-    join_statistics,
-    load_statistics,
-    save_statistics,
-    score_records,
-)
+from ezmia_callbacks.scoring.scorer import Scorer
+from ezmia_callbacks.scoring.statistics import TokenStatistics
 
-__all__ = ["PrivacyAuditor"]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
-
-# Enough rows to see whether two models differ at all.
-_N_PROBE_ROWS = 8
-# Nats a token; rounding in bfloat16 stays well below, a model that was trained lies well above.
-_SAME_MODEL_TOLERANCE = 0.02
-
-_TRAJECTORIES = "trajectories.safetensors"
-
-# Of (epsilon, delta), where coins were thrown.
-_DELTA = 1e-5
-
-# Shown beside the deciding score; they decide nothing.
-_COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
 
 
 class PrivacyAuditor:
@@ -120,29 +66,33 @@ class PrivacyAuditor:
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: The score that decides: a key of `token_statistics.SCORES`, or an `Attack` of your own.
+        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
+            beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
             them. None if unknown: then early audits get more of it and late ones less.
         tokenizer: Needed for canaries that are not tokenized.
-        max_length: Truncation of canaries that are not tokenized; give what training uses.
+        max_length: Truncation of canaries that are raw text; give what training uses.
         batch_size: Records in a forward pass.
         max_overhead: Share of the training time, in (0, 1), that audits may take. The first audit after the
-            baseline then chooses a part of the canaries that keeps to it, for all audits of the run, by the
+            baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
             time that training took until then; never fewer than the budget needs. None scores all canaries.
-        output_dir: Folder for reference statistics, history and kept weights; None keeps all in memory.
-        restore: Keep the weights of the last audit inside the budget, for `restore_within_budget`.
-        on_error: What an error in an audit after the first step does: `"warn"` marks the audit as failed
-            and lets training go on, `"raise"` ends it. Errors in `begin` are always raised.
+        output_dir: Folder for the history, the reference statistics and the kept weights; None keeps all in
+            memory.
+        restore: Keep the weights of the last audit within the budget, for `restore_within_budget`.
+        on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
+            lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
+        judge_only: Give verdicts and never stop, for a run that is over.
         training_records: Rows that will be trained on, in the form of the canaries; near copies of
             non-members are looked for among them before the first step.
         show_progress: Show a bar while an audit takes longer than two seconds.
         logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
             input ids and the attention mask; the default calls it like a Hugging Face model.
         autocast: Makes the context under which training runs its forward pass.
+        run_metadata: What is known about the run besides; by default its time, machine, versions and command.
 
     Raises:
         ConfigurationError: if an argument is outside its range.
@@ -176,109 +126,73 @@ class PrivacyAuditor:
         restore: bool = True,
         on_error: OnError = "warn",
         allow_shift: bool = False,
+        judge_only: bool = False,
         training_records: Iterable[Any] | None = None,
         show_progress: bool = False,
         logits_fn: LogitsFunction = call_for_logits,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        run_metadata: RunMetadata | None = None,
     ) -> None:
-        check_arguments(
+        check_reference(reference)
+        settings = AuditSettings(
             budget=budget,
+            reference=reference,
             score=score,
             fpr_levels=fpr_levels,
             confidence=confidence,
+            max_length=max_length,
             batch_size=batch_size,
             max_overhead=max_overhead,
+            output_dir=output_dir,
+            restore=restore,
             on_error=on_error,
+            allow_shift=allow_shift,
+            judge_only=judge_only,
         )
-        check_reference(reference)
-        if n_audits is not None and n_audits < 1:
-            raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {n_audits!r}.")
+        _check_attack_fits(settings.attack, canaries)
         self.canaries = canaries
-        self._attack = None if isinstance(score, str) else score
-        self._score = score if isinstance(score, str) else score.name
-        index_of = {record_id: i for i, record_id in enumerate(canaries.record_ids)}
-        encoded = encode_canaries(canaries, tokenizer, max_length=max_length)
-        kept = canaries.select([index_of[record_id] for record_id in encoded.record_ids])
-        self._part = CanarySubset(encoded, AnalysisUnits(kept))
-        self._whole_reference: TokenStatistics | None = None
-        self._is_part_chosen = max_overhead is None
-        self._max_overhead = max_overhead
-        self._watch = Stopwatch()
-        self._scoring_seconds = self._keeping_seconds = 0.0
-        is_structured = canaries.groups is not None or len(canaries.tiers) > 1
-        if self._attack is not None and self._attack.is_trained_on_membership and is_structured:
-            raise ConfigurationError(
-                f"The attack {self._attack.name!r} is trained on the canaries, and these have groups or "
-                "several tiers of copies, which its folds would tear apart: use a built-in score, or "
-                "canaries without."
-            )
-        metadata = replace(
-            RunMetadata.of_this_process(),
-            canaries=self.encoded.fingerprint,
-            reference=reference_label(reference),
-            score=self._score,
-            n_planned_audits="unknown" if n_audits is None else n_audits,
-        )
-        self.history = AuditHistory((), budget, confidence, canaries.describe(), run_metadata=metadata)
-        self._n_audits = n_audits
-        self.trajectories = self._no_trajectories()
-        self._allow_shift = allow_shift
-        self._training_records = training_records
+        self.settings = settings
         self._reference_source: ReferenceSource = reference
-        self._fpr_levels = _with_budget_level(fpr_levels, budget)
-        self._batch_size = batch_size
-        self._output_dir = None if output_dir is None else Path(output_dir)
-        self._on_error = on_error
-        self._is_progress_shown = show_progress
-        self._logits_fn = logits_fn
-        self._autocast = autocast
-        self._reference: TokenStatistics | None = None
+        self._training_records = training_records
+        self._scorer = Scorer(
+            batch_size=batch_size, logits_fn=logits_fn, autocast=autocast, show_progress=show_progress
+        )
+        self._watch = Stopwatch()
+        self._folder = None if output_dir is None else RunFolder(Path(output_dir))
+        self._kept = self._no_kept_weights() if settings.keeps_weights else None
+        self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only)
         self._target: TokenStatistics | None = None
-        self._projection: Projection | None = None
-        self._is_loaded = False
-        keeps_weights = restore and budget is not None
-        path = self._output_dir and self._output_dir / f"last_within_budget-{rank()}.pt"
-        self._snapshot = KeptWeights(path) if keeps_weights else None
-        if self.encoded.n_dropped:
-            logger.warning(
-                "%d canaries have fewer than two tokens that carry loss and are left out.",
-                self.encoded.n_dropped,
-            )
-        if budget is not None and budget.metric == "tpr_at_fpr" and n_audits is None:
-            raise ConfigurationError(
-                f"A budget on {budget.label} needs to know how many audits will share its error rate: pass "
-                "`n_audits`, or give the trainer a length (`max_steps`); or set the budget on AUC."
-            )
-        if budget is not None:
-            self._check_budget_is_resolvable(budget)
-        self._note_part()
+        self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
+        self._judge.check_resolvable(self._state.subset)
+        self._move_to(self._state)
+
+    @property
+    def history(self) -> AuditHistory:
+        """The audits so far, the baseline first; empty before `begin`."""
+        return self._state.history
 
     @property
     def encoded(self) -> EncodedCanaries:
-        """The records that audits score: all that carry loss, or the part that `max_overhead` left."""
-        return self._part.encoded
+        """The records that audits score: all that carry loss, or the subset that `max_overhead` left."""
+        return self._state.subset.encoded
 
     @property
-    def _units(self) -> AnalysisUnits:
-        return self._part.units
+    def trajectories(self) -> Trajectories:
+        """The deciding score of each record at each audit."""
+        return self._state.trajectories
 
     @property
     def trajectories_of_units(self) -> Trajectories:
         """The trajectories of what figures count: groups where there are groups, the tier of the headline."""
-        groups = self._units.canaries.groups
-        if groups is not None:
-            return self.trajectories.by_group(groups)
-        return self.trajectories.of_records(self._units.is_headline)
+        units = self._state.subset.units
+        if units.canaries.groups is not None:
+            return self.trajectories.by_group(units.canaries.groups)
+        return self.trajectories.of_records(units.is_headline)
 
     @property
     def reference(self) -> TokenStatistics | None:
         """Statistics of the reference model; None before `begin`."""
-        return self._reference
-
-    @property
-    def _fingerprint(self) -> str:
-        """Of what the reference statistics were computed on, and from: sources are never mixed in a run."""
-        return f"{self._part.all_encoded.fingerprint}-{reference_label(self._reference_source)}"
+        return self._state.reference_of_subset
 
     @property
     def target(self) -> TokenStatistics | None:
@@ -287,10 +201,6 @@ class PrivacyAuditor:
         `functional.extraction_probability` and `functional.rank_exposure` take it from there.
         """
         return self._target
-
-    @property
-    def _reference_path(self) -> Path | None:
-        return self._output_dir and self._output_dir / "reference.safetensors"
 
     def begin(self, model: nn.Module, *, step: int | None = None, epoch: float | None = 0.0) -> AuditResult:
         """Compute the reference statistics and make the baseline audit.
@@ -315,36 +225,14 @@ class PrivacyAuditor:
                 split of the user's whose sides can be told apart without the model.
             OSError: if `output_dir` cannot be written.
         """
-        _check_epoch(epoch)
+        moment = Moment(step or 0, epoch, is_baseline=True)
         self._watch = Stopwatch()
         with self._watch.audit():
-            return self._begin(unwrapped(model), step=step, epoch=epoch)
-
-    def _begin(self, model: nn.Module, *, step: int | None, epoch: float | None) -> AuditResult:
-        on_all_ranks(self._check_output_dir)
-        self._check_same_canaries()
-        self._projection = self._check_model(model)
-        if self._is_loaded:
-            return self._begin_loaded(model, step=step)
-        started = time.perf_counter()
-        # A run before this one may have chosen a part.
-        self._part = self._part.of_share(1.0)
-        self._is_part_chosen = self._max_overhead is None
-        self._note_part()
-        self._say_power()
-        self._set_reference(None)
-        self.history = self.history.with_results([])
-        self.trajectories = self._no_trajectories()
-        step = step or 0
-        result = self._measure(model, step=step, epoch=epoch, is_baseline=True, started=started)
-        self._check_validity()
-        on_all_ranks(self._save_reference)
-        before = time.perf_counter()
-        self._record(result)
-        if self._snapshot is not None:
-            self._snapshot.save(model, step=step)
-        self._keeping_seconds = time.perf_counter() - before
-        return result
+            self._check_surroundings()
+            if self._state.is_resumed:
+                self._go_on(unwrapped(model), step=step)
+                return self.history[-1]
+            return self._start(unwrapped(model), moment)
 
     def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
         """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
@@ -360,39 +248,28 @@ class PrivacyAuditor:
             ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
             ConfigurationError: if there is no `output_dir` to read it from.
         """
-        path = self._reference_path
-        if path is None:
+        folder, state = self._folder, self._state
+        if folder is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
+        results = [AuditResult.from_dict(row) for row in history]
         with self._watch.audit():
-            self._resume(unwrapped(model), history, path=path, step=step)
-
-    def _resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, path: Path, step: int) -> None:
-        self._check_same_canaries()
-        fingerprint = self._fingerprint
-        own = on_all_ranks(
-            lambda: load_statistics(path, fingerprint=fingerprint) if is_main_process() else None
-        )
-        self.history = self.history.with_results(history).up_to_step(step)
-        self._take_up_part()
-        self._set_reference(broadcast_from_main(own))
-        self._recall(step=step)
-        last = self.history.last_within_budget
-        self._resume_snapshot(model, step=step, is_within=last is not None and last.step == step)
+            self._check_surroundings()
+            saved = broadcast_from_main(
+                on_all_ranks(lambda: folder.load(results, state) if is_main_process() else None)
+            )
+            if saved is not None:  # the main process's, on every one
+                self._move_to(state.resumed(saved, step=step))
+            self._go_on(unwrapped(model), step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted run needs to go on; plain Python and tensors only.
 
         Save it with every checkpoint (`accelerator.register_for_checkpointing(auditor)` does).
         """
-        reference = self._whole_reference
-        return {
-            "fingerprint": self._fingerprint,
-            "history": self.history.to_dicts(),
-            "findings": [asdict(finding) for finding in self.history.findings],
-            "caveat": self.history.caveat,
-            "reference": None if reference is None else _to_tensors(reference),
-            "trajectories": _to_tensors(self.trajectories),
-        }
+        state: dict[str, Any] = _map_leaves(
+            self._state.to_dict(), lambda v: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+        )
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over an interrupted run, as `state_dict` left it; call `begin` afterwards as always.
@@ -400,43 +277,26 @@ class PrivacyAuditor:
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
         """
-        if state["reference"] is None:
-            return
-        if state["fingerprint"] != self._fingerprint:
-            raise ReferenceMismatchError(
-                "The state belongs to other canaries or another reference (fingerprint "
-                f"{state['fingerprint']}, these have {self._fingerprint}). Resume with the same canaries, "
-                "or start again from the original weights: the trained weights cannot stand in for the "
-                "reference."
-            )
-        findings = tuple(Finding(**finding) for finding in state["findings"])
-        self.history = replace(self.history, findings=findings, caveat=state["caveat"])
-        self.history = self.history.with_results(state["history"])
-        self._take_up_part()
-        self._set_reference(TokenStatistics(**_to_arrays(state["reference"])))
-        self.trajectories = replace(self.trajectories, **_to_arrays(state["trajectories"]))
-        self._is_loaded = True
+        arrays = _map_leaves(state, lambda v: v.cpu().numpy() if isinstance(v, torch.Tensor) else v)
+        self._move_to(self._state.resumed_from_dict(arrays))
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
         """Start a new run with the reference kept: the weights were trained in between.
 
-        A run that was broken off has weights inside the budget still kept; those stay the ones to put back.
+        A run that was broken off has weights within the budget still kept; those stay the ones to restore.
         A run that ended has left such weights in the model.
 
         Args:
             model: The model, with the weights that the new run starts from.
             n_audits: Number of audits that the new run will make.
         """
-        snapshot = self._snapshot
-        if snapshot is not None and broadcast_from_main(snapshot.exists):
-            on_all_ranks(lambda: snapshot.relabel(step=0))
+        kept = self._kept
+        if kept is not None and broadcast_from_main(kept.exists):
+            on_all_ranks(lambda: kept.relabel(step=0))
         else:
             self._keep_weights(unwrapped(model), step=0)
-        baseline = [r for r in self.history if r.is_baseline]
-        self.history = self.history.with_results([r.to_dict() for r in baseline])
-        self.trajectories = self.trajectories.up_to_step(baseline[-1].step if baseline else -1)
-        self._n_audits = n_audits
-        self._note_part()
+        self._judge = replace(self._judge, n_audits=n_audits)
+        self._move_to(self._state.restarted())
 
     def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
         """Measure the leakage of the model as it is now, and judge it.
@@ -453,545 +313,346 @@ class PrivacyAuditor:
             ConfigurationError: if `begin` was not called.
             Exception: whatever went wrong in the audit, if `on_error` is `"raise"`.
         """
-        if self._reference is None:
+        if self._state.reference is None or self._state.is_resumed:
             raise ConfigurationError(
                 "`begin(model)` must be called before the first optimizer step: the trained model cannot "
                 "stand in for the reference."
             )
-        model = unwrapped(model)
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
-        _check_epoch(epoch)
+        moment = Moment(step, epoch)
         with self._watch.audit():
-            return self._audit(model, step=step, epoch=epoch)
-
-    def _audit(self, model: nn.Module, *, step: int, epoch: float | None) -> AuditResult:
-        started = time.perf_counter()
-        try:
-            self._choose_part()
-            result = self._measure(model, step=step, epoch=epoch, is_baseline=False, started=started)
-        except Exception as error:
-            result = self._failed(error, step=step, epoch=epoch, started=started)
+            try:
+                self._choose_subset()
+                result = self._measure(unwrapped(model), moment)
+            except Exception as error:
+                result = self._failed(f"{type(error).__name__}: {error}", moment)
+                self._record(result)
+                if self.settings.on_error == "raise":
+                    raise
+                logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
+                return result
             self._record(result)
-            if self._on_error == "raise":
-                raise
-            logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
+            if result.decision.is_within_budget:
+                self._keep_weights(unwrapped(model), step=step)
             return result
-        self._record(result)
-        if result.decision.is_within_budget:
-            self._keep_weights(model, step=step)
+
+    def mark_failed(self, reason: str, *, step: int, epoch: float | None = None) -> AuditResult:
+        """Record that no audit could be made at this point: a gap in the curve, where leakage is unknown.
+
+        Args:
+            reason: What went wrong.
+            step: Optimizer steps done.
+            epoch: Epochs done.
+        """
+        with self._watch.audit():
+            result = self._failed(reason, Moment(step, epoch))
+            self._record(result)
         return result
 
     def restore_within_budget(self, model: nn.Module) -> AuditResult:
-        """Put back, in place, the weights of the last audit inside the budget; returns that audit.
+        """Restore, in place, the weights of the last audit within the budget; returns that audit.
 
         It is the last one whose weights could be kept: after a full disk, an earlier one.
 
         Raises:
             AuditError: if no such weights were kept.
         """
-        if self._snapshot is None:
+        if self._kept is None:
             raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
-        step = self._snapshot.restore(unwrapped(model))
+        step = self._kept.restore(unwrapped(model))
         return next(result for result in reversed(self.history.results) if result.step == step)
 
     def finish(self) -> None:
-        """Remove the kept weights; the reference and the history stay."""
-        if self._snapshot is not None:
-            self._snapshot.discard()
+        """Say that the run is over: the history is whole, and the kept weights are removed."""
+        if self._kept is not None:
+            self._kept.discard()
+        if len(self.history):
+            self._move_to(replace(self._state, history=replace(self.history, is_complete=True)))
+            on_all_ranks(lambda: self._save_audits(is_needed=False))
 
-    def _check_output_dir(self) -> None:
-        if self._output_dir is not None and is_main_process():
-            check_writable(self._output_dir)
+    def _before_training(self, tokenizer: Tokenizer | None, metadata: RunMetadata) -> RunState:
+        """The canaries as rows, and an empty history."""
+        settings, canaries = self.settings, self.canaries
+        encoded = encode_canaries(canaries, tokenizer, max_length=settings.max_length)
+        if encoded.n_dropped:
+            logger.warning(
+                "%d canaries have fewer than two tokens that carry loss and are left out.", encoded.n_dropped
+            )
+        kept = canaries.select(canaries.indices_of(encoded.record_ids))
+        label = reference_label(self._reference_source)
+        metadata = replace(metadata, canaries=encoded.fingerprint, reference=label, score=settings.score_name)
+        return RunState.before_training(
+            CanarySubset(encoded, AnalysisUnits(kept)),
+            AuditHistory(
+                (), settings.budget, settings.confidence, canaries.describe(), run_metadata=metadata
+            ),
+            fingerprint=f"{encoded.fingerprint}-{label}",
+            score=settings.score_name,
+            chooses_subset=settings.max_overhead is not None,
+        )
 
-    def _check_same_canaries(self) -> None:
-        if len(set(gather(self._fingerprint))) > 1:
+    def _no_kept_weights(self) -> KeptWeights:
+        return KeptWeights(None if self._folder is None else self._folder.kept_weights(rank=rank()))
+
+    def _move_to(self, state: RunState) -> None:
+        """The run stands here now; what its canaries can find out is noted with it."""
+        subset = state.subset
+        self._state = state.with_metadata(
+            n_planned_audits="unknown" if self._judge.n_audits is None else self._judge.n_audits,
+            n_scored=len(subset.encoded.rows),
+            n_canaries=len(subset.all_encoded.rows),
+            power=self._judge.describe_power(subset),
+        )
+
+    def _check_surroundings(self) -> None:
+        """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        folder = self._folder
+        if folder is not None:
+            on_all_ranks(lambda: folder.check_writable() if is_main_process() else None)
+        if len(set(gather(self._state.fingerprint))) > 1:
             raise ConfigurationError(
                 "The processes hold different canaries: draw them from the whole dataset with the same seed "
                 "in every process, before it is divided among them."
             )
 
-    def _save_reference(self) -> None:
-        whole = self._whole_reference
-        if self._reference_path is not None and whole is not None and is_main_process():
-            save_statistics(self._reference_path, whole, fingerprint=self._fingerprint)
+    def _start(self, model: nn.Module, moment: Moment) -> AuditResult:
+        """The baseline of a run that starts here."""
+        self._move_to(self._state.anew())
+        self._prepare(model)
+        self._log_power()
+        result = self._measure(model, moment)
+        self._check_split()
+        on_all_ranks(self._save_reference)
+        with self._watch.keeping():
+            self._record(result)
+            if self._kept is not None:
+                self._kept.save(model, step=moment.step)
+        return result
 
-    def _set_reference(self, whole: TokenStatistics | None) -> None:
-        self._whole_reference = whole
-        self._reference = None if whole is None else whole.select(self._part.is_chosen)
+    def _go_on(self, model: nn.Module, *, step: int | None) -> None:
+        """The interrupted run has its model again, at this step or, if None, at its last audit."""
+        self._prepare(model)
+        if step is not None:
+            self._move_to(self._state.at_step(step))
+        on_all_ranks(self._save_reference)
+        within = self.history.last_within_budget
+        if step is None:
+            step = self.history[-1].step
+            is_within = within is self.history[-1] and self._is_audited(model)
+        else:
+            is_within = within is not None and within.step == step
+        self._take_up_kept_weights(model, step=step, is_within=is_within)
+        self._state = replace(self._state, is_resumed=False)
 
-    def _note_metadata(self, **fields: Any) -> None:
-        self.history = replace(self.history, run_metadata=replace(self.history.run_metadata, **fields))
+    def _prepare(self, model: nn.Module) -> None:
+        projection = self._scorer.prepare(model, self._state.subset.all_encoded.rows)
+        self._state = self._state.with_metadata(logits=projection.describe())
 
-    def _no_trajectories(self) -> Trajectories:
-        return Trajectories.empty(
-            score=self._score,
-            record_ids=self.encoded.record_ids,
-            is_member=self.encoded.is_member,
-            fingerprint=self.encoded.fingerprint,
-        )
+    def _is_audited(self, model: nn.Module) -> bool:
+        """Whether the weights are those of the last audit; a checkpoint may have been saved later."""
+        target = self._scorer.statistics(model, self.encoded.rows)
+        loss = mean_loss(target, self.encoded.is_member)
+        return broadcast_from_main(loss == self.history[-1].member_loss)
 
-    def _take_part(self, part: CanarySubset) -> None:
-        """Score a part of the canaries from here on, and go on as if there had never been more."""
-        self._is_part_chosen = True
-        if part.share == self._part.share:
+    def _take_up_kept_weights(self, model: nn.Module, *, step: int, is_within: bool) -> None:
+        if self._kept is None:
             return
-        self._part = part
-        self.trajectories = self.trajectories.of_records(part.is_chosen)
-        self._set_reference(self._whole_reference)
-        self._note_part()
+        self._kept.discard_after(step)
+        if is_within:
+            self._keep_weights(model, step=step)
+        elif not broadcast_from_main(self._kept.exists) and is_main_process():
+            logger.warning(
+                "No weights within the budget are kept yet: until an audit finds the model within it, a stop "
+                "has none to restore."
+            )
 
-    def _take_up_part(self) -> None:
-        """Score the part that an interrupted run had chosen."""
-        shares = [result.share for result in self.history.audits_after_baseline if result.status == "ok"]
-        if shares:
-            self._take_part(self._part.of_share(shares[-1]))
-
-    def _choose_part(self) -> None:
+    def _choose_subset(self) -> None:
         """Choose, once in a run, how many canaries its audits can afford."""
-        if self._is_part_chosen or self._max_overhead is None:
+        state, max_overhead = self._state, self.settings.max_overhead
+        if max_overhead is None or state.is_subset_chosen:
             return
         share = affordable_share(
-            self._max_overhead,
+            max_overhead,
             training_seconds=self._watch.last_interval,
             # The baseline of a resumed run was made by another process.
-            scoring_seconds=self._scoring_seconds or self.history[0].seconds,
-            other_seconds=self._keeping_seconds,
+            scoring_seconds=self._watch.scoring_seconds or self.history[0].seconds,
+            other_seconds=self._watch.keeping_seconds,
             spent_seconds=self._watch.audit_seconds,
-            n_audits=self._n_audits,
+            n_audits=self._judge.n_audits,
         )
         # Clocks differ from process to process.
         share = broadcast_from_main(share)
-        part = smallest_subset(
-            self._part,
-            affordable_share=share,
-            budget=self.history.budget,
-            failure_probability=self._least_failure_probability,
-        )
-        self._take_part(part)
-        is_affordable = part.share <= share
-        if not is_main_process() or (is_affordable and part.share == 1.0):
+        subset = smallest_subset(state.subset, affordable_share=share, can_judge=self._judge.can_judge)
+        self._move_to(state.with_subset(subset))
+        is_affordable = subset.share <= share
+        if not is_main_process() or (is_affordable and subset.share == 1.0):
             return
-        text = " ".join(filter(None, (part.describe(), self._power())))
+        text = " ".join(filter(None, (subset.describe(), self._judge.describe_power(subset))))
         if is_affordable:
-            logger.info("To keep audits under %.3g of the training time: %s", self._max_overhead, text)
+            logger.info("To keep audits under %.3g of the training time: %s", max_overhead, text)
         else:
             logger.warning(
                 "Audits will take more than %.3g of the training time: fewer canaries could not carry the "
                 "figures. %s Audit less often, or raise `max_overhead`.",
-                self._max_overhead,
+                max_overhead,
                 text,
             )
 
-    @property
-    def _least_failure_probability(self) -> float:
-        """Share of the error rate of the least favored audit; of the first where their number is unknown."""
-        return alpha_for_audit(
-            self._n_audits or 1,
-            n_planned=self._n_audits,
-            failure_probability=1.0 - self.history.band_confidence,
-        )
-
-    def _power(self) -> str:
-        """What one audit can find out about the budget, in one sentence; empty without a budget."""
-        budget = self.history.budget
-        if budget is None:
-            return ""
-        return self._part.describe_power(budget, failure_probability=self._least_failure_probability)
-
-    def _say_power(self) -> None:
+    def _log_power(self) -> None:
         """Say before the first step what will hardly be found: it would read as if nothing leaked."""
-        if self.history.budget is None or not is_main_process():
-            return
-        can_judge = self._part.can_judge(
-            self.history.budget, failure_probability=self._least_failure_probability
-        )
-        logger.log(logging.INFO if can_judge else logging.WARNING, "%s", self._power())
+        power = self._judge.describe_power(self._state.subset)
+        if power is not None and is_main_process():
+            can_judge = self._judge.can_judge(self._state.subset)
+            logger.log(logging.INFO if can_judge else logging.WARNING, "%s", power)
 
-    def _note_part(self) -> None:
-        """Write down which canaries audits score, and what they can find out."""
-        self._note_metadata(
-            n_scored=len(self._part.encoded.rows),
-            n_canaries=len(self._part.all_encoded.rows),
-            power=None if self.history.budget is None else self._power(),
-        )
-
-    def _check_budget_is_resolvable(self, budget: LeakageBudget) -> None:
-        try:
-            self._part.check_resolvable(budget, failure_probability=self._least_failure_probability)
-        except TooFewCanariesError as error:
-            if self._n_audits is None:
-                raise
-            plan = canaries_needed(budget, n_audits=self._n_audits)
-            raise TooFewCanariesError(f"{error} {plan.describe()}") from None
-
-    def _check_validity(self) -> None:
-        """Look for what would make the figures say something else than leakage, before it is too late."""
-        report = broadcast_from_main(on_all_ranks(lambda: self._validity() if is_main_process() else None))
-        if report is None or self._reference is None:
-            return
-        findings = tuple(Finding(check.name, check.is_flagged, check.describe()) for check in report.checks)
-        self.history = replace(self.history, findings=findings, caveat=report.headline)
-        is_blind = report.blind_auc > 0.5
-        if (
-            is_blind
-            and not report.is_randomized
-            and self.history.budget is not None
-            and not self._allow_shift
-        ):
-            raise ConfigurationError(
-                f"{report.headline} A leakage budget cannot be judged on such a split: draw both sides "
-                "from one pool with `hold_out_canaries`, or pass `allow_shift=True` to have the difference "
-                "counted as leakage."
-            )
-        _warn(report.headline or None)
-
-    def _validity(self) -> ValidityReport | None:
-        reference = self._reference
-        if reference is None:
-            return None
-        n_scored = np.diff(reference.offsets)
-        canaries = self._units.canaries
-        # One record of each group: those of a group are not independent.
-        chosen = np.sort(np.unique(canaries.groups or canaries.record_ids, return_index=True)[1])
-        return check_validity(
-            canaries.select(chosen.tolist()),
-            training_records=self._training_records,
-            reference_losses=mean_of_records(-reference.log_probs, reference.offsets)[chosen],
-            n_scored_tokens=n_scored[chosen],
-            n_error_tokens=(n_scored * mean_of_records(~reference.is_correct, reference.offsets))[chosen],
-            confidence=self.history.confidence,
-        )
-
-    def _recall(self, *, step: int) -> None:
-        """Findings and trajectories of a run that goes on; without their files it goes on, too."""
-        if self._output_dir is None:
-            return
-        try:
-            found = AuditHistory.load(self._output_dir / "history.jsonl")
-            self.history = replace(self.history, findings=found.findings, caveat=found.caveat)
-            trajectories = Trajectories.load(
-                self._output_dir / _TRAJECTORIES, fingerprint=self.trajectories.fingerprint
-            ).up_to_step(step)
-            # A part that was chosen after this step is chosen again.
-            if trajectories.record_ids == self.trajectories.record_ids:
-                self.trajectories = trajectories
-        except AuditError as error:
-            if is_main_process():
-                logger.warning("What an earlier part of the run found is lost: %s", error)
-
-    def _begin_loaded(self, model: nn.Module, *, step: int | None) -> AuditResult:
-        self._is_loaded = False
-        on_all_ranks(self._save_reference)
-        last, within = self.history[-1], self.history.last_within_budget
-        is_within = within is last and (last.step == step if step is not None else self._is_audited(model))
-        self._resume_snapshot(model, step=last.step if step is None else step, is_within=is_within)
-        return last
-
-    def _is_audited(self, model: nn.Module) -> bool:
-        """Whether the weights are those of the last audit; a checkpoint may have been saved later."""
-        target = self._statistics(model)
-        loss = mean_loss(target, self.encoded.is_member)
-        return broadcast_from_main(loss == self.history[-1].member_loss)
-
-    def _resume_snapshot(self, model: nn.Module, *, step: int, is_within: bool) -> None:
-        if self._snapshot is None:
-            return
-        # Weights kept after the checkpoint belong to a future that this run will not have.
-        if (broadcast_from_main(self._snapshot.step) or 0) > step:
-            self._snapshot.discard()
-        if is_within:
-            self._keep_weights(model, step=self.history[-1].step)
-        elif not broadcast_from_main(self._snapshot.exists) and is_main_process():
-            logger.warning(
-                "No weights inside the budget are kept yet: until an audit finds the model inside it, a stop "
-                "can put none back."
-            )
-
-    def _measure(
-        self, model: nn.Module, *, step: int, epoch: float | None, is_baseline: bool, started: float
-    ) -> AuditResult:
+    def _measure(self, model: nn.Module, moment: Moment) -> AuditResult:
         """One result for all processes, from the main one."""
-        before = time.perf_counter()
-        target = self._statistics(model)
-        if is_baseline:
-            self._scoring_seconds = time.perf_counter() - before
-            self._set_reference(self._reference_statistics(model, target))
-        self._target = target
-        own_scores = self._attack_scores(model, target, is_baseline=is_baseline)
-        result = on_all_ranks(
-            lambda: self._result(
-                target, own_scores, step=step, epoch=epoch, is_baseline=is_baseline, started=started
-            )
-        )
-        return broadcast_from_main(result)
-
-    def _attack_scores(
-        self, model: nn.Module, target: TokenStatistics, *, is_baseline: bool
-    ) -> dict[str, np.ndarray]:
-        """Scores of the user's attack, by its name; none if a built-in score decides."""
-        attack, reference = self._attack, self._reference or target
-        if attack is None:
-            return {}
-
-        def scored() -> np.ndarray:
-            scores = attack.score(model, self.encoded, target, reference)
-            return checked_scores(scores, name=attack.name, n_records=len(self.encoded.rows))
-
-        with evaluation_without_side_effects(model), self._autocast():
-            if is_baseline:
-                on_all_ranks(lambda: attack.begin(model, self.encoded))
-            return {attack.name: on_all_ranks(scored)}
-
-    def _statistics(
-        self, model: nn.Module, *, n_rows: int | None = None, is_own: bool = True
-    ) -> TokenStatistics:
-        """Statistics of all rows, or the first ones, on every process; each scores its share.
-
-        Args:
-            model: The model that is trained, or another one as its reference.
-            n_rows: Number of rows; None for all.
-            is_own: Whether it is the model that is trained.
-        """
-        rows = self.encoded.rows[:n_rows]
-        if is_own and self._projection is None:
-            self._projection = self._check_model(model)
-        projection = self._projection if is_own else None
-        n_shares, own = (n_processes(), rank()) if can_share_records(model) else (1, 0)
-
-        def share(batch_size: int) -> tuple[TokenStatistics, list[list[int]]]:
-            shares = deal_rows(rows, batch_size=batch_size, n_shares=n_shares)
-            statistics = token_statistics(
+        with self._watch.scoring():
+            target = self._scorer.statistics(model, self.encoded.rows)
+        if moment.is_baseline:
+            reference = reference_statistics(
+                self._reference_source,
                 model,
-                [rows[i] for i in shares[own]],
-                batch_size=batch_size,
-                n_batches=math.ceil(max(map(len, shares)) / batch_size),
-                projection=projection,
-                logits_fn=self._logits_fn,
-                autocast=self._autocast,
-                show_progress=self._is_progress_shown and is_main_process(),
+                start=target,
+                scorer=self._scorer,
+                rows=self.encoded.rows,
             )
-            return statistics, shares
-
-        # A size that was too large once is not tried again.
-        (statistics, shares), self._batch_size = fit_into_memory(share, batch_size=self._batch_size)
-        if n_shares == 1:
-            return join_statistics([broadcast_from_main(statistics)], shares)
-        return join_statistics(gather(statistics), shares)
-
-    def _check_model(self, model: nn.Module) -> Projection:
-        """Refuse a model that cannot be audited; how its logits are computed, alike on all processes."""
-        found, _ = fit_into_memory(
-            lambda _: check_model(
-                model, self.encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast
-            ),
-            batch_size=1,
-        )
-        projection = next((each for each in gather(found) if each.reason is not None), found)
-        self._note_metadata(logits=projection.describe())
-        if projection.reason is not None and is_main_process():
-            logger.info(
-                "An audit holds the logits %s: with a large vocabulary keep `batch_size` small.",
-                projection.describe(),
+            self._state = replace(self._state, reference=reference)
+        self._target = target
+        attack, own_scores = self.settings.attack, {}
+        if attack is not None:
+            own_scores = self._scorer.attack_scores(
+                attack,
+                model,
+                self.encoded,
+                target=target,
+                reference=self.reference or target,
+                is_first=moment.is_baseline,
             )
-        return projection
-
-    def _reference_statistics(self, model: nn.Module, start: TokenStatistics) -> TokenStatistics:
-        """Statistics of the reference; says so if the model has moved away from its base already."""
-        source = self._reference_source
-        if isinstance(source, str):
-            _warn(explain_added_vocabulary(model, self.encoded.rows))
-        if source == "auto":
-            if has_adapters(model) and can_disable_adapters(model):
-                with adapters_disabled(model):
-                    base = self._statistics(model, n_rows=_N_PROBE_ROWS)
-                self._warn_of_difference(model, start, base)
-            return start
-        if source == "adapter":
-            with adapters_disabled(model):
-                reference = self._statistics(model)
-            self._warn_of_difference(model, start, reference)
-            return reference
-        other = source if isinstance(source, nn.Module) else on_all_ranks(lambda: second_model(model, source))
-        check_token_ids(other, self.encoded.rows)
-        _warn(explain_other_vocabulary(other, model))
-        return self._statistics(other, is_own=False)
-
-    def _warn_of_difference(self, model: nn.Module, start: TokenStatistics, base: TokenStatistics) -> None:
-        difference = float(np.abs(start.log_probs[: base.n_tokens] - base.log_probs).max())
-        if difference > _SAME_MODEL_TOLERANCE and is_main_process():
-            logger.warning(
-                "Before any training the model differs from its base by up to %.3g nats a token: %s",
-                difference,
-                explain_difference(model),
-            )
+        return broadcast_from_main(on_all_ranks(lambda: self._result(target, own_scores, moment)))
 
     def _result(
-        self,
-        target: TokenStatistics,
-        own_scores: Mapping[str, np.ndarray],
-        *,
-        step: int,
-        epoch: float | None,
-        is_baseline: bool,
-        started: float,
+        self, target: TokenStatistics, own_scores: Mapping[str, np.ndarray], moment: Moment
     ) -> AuditResult:
-        reference = self._reference if self._reference is not None else target
-        is_member, confidence = self._units.is_member, self.history.confidence
-        n_bytes = self.encoded.n_compressed_bytes
-        scores: dict[str, np.ndarray] = {
-            name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
-            for name in {self._score, *_COMPARED_SCORES} - own_scores.keys()
-        }
-        scores.update(own_scores)
-        metrics = measure_scores(
-            self._units.headline(scores[self._score]),
-            is_member,
-            fpr_levels=self._fpr_levels,
-            confidence=confidence,
-            band_confidence=None if is_baseline else self._band_confidence(),
+        settings, history, attack = self.settings, self.history, self.settings.attack
+        is_fair = attack is None or not attack.is_trained_on_membership
+        measured = figures(
+            target,
+            self.reference or target,
+            self._state.subset,
+            score=settings.score_name,
+            own_scores=own_scores,
+            fpr_levels=settings.reported_fpr_levels,
+            confidence=settings.confidence,
+            band_confidence=None if moment.is_baseline else self._judge.band_confidence(history),
+            has_epsilon=is_fair and not moment.is_baseline,
         )
-        of_records = self.encoded.is_member
-        member_edges, non_member_edges = edge_counts(target, reference, of_records)
-        n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
         result = AuditResult(
-            step=step,
-            epoch=epoch,
+            **vars(moment),
+            **vars(measured),
+            **self._cost(),
             status="ok",
-            is_baseline=is_baseline,
-            score=self._score,
-            n_members=self._part.n_members,
-            n_non_members=self._part.n_non_members,
-            n_tokens=target.n_tokens,
-            metrics=metrics,
-            auc_by_score={
-                name: measure_auc(self._units.headline(scores[name]), is_member, confidence=confidence)
-                for name in _COMPARED_SCORES
-                if name != self._score
-            },
-            auc_by_group={
-                name: measure_auc(scores[self._score][chosen], of_records[chosen], confidence=confidence)
-                for name, chosen in self._units.others.items()
-            },
-            epsilon=self._epsilon(scores[self._score], is_baseline=is_baseline),
-            member_loss=mean_loss(target, of_records),
-            non_member_loss=mean_loss(target, ~of_records),
-            n_error_tokens=float(np.median(n_errors)),
-            member_edges=member_edges,
-            non_member_edges=non_member_edges,
-            decision=self._decide(metrics, is_baseline=is_baseline),
-            seconds=time.perf_counter() - started,
-            overhead=self._watch.overhead,
-            share=self._part.share,
-            batch_size=self._batch_size,
-            scores=scores[self._score],
+            score=settings.score_name,
+            decision=self._judge.decide(measured.metrics, history, is_baseline=moment.is_baseline),
+            batch_size=self._scorer.batch_size,
         )
-        return replace(result, findings=detect(result, self.history.results))
+        return replace(result, findings=detect(result, history.results))
 
-    def _epsilon(self, scores: np.ndarray, *, is_baseline: bool) -> EpsilonBound | None:
-        is_fair = self._attack is None or not self._attack.is_trained_on_membership
-        if is_baseline or not is_fair or not self.canaries.provenance.has_independent_coins:
-            return None
-        return self._units.epsilon(scores, delta=_DELTA, confidence=self.history.confidence)
-
-    def _band_confidence(self) -> float:
-        """Confidence of the next audit's bands that makes the bands of all audits hold together."""
-        return 1.0 - alpha_for_audit(
-            len(self.history.audits_after_baseline) + 1,
-            n_planned=self._n_audits,
-            failure_probability=1.0 - self.history.band_confidence,
-        )
-
-    def _decide(self, metrics: Mapping[str, Measurement], *, is_baseline: bool) -> Decision:
-        budget = self.history.budget
-        if is_baseline:
-            return Decision(False, True, "baseline: nothing was trained yet")
-        if budget is None:
-            return Decision(False, None, "no budget")
-        decided = metrics[budget.name]
-        if decided.value is None or decided.band is None:
-            # Audits beyond the plan have less of the error rate, until the canaries cannot carry them. Going
-            # on would be to go on without a budget.
-            message = f"{budget.label} cannot be judged any more ({decided.note}): the run was to end by now"
-            return Decision(True, None, message)
-        n_over_before = self.history.n_over_in_a_row
-        return decide(budget, decided.value, band=decided.band, n_over_before=n_over_before)
-
-    def _failed(self, error: Exception, *, step: int, epoch: float | None, started: float) -> AuditResult:
+    def _failed(self, reason: str, moment: Moment) -> AuditResult:
+        subset = self._state.subset
         return AuditResult(
-            step=step,
-            epoch=epoch,
+            **vars(moment),
+            **self._cost(),
             status="failed",
-            is_baseline=False,
-            score=self._score,
-            n_members=self._part.n_members,
-            n_non_members=self._part.n_non_members,
+            score=self.settings.score_name,
+            n_members=subset.n_members,
+            n_non_members=subset.n_non_members,
             decision=Decision(False, None, "the audit failed: leakage is unknown"),
-            error=f"{type(error).__name__}: {error}",
-            seconds=time.perf_counter() - started,
-            overhead=self._watch.overhead,
-            share=self._part.share,
+            error=reason,
         )
+
+    def _cost(self) -> dict[str, Any]:
+        watch = self._watch
+        return {"seconds": watch.seconds, "overhead": watch.overhead, "share": self._state.subset.share}
 
     def _record(self, result: AuditResult) -> None:
         known = {finding.name for earlier in self.history for finding in earlier.findings}
-        self.history = self.history.with_result(result)
-        self.trajectories = self.trajectories.with_result(result)
+        self._state = self._state.with_result(result)
         if is_main_process():
             logger.info("%s", result.describe())
             for finding in result.findings:
                 # Of the baseline's, the caveat says all.
                 if finding.name not in known and not result.is_baseline:
                     logger.warning("%s", finding.text)
-        on_all_ranks(lambda: self._save_history(result))
+        on_all_ranks(lambda: self._save_audits(is_needed=result.is_baseline))
 
-    def _save_history(self, result: AuditResult) -> None:
-        if self._output_dir is None or not is_main_process():
+    def _save_audits(self, *, is_needed: bool) -> None:
+        """Write the audits; before the first step a folder that cannot be written is the user's to mend."""
+        if self._folder is None or not is_main_process():
             return
         try:
-            self.history.save(self._output_dir / "history.jsonl")
-            self.trajectories.save(self._output_dir / _TRAJECTORIES)
+            self._folder.save_audits(self._state)
         except OSError as error:
-            # Before the first step a folder that cannot be written is the user's to mend.
-            if result.is_baseline or self._on_error == "raise":
+            if is_needed or self.settings.on_error == "raise":
                 raise
             logger.warning("The audit history could not be written: %s", error)
 
+    def _save_reference(self) -> None:
+        if self._folder is not None and is_main_process():
+            self._folder.save_reference(self._state)
+
     def _keep_weights(self, model: nn.Module, *, step: int) -> None:
         try:
-            if self._snapshot is not None:
-                self._snapshot.save(model, step=step)
+            if self._kept is not None:
+                self._kept.save(model, step=step)
         except (OSError, AuditError) as error:
-            if self._on_error == "raise":
+            if self.settings.on_error == "raise":
                 raise
             logger.warning(
-                "The weights of step %d could not be kept (%s): a stop would put back older ones.",
+                "The weights of step %d could not be kept (%s): a stop would restore older ones.",
                 step,
                 error,
             )
 
+    def _check_split(self) -> None:
+        """Look for what would make the figures say something else than leakage, before it is too late."""
+        state, settings = self._state, self.settings
+        report = broadcast_from_main(
+            on_all_ranks(
+                lambda: (
+                    check_split(
+                        state.subset.units.canaries,
+                        state.reference_of_subset,
+                        training_records=self._training_records,
+                        confidence=settings.confidence,
+                    )
+                    if is_main_process() and state.reference_of_subset is not None
+                    else None
+                )
+            )
+        )
+        if report is None:
+            return
+        findings = [Finding(check.name, check.is_flagged, check.describe()) for check in report.checks]
+        self._state = state.with_checks(findings, caveat=report.headline)
+        if settings.budget is not None and not settings.allow_shift:
+            refuse_blind_split(report)
+        if report.headline and is_main_process():
+            logger.warning("%s", report.headline)
 
-def _to_tensors(owner: TokenStatistics | Trajectories) -> dict[str, torch.Tensor]:
-    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
-    return {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
+
+def _check_attack_fits(attack: Attack | None, canaries: CanarySet) -> None:
+    is_structured = canaries.groups is not None or len(canaries.tiers) > 1
+    if attack is not None and attack.is_trained_on_membership and is_structured:
+        raise ConfigurationError(
+            f"The attack {attack.name!r} is trained on the canaries, and these have groups or several "
+            "tiers of copies, which its folds would tear apart: use a built-in score, or canaries without."
+        )
 
 
-def _to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _warn(sentence: str | None) -> None:
-    if sentence is not None and is_main_process():
-        logger.warning("%s", sentence)
-
-
-def _with_budget_level(fpr_levels: Sequence[float], budget: LeakageBudget | None) -> tuple[float, ...]:
-    levels = set(fpr_levels)
-    if budget is not None and budget.metric == "tpr_at_fpr":
-        levels.add(budget.fpr)
-    return tuple(sorted(levels))
-
-
-def _check_epoch(epoch: float | None) -> None:
-    if epoch is not None and not math.isfinite(epoch):
-        raise ConfigurationError(f"`epoch` must be a finite number or None, got {epoch!r}.")
+def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested mappings with every other value changed."""
+    if isinstance(value, Mapping):
+        return {name: _map_leaves(item, change) for name, item in value.items()}
+    return change(value)

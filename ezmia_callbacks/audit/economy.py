@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ezmia_callbacks.errors import ConfigurationError
-
-__all__ = ["Stopwatch", "affordable_share", "check_max_overhead"]
+__all__: list[str] = []
 
 
 @dataclass
@@ -18,11 +16,15 @@ class Stopwatch:
         audit_seconds: Time in audits that have ended, the baseline among them.
         training_seconds: Time between audits.
         last_interval: Time since the audit before, seconds; 0 at the first.
+        scoring_seconds: Time in which the model scored the canaries last; 0 before.
+        keeping_seconds: Time in which what is kept of an audit was written last; 0 before.
     """
 
     audit_seconds: float = 0.0
     training_seconds: float = 0.0
     last_interval: float = 0.0
+    scoring_seconds: float = 0.0
+    keeping_seconds: float = 0.0
     _started: float = 0.0
     _ended: float | None = None
 
@@ -38,25 +40,31 @@ class Stopwatch:
             self._ended = time.perf_counter()
             self.audit_seconds += self._ended - self._started
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Time what happens inside as the scoring of the canaries."""
+        started = time.perf_counter()
+        yield
+        self.scoring_seconds = time.perf_counter() - started
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Time what happens inside as writing what is kept of an audit."""
+        started = time.perf_counter()
+        yield
+        self.keeping_seconds = time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """Time since the present audit began."""
+        return time.perf_counter() - self._started
+
     @property
     def overhead(self) -> float | None:
         """Time of audits, the present one as far as it has come, over that of training; None before any."""
         if not self.training_seconds:
             return None
-        return (self.audit_seconds + time.perf_counter() - self._started) / self.training_seconds
-
-
-def check_max_overhead(max_overhead: float | None) -> None:
-    """Refuse what is no share of the training time.
-
-    Raises:
-        ConfigurationError: if it does not lie in (0, 1).
-    """
-    if max_overhead is not None and not 0.0 < max_overhead < 1.0:
-        raise ConfigurationError(
-            f"`max_overhead` must lie in (0, 1), a share of the training time such as 0.05, or be None, got "
-            f"{max_overhead!r}."
-        )
+        return (self.audit_seconds + self.seconds) / self.training_seconds
 
 
 def affordable_share(

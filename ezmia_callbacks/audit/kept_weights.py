@@ -1,4 +1,4 @@
-"""The weights of the last audit inside the budget, kept so that they can be put back."""
+"""The weights of the last audit within the budget, kept so that they can be restored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ezmia_callbacks.distributed import (
 )
 from ezmia_callbacks.errors import AuditError
 
-__all__ = ["KeptWeights"]
+__all__: list[str] = []
 
 
 class _Kept(TypedDict):
@@ -51,7 +51,7 @@ class KeptWeights:
 
     @property
     def exists(self) -> bool:
-        """Whether there are weights to put back."""
+        """Whether there are weights to restore."""
         return self._in_memory is not None or (self._path is not None and self._path.exists())
 
     @property
@@ -107,6 +107,18 @@ class KeptWeights:
         finally:
             self._forget_prepared()
 
+    def discard_after(self, step: int) -> None:
+        """Forget weights of a later step: they belong to a future that a resumed run will not have.
+
+        Args:
+            step: Optimizer steps that the run resumes from.
+
+        Raises:
+            AuditError: if the file is damaged.
+        """
+        if (broadcast_from_main(self.step) or 0) > step:
+            self.discard()
+
     def _prepare(self, kept: _Kept) -> None:
         """Have the weights ready, beside those kept so far."""
         if self._path is None:
@@ -141,7 +153,7 @@ class KeptWeights:
         loaded = on_all_ranks(self._load)
         known = broadcast_from_main(None if loaded is None else (loaded["step"], loaded["is_whole"]))
         if known is None:
-            raise AuditError("There are no weights to put back: no audit inside the budget kept any.")
+            raise AuditError("There are no weights to restore: no audit within the budget kept any.")
         step, is_whole = known
         is_needed = is_main_process() or not is_whole
         on_all_ranks(lambda: _put_back(loaded, model, step=step) if is_needed else None)
@@ -180,7 +192,7 @@ def _put_back(kept: _Kept | None, model: nn.Module, *, step: int) -> None:
     if missing:
         raise AuditError(
             f"{len(missing)} trainable weights were not trainable when the weights were kept (first: "
-            f"{missing[0]}): the model was changed during training and cannot be put back."
+            f"{missing[0]}): the model was changed during training and cannot be restored."
         )
     # All that was kept goes back, also what was frozen since: it may have been trained in between.
     present = dict(_everything(model))
@@ -188,7 +200,7 @@ def _put_back(kept: _Kept | None, model: nn.Module, *, step: int) -> None:
     if lost:
         raise AuditError(
             f"{len(lost)} kept weights are no longer in the model (first: {lost[0]}): the model was "
-            "changed during training and cannot be put back."
+            "changed during training and cannot be restored."
         )
     with torch.no_grad():
         for name, tensor in kept["tensors"].items():

@@ -1,50 +1,181 @@
-"""The arguments that the auditor and every shell over it take alike."""
+"""What the user chose for an audit, validated once; every shell takes the same arguments.
+
+What an argument means is written here. The callbacks and the auditor repeat it word by word where a reader of
+theirs looks for it, which a test checks.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from ezmia_callbacks.audit.economy import check_max_overhead
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.statistics import SCORES
 
-__all__ = ["OnError", "check_arguments"]
+if TYPE_CHECKING:
+    from ezmia_callbacks.reference.sources import ReferenceSource
+
+__all__: list[str] = []
 
 OnError = Literal["warn", "raise"]
 
+# The others are the callbacks' alone.
+_AUDITOR_ARGUMENTS = (
+    "budget",
+    "reference",
+    "score",
+    "fpr_levels",
+    "confidence",
+    "max_length",
+    "batch_size",
+    "max_overhead",
+    "output_dir",
+    "restore",
+    "on_error",
+    "allow_shift",
+    "judge_only",
+)
 
-def check_arguments(
-    *,
-    budget: LeakageBudget | None,
-    score: str | Attack,
-    fpr_levels: Sequence[float],
-    confidence: float,
-    batch_size: int | None,
-    max_overhead: float | None,
-    on_error: OnError,
-) -> None:
-    """Raise ConfigurationError for an argument that can never work; every shell calls this when built."""
-    if budget is not None and not isinstance(budget, LeakageBudget):
-        raise ConfigurationError(
-            f"`budget` must be a LeakageBudget or None, got {budget!r}: try LeakageBudget(limit=0.6)."
-        )
-    if score not in SCORES if isinstance(score, str) else not isinstance(score, Attack):
-        raise ConfigurationError(
-            f"Unknown score {score!r}: use one of {', '.join(SCORES)}, or an object with `name`, "
-            "`is_trained_on_membership`, `begin` and `score` (see `ezmia_callbacks.scoring.attack.Attack`)."
-        )
-    if not all(0.0 < fpr < 1.0 for fpr in fpr_levels):
-        raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(fpr_levels)!r}.")
-    if not 0.0 < confidence < 1.0:
-        raise ConfigurationError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigurationError(f"`batch_size` must be at least 1, got {batch_size!r}.")
-    check_max_overhead(max_overhead)
-    if max_overhead is not None and not isinstance(score, str):
-        raise ConfigurationError(
-            "`max_overhead` scores a part of the canaries, and an attack of your own has seen them all at "
-            "its start: use a built-in score, or fewer canaries."
-        )
-    if on_error not in ("warn", "raise"):
-        raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """The user's choices, as far as the shells share them.
+
+    Attributes:
+        budget: When to stop; None only measures.
+        every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
+            (0, 1). The last step is always audited.
+        reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
+            the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
+            module; or the path or hub id of a checkpoint.
+        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
+            beside it.
+        fpr_levels: False-positive rates at which the true-positive rate is reported.
+        confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
+        n_members: Members drawn when no canaries are given, at most.
+        n_non_members: Non-members drawn when no canaries are given, at most.
+        seed: Seed of that draw.
+        max_length: Truncation of canaries that are raw text; give what training uses.
+        batch_size: Records in a forward pass.
+        max_overhead: Share of the training time, in (0, 1), that audits may take. The first audit after the
+            baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
+            time that training took until then; never fewer than the budget needs. None scores all canaries.
+        output_dir: Folder for the history, the reference statistics and the kept weights.
+        restore: Restore the weights of the last audit within the budget when stopping.
+        prefix: Put before every metric name.
+        on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
+            lets training go on, `"raise"` ends it. Errors before the first step are always raised.
+        allow_shift: Let a budget decide although members and non-members, in a split that this library did
+            not draw, can be told apart without the model. Figures then include that difference.
+        judge_only: Give verdicts and never stop, for a run that is over.
+
+    Raises:
+        ConfigurationError: if an argument can never work; says what was got and what is needed.
+    """
+
+    budget: LeakageBudget | None = None
+    every: Literal["epoch"] | int | float = "epoch"
+    reference: ReferenceSource | str | Path = "auto"
+    score: str | Attack = "ez"
+    fpr_levels: Sequence[float] = (0.01, 0.1)
+    confidence: float = 0.95
+    n_members: int = 500
+    n_non_members: int = 1000
+    seed: int = 0
+    max_length: int | None = None
+    batch_size: int | None = None
+    max_overhead: float | None = None
+    output_dir: str | Path | None = None
+    restore: bool = True
+    prefix: str = "privacy/"
+    on_error: OnError = "warn"
+    allow_shift: bool = False
+    judge_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every argument, before anything is computed."""
+        if self.budget is not None and not isinstance(self.budget, LeakageBudget):
+            raise ConfigurationError(
+                f"`budget` must be a LeakageBudget or None, got {self.budget!r}: try "
+                "LeakageBudget(limit=0.6)."
+            )
+        self._check_score()
+        self._check_every()
+        if not all(0.0 < fpr < 1.0 for fpr in self.fpr_levels):
+            raise ConfigurationError(f"`fpr_levels` must lie in (0, 1), got {tuple(self.fpr_levels)!r}.")
+        object.__setattr__(self, "fpr_levels", tuple(self.fpr_levels))
+        if not 0.0 < self.confidence < 1.0:
+            raise ConfigurationError(f"`confidence` must lie in (0, 1), got {self.confidence!r}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigurationError(f"`batch_size` must be at least 1, got {self.batch_size!r}.")
+        if self.max_overhead is not None and not 0.0 < self.max_overhead < 1.0:
+            raise ConfigurationError(
+                f"`max_overhead` must lie in (0, 1), a share of the training time such as 0.05, or be None, "
+                f"got {self.max_overhead!r}."
+            )
+        if not (isinstance(self.reference, str | Path) or callable(self.reference)):
+            raise ConfigurationError(
+                "`reference` must be 'auto', 'adapter', 'copy', a module, a function that loads one, or the "
+                f"path or hub id of a checkpoint, got {self.reference!r}."
+            )
+        if self.on_error not in ("warn", "raise"):
+            raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {self.on_error!r}.")
+
+    @property
+    def attack(self) -> Attack | None:
+        """The user's own attack; None if a built-in score decides."""
+        return None if isinstance(self.score, str) else self.score
+
+    @property
+    def score_name(self) -> str:
+        """Name of the score that decides."""
+        return self.score if isinstance(self.score, str) else self.score.name
+
+    @property
+    def band_confidence(self) -> float:
+        """Confidence with which the bands of all audits hold together: the budget's, if there is one."""
+        return self.confidence if self.budget is None else self.budget.confidence
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights of the last audit within the budget are kept, and checkpoints guarded."""
+        return self.restore and self.budget is not None
+
+    @property
+    def reported_fpr_levels(self) -> tuple[float, ...]:
+        """Every level that is reported, that of a budget among them, in order."""
+        levels = set(self.fpr_levels)
+        if self.budget is not None and self.budget.metric == "tpr_at_fpr":
+            levels.add(self.budget.fpr)
+        return tuple(sorted(levels))
+
+    def auditor_arguments(self) -> dict[str, Any]:
+        """Those of the choices that `PrivacyAuditor` takes, by its own names for them."""
+        return {name: getattr(self, name) for name in _AUDITOR_ARGUMENTS}
+
+    def _check_score(self) -> None:
+        is_known = self.score in SCORES if isinstance(self.score, str) else isinstance(self.score, Attack)
+        if not is_known:
+            raise ConfigurationError(
+                f"Unknown score {self.score!r}: use one of {', '.join(SCORES)}, or an object with `name`, "
+                "`is_trained_on_membership`, `begin` and `score` (see `ezmia_callbacks.scoring.Attack`)."
+            )
+        if self.max_overhead is not None and self.attack is not None:
+            raise ConfigurationError(
+                "`max_overhead` scores a subset of the canaries, and an attack of your own has seen them all "
+                "at its start: use a built-in score, or fewer canaries."
+            )
+
+    def _check_every(self) -> None:
+        every = self.every
+        is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+        is_fraction = isinstance(every, float) and 0.0 < every < 1.0
+        if not (every == "epoch" or is_steps or is_fraction):
+            raise ConfigurationError(
+                "`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
+                f"{every!r}."
+            )

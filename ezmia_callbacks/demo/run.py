@@ -345,7 +345,7 @@ def _conclusion(name: str, history: AuditHistory) -> str:
     )
     auc = "" if last.status == "failed" else f" AUC {_figure(last.metrics['auc'])}"
     if history.stopped is not None:
-        outcome = f"was stopped after epoch {last.epoch:g} at{auc}; the model holds {where} again."
+        outcome = f"was stopped after epoch {last.epoch:g} at{auc}; {where} were restored."
     elif last.decision.is_within_budget:
         outcome = f"{'ended' if n_failed else 'stayed'} within the budget:{auc} after epoch {last.epoch:g}."
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +13,128 @@ from ezmia_callbacks.functional import intervals, roc
 from ezmia_callbacks.functional.budget import metric_name
 from ezmia_callbacks.functional.scores import ez_evidence
 from ezmia_callbacks.results.result import EdgeCounts, Measurement
-from ezmia_callbacks.scoring.statistics import TokenStatistics
+from ezmia_callbacks.scoring.statistics import TokenStatistics, score_records
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
 
+    from ezmia_callbacks.functional.epsilon import EpsilonBound
+    from ezmia_callbacks.measuring.subset import CanarySubset
+
     Scores = Float64[np.ndarray, " n_records"]
     Membership = Bool[np.ndarray, " n_records"]
 
-__all__ = ["edge_counts", "mean_loss", "mean_of_records", "measure_auc", "measure_scores"]
+__all__: list[str] = []
+
+# Of (epsilon, delta), where coins were thrown.
+_DELTA = 1e-5
+
+# Shown beside the deciding score; they decide nothing.
+_COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """Everything that one audit measures; what each figure means is said at `AuditResult`.
+
+    Attributes:
+        metrics: Figures of the deciding score.
+        auc_by_score: AUC of the other scores.
+        auc_by_group: AUC of the deciding score within each group of canaries.
+        epsilon: Lower bound of epsilon; None where it has no proof.
+        member_loss: Mean loss over the members' tokens, nats per token.
+        non_member_loss: Mean loss over the non-members' tokens, nats per token.
+        n_error_tokens: Median number of wrongly predicted tokens of a record.
+        member_edges: Edge records among the members.
+        non_member_edges: Edge records among the non-members.
+        n_members: Members counted.
+        n_non_members: Non-members counted.
+        n_tokens: Scored tokens of all records.
+        scores: float64, (n_records,): the deciding score of each record.
+    """
+
+    metrics: Mapping[str, Measurement]
+    auc_by_score: Mapping[str, Measurement]
+    auc_by_group: Mapping[str, Measurement]
+    epsilon: EpsilonBound | None
+    member_loss: float
+    non_member_loss: float
+    n_error_tokens: float
+    member_edges: EdgeCounts
+    non_member_edges: EdgeCounts
+    n_members: int
+    n_non_members: int
+    n_tokens: int
+    scores: Scores
+
+
+def figures(
+    target: TokenStatistics,
+    reference: TokenStatistics,
+    subset: CanarySubset,
+    *,
+    score: str,
+    own_scores: Mapping[str, Scores],
+    fpr_levels: Sequence[float],
+    confidence: float,
+    band_confidence: float | None,
+    has_epsilon: bool,
+) -> Figures:
+    """The figures of one audit.
+
+    Args:
+        target: Statistics of the model under audit.
+        reference: Statistics of the model before training, for the same tokens.
+        subset: The canaries that both speak of, and what figures count of them.
+        score: Name of the score that decides: one of `own_scores`, or a built-in one.
+        own_scores: Scores of the user's attack, by its name.
+        fpr_levels: False-positive rates at which the true-positive rate is reported.
+        confidence: Confidence of each figure's own interval, in (0, 1).
+        band_confidence: Confidence at this audit that makes the bands of all audits hold together; None for
+            an audit that nothing is decided by.
+        has_epsilon: Whether this score may carry an epsilon, if the canaries' membership was drawn by coins.
+    """
+    units, encoded = subset.units, subset.encoded
+    n_bytes, of_records = encoded.n_compressed_bytes, encoded.is_member
+    scores = {
+        name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
+        for name in {score, *_COMPARED_SCORES} - own_scores.keys()
+    }
+    scores.update(own_scores)
+    deciding = scores[score]
+    member_edges, non_member_edges = edge_counts(target, reference, of_records)
+    n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
+    is_by_coins = units.canaries.provenance.has_independent_coins
+    return Figures(
+        metrics=measure_scores(
+            units.headline(deciding),
+            units.is_member,
+            fpr_levels=fpr_levels,
+            confidence=confidence,
+            band_confidence=band_confidence,
+        ),
+        auc_by_score={
+            name: measure_auc(units.headline(scores[name]), units.is_member, confidence=confidence)
+            for name in _COMPARED_SCORES
+            if name != score
+        },
+        auc_by_group={
+            name: measure_auc(deciding[chosen], of_records[chosen], confidence=confidence)
+            for name, chosen in units.others.items()
+        },
+        epsilon=units.epsilon(deciding, delta=_DELTA, confidence=confidence)
+        if has_epsilon and is_by_coins
+        else None,
+        member_loss=mean_loss(target, of_records),
+        non_member_loss=mean_loss(target, ~of_records),
+        n_error_tokens=float(np.median(n_errors)),
+        member_edges=member_edges,
+        non_member_edges=non_member_edges,
+        n_members=subset.n_members,
+        n_non_members=subset.n_non_members,
+        n_tokens=target.n_tokens,
+        scores=deciding,
+    )
 
 
 def measure_auc(

@@ -1,19 +1,16 @@
-"""The canaries that audits score: all of them, or a part that stays the same in a run."""
+"""The canaries that audits score: all of them, or a subset that stays the same in a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ezmia_callbacks.errors import TooFewCanariesError
-from ezmia_callbacks.functional.budget import LeakageBudget, check_resolvable
 from ezmia_callbacks.functional.intervals import hanley_mcneil_standard_error
-from ezmia_callbacks.functional.planning import describe_power, has_enough_power
 from ezmia_callbacks.functional.search import smallest_between
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CanarySubset", "smallest_subset", "subset_of"]
 
-# Parts are chosen in steps of this share.
+# Subsets are chosen in steps of this share.
 _N_SHARES = 1_000
 
 
@@ -44,7 +41,7 @@ class CanarySubset:
     share: float = 1.0
 
     def of_share(self, share: float) -> CanarySubset:
-        """Another part of the same canaries; smaller parts lie inside larger ones."""
+        """Another subset of the same canaries; smaller ones lie inside larger ones."""
         return replace(self, share=share)
 
     @cached_property
@@ -81,12 +78,14 @@ class CanarySubset:
         return int((~self.units.is_member).sum())
 
     def describe(self) -> str:
-        """What it costs in certainty to score this part alone, in one sentence."""
+        """What it costs in certainty to score this subset alone, in one sentence."""
         whole = self.of_share(1.0)
         widths = [
             1.96
-            * hanley_mcneil_standard_error(0.5, n_members=part.n_members, n_non_members=part.n_non_members)
-            for part in (self, whole)
+            * hanley_mcneil_standard_error(
+                0.5, n_members=subset.n_members, n_non_members=subset.n_non_members
+            )
+            for subset in (self, whole)
         ]
         sizes = f"{self.n_members} members and {self.n_non_members} non-members"
         known = f"an AUC of 0.5 is then known to ±{widths[0]:.3f} at 95 % confidence"
@@ -94,74 +93,34 @@ class CanarySubset:
             return f"Audits score all {sizes}: {known}."
         return f"Audits score {sizes} from here on: {known}; all canaries would make it ±{widths[1]:.3f}."
 
-    def check_resolvable(self, budget: LeakageBudget, *, failure_probability: float) -> None:
-        """Refuse a budget that these canaries could never answer.
-
-        Raises:
-            TooFewCanariesError: naming the number that would do.
-        """
-        check_resolvable(
-            budget,
-            n_members=self.n_members,
-            n_non_members=self.n_non_members,
-            failure_probability=failure_probability,
-        )
-
-    def describe_power(self, budget: LeakageBudget, *, failure_probability: float) -> str:
-        """What an audit of these canaries can find out about a budget, in one sentence."""
-        return describe_power(
-            budget,
-            n_members=self.n_members,
-            n_non_members=self.n_non_members,
-            failure_probability=failure_probability,
-        )
-
-    def can_judge(self, budget: LeakageBudget | None, *, failure_probability: float) -> bool:
-        """Whether these canaries are enough for figures, and to find a run that is far over budget."""
-        try:
-            counts = {"n_members": self.n_members, "n_non_members": self.n_non_members}
-            if budget is None:
-                return True
-            self.check_resolvable(budget, failure_probability=failure_probability)
-        except TooFewCanariesError:
-            return False
-        return has_enough_power(budget, **counts, failure_probability=failure_probability)
-
 
 def smallest_subset(
-    everything: CanarySubset,
-    *,
-    affordable_share: float,
-    budget: LeakageBudget | None,
-    failure_probability: float,
+    everything: CanarySubset, *, affordable_share: float, can_judge: Callable[[CanarySubset], bool]
 ) -> CanarySubset:
-    """The part that can be afforded; where it cannot judge the budget, the smallest one that can, or all.
+    """The subset that can be afforded; where it cannot judge the run, the smallest one that can, or all.
 
     Args:
         everything: All canaries.
         affordable_share: Share of them that the time allows; may be 0 or less.
-        budget: What the figures are for.
-        failure_probability: Error rate that the least favored audit may spend.
+        can_judge: Whether a subset is enough for the figures, and for a verdict.
     """
 
     @cache
-    def part(n: int) -> CanarySubset:
+    def subset(n: int) -> CanarySubset:
         return everything.of_share(n / _N_SHARES)
 
-    def can_judge(n: int) -> bool:
-        return part(n).can_judge(budget, failure_probability=failure_probability)
-
     n_affordable = min(math.floor(affordable_share * _N_SHARES), _N_SHARES)
-    if n_affordable == _N_SHARES or (n_affordable >= 1 and can_judge(n_affordable)):
-        return part(n_affordable)
-    return part(smallest_between(can_judge, too_few=max(0, n_affordable), enough=_N_SHARES))
+    if n_affordable == _N_SHARES or (n_affordable >= 1 and can_judge(subset(n_affordable))):
+        return subset(n_affordable)
+    too_few = max(0, n_affordable)
+    return subset(smallest_between(lambda n: can_judge(subset(n)), too_few=too_few, enough=_N_SHARES))
 
 
 def subset_of(canaries: CanarySet, share: float, *, seed: int) -> Bool[np.ndarray, " n_records"]:
-    """Which records belong to a part of the canaries; smaller parts lie inside larger ones.
+    """Which records belong to a subset of the canaries; smaller ones lie inside larger ones.
 
     Groups and pairs stay whole, and every side, tier and family keeps its share. Where coins decided on
-    membership the part is drawn without a look at it, so that the coins in it are fair.
+    membership the subset is drawn without a look at it, so that the coins in it are fair.
 
     Args:
         canaries: All canaries.

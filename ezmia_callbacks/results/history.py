@@ -92,7 +92,7 @@ class AuditHistory:
 
     @property
     def last_within_budget(self) -> AuditResult | None:
-        """The latest audit inside the budget; the baseline counts, for nothing was trained yet."""
+        """The latest audit within the budget; the baseline counts, for nothing was trained yet."""
         for result in reversed(self.results):
             if result.decision.is_within_budget:
                 return result

@@ -23,7 +23,7 @@ class Attack(Protocol):
 
     It gets the model and the canaries, so that it may make forward passes of its own (on top-k logits, or
     with a reference model that it has trained), and the token statistics of the pass that is made anyway.
-    The model is in evaluation mode, without gradients, and put back as it was afterwards. In several
+    The model is in evaluation mode, without gradients, and restored to what it was afterwards. In several
     processes each calls it, with the same canaries, and the main process's scores count.
 
     `canaries.is_member` is there, too: an attack may be trained on the canaries. It must then score each

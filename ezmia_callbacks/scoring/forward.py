@@ -1,7 +1,7 @@
 """One forward pass over the canaries, reduced on the spot to token statistics.
 
 The pass must leave no trace: dropout and the random state, the training flag of every submodule and the
-autocast cache are put back exactly as they were found.
+autocast cache are restored exactly as they were found.
 """
 
 from __future__ import annotations

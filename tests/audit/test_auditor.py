@@ -522,8 +522,8 @@ def test_weights_of_the_last_audit_are_kept_on_resume_and_later_ones_are_not(tmp
     third = PrivacyAuditor(canaries, budget=budget, n_audits=3)
     third.load_state_dict(state)
     third.begin(model)
-    assert "No weights inside the budget are kept yet" in caplog.text
-    with pytest.raises(AuditError, match="no weights to put back"):
+    assert "No weights within the budget are kept yet" in caplog.text
+    with pytest.raises(AuditError, match="no weights to restore"):
         third.restore_within_budget(model)
 
 

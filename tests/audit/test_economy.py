@@ -2,15 +2,12 @@
 
 import logging
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from contract_shells import PlainModule, make_loader
 from huggingface_tiny import make_trainer as make_hf_trainer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lightning_tiny import make_trainer as make_lightning_trainer
 from tiny import make_model, make_rows, make_texts
 
@@ -21,12 +18,10 @@ from ezmia_callbacks import (
     PrivacyAuditCallback,
     PrivacyAuditor,
     hold_out_canaries,
-    insert_canaries,
 )
 from ezmia_callbacks.audit.economy import affordable_share
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import has_enough_power
-from ezmia_callbacks.measuring.subset import subset_of
 
 N_MEMBERS, N_NON_MEMBERS = 100, 200
 # Of the error rate, with four audits.
@@ -89,67 +84,6 @@ def test_what_was_spent_before_the_first_step_is_won_back_where_the_number_of_au
     assert affordable_share(0.05, n_audits=4, **times) == pytest.approx(0.2)
     assert affordable_share(0.5, n_audits=4, **times) == 1.0
     assert affordable_share(0.01, n_audits=4, **times) < 0.0
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0))
-def test_a_smaller_part_lies_inside_a_larger_one(a, b):
-    canaries = draw(n_members=30, n_non_members=60)
-    small, large = (subset_of(canaries, share, seed=1) for share in sorted((a, b)))
-
-    assert not np.any(small & ~large)
-    for side in (canaries.is_member, ~canaries.is_member):
-        assert (small & side).sum() == max(1, int(np.floor(round(min(a, b) * side.sum(), 9))))
-
-
-def test_the_order_of_records_is_drawn():
-    canaries = draw()
-
-    parts = [subset_of(canaries, 0.5, seed=seed) for seed in (1, 1, 2)]
-
-    np.testing.assert_array_equal(parts[0], parts[1])
-    assert np.any(parts[0] != parts[2])
-    assert 0 < parts[0][: len(parts[0]) // 2].mean() < 1
-
-
-def test_groups_stay_whole():
-    rows = [row | {"user": f"user {i // 5}"} for i, row in enumerate(make_rows(make_texts(1000)))]
-    canaries = hold_out_canaries(rows, n_members=40, n_non_members=40, group_by="user", seed=0)[1]
-
-    is_chosen = subset_of(canaries, 0.25, seed=0)
-
-    chosen, every = (
-        Counter(name for name, is_in in zip(canaries.groups, mask, strict=True) if is_in)
-        for mask in (is_chosen, np.ones(len(canaries), dtype=bool))
-    )
-    assert all(chosen[name] == every[name] for name in chosen)
-    assert len(chosen) == 20
-
-
-def test_pairs_stay_whole_and_tiers_and_families_keep_their_share():
-    texts = make_texts(3000, n_words=40)
-    canaries = insert_canaries(
-        texts, n_canaries=160, design="pairs", repetitions=(1, 4), max_fraction=0.5, seed=0
-    )[1]
-
-    is_chosen = subset_of(canaries, 0.5, seed=0)
-
-    assert len(canaries.select(np.flatnonzero(is_chosen).tolist()).pair_indices) == is_chosen.sum() / 2
-    kinds = [(detail.family, detail.n_repeats) for detail in canaries.details]
-    every, chosen = Counter(kinds), Counter(k for k, is_in in zip(kinds, is_chosen, strict=True) if is_in)
-    assert {kind: 2 * n for kind, n in chosen.items()} == every
-
-
-def test_where_coins_were_thrown_the_part_is_drawn_without_a_look_at_membership():
-    canaries = draw(n_canaries=300)
-    flipped = type(canaries)(
-        records=canaries.records,
-        is_member=~canaries.is_member,
-        record_ids=canaries.record_ids,
-        provenance=canaries.provenance,
-    )
-
-    np.testing.assert_array_equal(subset_of(canaries, 0.3, seed=0), subset_of(flipped, 0.3, seed=0))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 5.0])

@@ -157,7 +157,7 @@ def test_tied_weights_and_shared_buffers_come_back_and_stay_tied(snapshot):
 
 def test_nothing_kept_cannot_be_put_back(snapshot):
     assert not snapshot.exists
-    with pytest.raises(AuditError, match="no weights to put back"):
+    with pytest.raises(AuditError, match="no weights to restore"):
         snapshot.restore(make_model())
 
 
@@ -169,7 +169,7 @@ def test_discarded_weights_are_gone(snapshot, tmp_path):
 
     assert not snapshot.exists
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    with pytest.raises(AuditError, match="no weights to put back"):
+    with pytest.raises(AuditError, match="no weights to restore"):
         snapshot.restore(make_model())
 
 

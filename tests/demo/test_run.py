@@ -76,7 +76,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
     assert "> 0.600 -> STOP" in printed
     kept = histories[FULL].last_within_budget
     where = "the starting weights" if kept.is_baseline else f"the weights of epoch {kept.epoch:g}"
-    assert f"the model holds {where} again" in printed
+    assert f"{where} were restored" in printed
     assert "LoRA stayed within the budget" in printed
     for name in (FULL, LORA):
         for result in histories[name]:

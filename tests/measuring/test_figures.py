@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ezmia_callbacks import hold_out_canaries
 from ezmia_callbacks.functional import (
     advantage_interval,
     auc,
@@ -10,9 +11,18 @@ from ezmia_callbacks.functional import (
     tpr_at_fpr,
     tpr_at_fpr_interval,
 )
-from ezmia_callbacks.measuring.figures import edge_counts, mean_loss, measure_auc, measure_scores
+from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
+from ezmia_callbacks.measuring.figures import (
+    edge_counts,
+    figures,
+    mean_loss,
+    measure_auc,
+    measure_scores,
+)
+from ezmia_callbacks.measuring.subset import CanarySubset
 from ezmia_callbacks.results.result import EdgeCounts
-from ezmia_callbacks.scoring.statistics import TokenStatistics
+from ezmia_callbacks.scoring.rows import encode_canaries
+from ezmia_callbacks.scoring.statistics import TokenStatistics, score_records
 
 LEVELS = {"confidence": 0.95, "band_confidence": 0.99}
 
@@ -158,3 +168,75 @@ def test_edge_records_are_counted_by_class():
     assert members == EdgeCounts(n_no_errors=1, n_no_negative=2, n_low_evidence=2, n_records=4)
     assert non_members == EdgeCounts(n_no_errors=0, n_no_negative=0, n_low_evidence=0, n_records=2)
     assert edge_counts(target, reference, ~is_member) == (non_members, members)
+
+
+def make_subset(n_members=30, n_non_members=60):
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+    canaries = hold_out_canaries(rows, n_members=n_members, n_non_members=n_non_members, seed=0)[1]
+    return CanarySubset(encode_canaries(canaries), AnalysisUnits(canaries))
+
+
+def two_models(subset):
+    """Token statistics of a model before and after something like training."""
+    rng = np.random.default_rng(0)
+    n_records = len(subset.encoded.rows)
+    offsets = np.arange(0, 3 * n_records + 1, 3)
+    before = -rng.uniform(1.0, 5.0, size=3 * n_records)
+    gain = rng.normal(size=3 * n_records) + np.repeat(subset.encoded.is_member, 3)
+    is_correct = rng.random(3 * n_records) < 0.2
+    after = np.minimum(before + 0.3 * gain, -0.01)
+    return statistics(after, is_correct, offsets), statistics(before, is_correct, offsets)
+
+
+def figures_of(subset, **options):
+    target, reference = two_models(subset)
+    settings = {
+        "score": "ez",
+        "own_scores": {},
+        "fpr_levels": (0.1,),
+        "confidence": 0.95,
+        "band_confidence": 0.99,
+        "has_epsilon": False,
+    }
+    return figures(target, reference, subset, **{**settings, **options})
+
+
+def test_the_figures_of_an_audit_are_those_of_its_parts():
+    subset = make_subset()
+    target, reference = two_models(subset)
+
+    found = figures_of(subset)
+
+    scores = score_records("ez", target, reference)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert found.metrics == measure_scores(scores, subset.encoded.is_member, fpr_levels=(0.1,), **LEVELS)
+    assert set(found.auc_by_score) == {"loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss"}
+    assert (found.n_members, found.n_non_members, found.n_tokens) == (30, 60, 270)
+    assert found.member_loss == mean_loss(target, subset.encoded.is_member)
+    assert found.epsilon is None
+
+
+def test_a_score_of_the_users_decides_and_the_built_in_ones_stand_beside_it():
+    subset = make_subset()
+    perfect = subset.encoded.is_member.astype(float)
+
+    found = figures_of(subset, score="mine", own_scores={"mine": perfect})
+
+    assert found.metrics["auc"].value == 1.0
+    assert "ez" in found.auc_by_score
+    np.testing.assert_array_equal(found.scores, perfect)
+
+
+def test_an_audit_that_nothing_is_decided_by_has_no_bands():
+    assert figures_of(make_subset(), band_confidence=None).metrics["auc"].band is None
+
+
+def test_epsilon_needs_coins_and_a_score_that_may_carry_it():
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+    by_coins = hold_out_canaries(rows, n_canaries=100, seed=0)[1]
+    subset = CanarySubset(encode_canaries(by_coins), AnalysisUnits(by_coins))
+
+    assert by_coins.provenance.has_independent_coins
+    assert figures_of(subset, has_epsilon=True).epsilon.n > 0
+    assert figures_of(subset, has_epsilon=False).epsilon is None
+    assert figures_of(make_subset(), has_epsilon=True).epsilon is None

@@ -120,11 +120,11 @@ def test_a_stop_that_puts_back_weights_of_the_first_epoch_says_what_they_hide(ca
         log_restored(kept, AuditHistory((kept, over)), step=10)
 
     said, said_late = (record.getMessage() for record in caplog.records)
-    assert "the weights of step 5 again" in said
+    assert "Restored the weights of step 5" in said
     assert said.endswith(dilution(early))
     assert "stands for about 0.980" in dilution(early)
     assert dilution(late) == ""
-    assert said_late.endswith("the last that were inside it.")
+    assert said_late.endswith("the last audit within it.")
 
 
 @pytest.mark.parametrize("epoch", [None, 0.995, 1.0, 1.5])

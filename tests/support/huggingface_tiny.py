@@ -9,7 +9,8 @@ from transformers import (
     trainer_utils,
 )
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks import LeakageBudget, hold_out_canaries
+from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.functional.budget import Decision
 
 # Transformers 4.46 does not have this `save_strategy` yet.
@@ -72,14 +73,14 @@ def without_timing(rows):
 
 def stop_without_a_verdict(monkeypatch, *, after):
     """So many audits after the baseline are judged; then the canaries can carry no verdict any more."""
-    decide = PrivacyAuditor._decide
+    decide = Judge.decide
 
-    def judge(self, metrics, *, is_baseline):
-        if len(self.history) <= after:
-            return decide(self, metrics, is_baseline=is_baseline)
+    def judge(self, metrics, history, *, is_baseline):
+        if len(history) <= after:
+            return decide(self, metrics, history, is_baseline=is_baseline)
         return Decision(True, None, "AUC cannot be judged any more: the run was to end by now")
 
-    monkeypatch.setattr(PrivacyAuditor, "_decide", judge)
+    monkeypatch.setattr(Judge, "decide", judge)
 
 
 class StopAfter(TrainerCallback):

@@ -36,7 +36,7 @@ def assert_same_weights(model, expected):
 
 
 class Witness(TrainerCallback):
-    """Weights at every step, before anything could be put back; and what the trainer thought of them."""
+    """Weights at every step, before anything could be restored; and what the trainer thought of them."""
 
     def __init__(self):
         self.weights = {}

@@ -1,0 +1,136 @@
+"""The verdict on an audit: figures and the audits before go in, a decision comes out; no model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.budget import (
+    Decision,
+    LeakageBudget,
+    alpha_for_audit,
+    check_resolvable,
+    decide,
+)
+from ezmia_callbacks.functional.planning import canaries_needed, describe_power, has_enough_power
+
+if TYPE_CHECKING:
+    from ezmia_callbacks.measuring.subset import CanarySubset
+    from ezmia_callbacks.results.history import AuditHistory
+    from ezmia_callbacks.results.result import Measurement
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Holds figures against a budget so that the decisions of all audits keep one error rate together.
+
+    Attributes:
+        budget: The budget; None only measures.
+        confidence: Confidence with which the bands of all audits hold together, in (0, 1).
+        n_audits: Audits that share the error rate, the baseline not counted; None if unknown: then early ones
+            get more of it and late ones less.
+        judge_only: Never stop, whatever the verdict: the run is over.
+
+    Raises:
+        ConfigurationError: if the plan has no audit, or a budget on TPR at FPR has no plan.
+    """
+
+    budget: LeakageBudget | None
+    confidence: float
+    n_audits: int | None
+    judge_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that no decision could be made by."""
+        if self.n_audits is not None and self.n_audits < 1:
+            raise ConfigurationError(f"`n_audits` must be at least 1 or None, got {self.n_audits!r}.")
+        if self.budget is not None and self.budget.metric == "tpr_at_fpr" and self.n_audits is None:
+            raise ConfigurationError(
+                f"A budget on {self.budget.label} needs to know how many audits will share its error rate: "
+                "pass `n_audits`, or give the trainer a length (`max_steps`); or set the budget on AUC."
+            )
+
+    @property
+    def smallest_alpha(self) -> float:
+        """Error rate of the audit that may spend least; of the first one where their number is unknown."""
+        return self._alpha(self.n_audits or 1)
+
+    def band_confidence(self, history: AuditHistory) -> float:
+        """Confidence of the next audit's bands that makes the bands of all audits hold together."""
+        return 1.0 - self._alpha(len(history.audits_after_baseline) + 1)
+
+    def decide(
+        self, metrics: Mapping[str, Measurement], history: AuditHistory, *, is_baseline: bool = False
+    ) -> Decision:
+        """The verdict on an audit.
+
+        Args:
+            metrics: Its figures, with bands of `band_confidence`.
+            history: The audits before it.
+            is_baseline: Whether it is the one before the first step.
+        """
+        if is_baseline:
+            return Decision(False, True, "baseline: nothing was trained yet")
+        if self.budget is None:
+            return Decision(False, None, "no budget")
+        decided = metrics[self.budget.name]
+        if decided.value is None or decided.band is None:
+            # Audits beyond the plan have less of the error rate, until the canaries cannot carry them. Going
+            # on would be to go on without a budget.
+            message = (
+                f"{self.budget.label} cannot be judged any more ({decided.note}): the run was to end by now"
+            )
+            return Decision(not self.judge_only, None, message)
+        n_over_before = history.n_over_in_a_row
+        decision = decide(self.budget, decided.value, band=decided.band, n_over_before=n_over_before)
+        return replace(decision, stop=False) if self.judge_only else decision
+
+    def check_resolvable(self, subset: CanarySubset) -> None:
+        """Refuse a budget that these canaries could never answer.
+
+        Raises:
+            TooFewCanariesError: naming the number that would do.
+        """
+        if self.budget is None:
+            return
+        try:
+            check_resolvable(
+                self.budget,
+                n_members=subset.n_members,
+                n_non_members=subset.n_non_members,
+                failure_probability=self.smallest_alpha,
+            )
+        except TooFewCanariesError as error:
+            if self.n_audits is None:
+                raise
+            plan = canaries_needed(self.budget, n_audits=self.n_audits)
+            raise TooFewCanariesError(f"{error} {plan.describe()}") from None
+
+    def can_judge(self, subset: CanarySubset) -> bool:
+        """Whether canaries are enough for figures, and to find a run that is far over budget."""
+        try:
+            counts = {"n_members": subset.n_members, "n_non_members": subset.n_non_members}
+            if self.budget is None:
+                return True
+            check_resolvable(self.budget, **counts, failure_probability=self.smallest_alpha)
+        except TooFewCanariesError:
+            return False
+        return has_enough_power(self.budget, **counts, failure_probability=self.smallest_alpha)
+
+    def describe_power(self, subset: CanarySubset) -> str | None:
+        """What one audit of these canaries can find out about the budget, in a sentence; None without one."""
+        if self.budget is None:
+            return None
+        return describe_power(
+            self.budget,
+            n_members=subset.n_members,
+            n_non_members=subset.n_non_members,
+            failure_probability=self.smallest_alpha,
+        )
+
+    def _alpha(self, audit: int) -> float:
+        return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)

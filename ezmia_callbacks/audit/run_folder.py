@@ -1,0 +1,86 @@
+"""The files of a run: its history, its reference, its trajectories, its kept weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ezmia_callbacks.audit.run_state import RunState, SavedRun
+from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.files import check_writable
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.scoring.statistics import load_statistics, save_statistics
+
+__all__: list[str] = []
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = "history.jsonl"
+_REFERENCE = "reference.safetensors"
+_TRAJECTORIES = "trajectories.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is written down; the main process's alone, but for the kept weights.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    def kept_weights(self, *, rank: int) -> Path:
+        """File of the weights that one process keeps."""
+        return self.path / f"last_within_budget-{rank}.pt"
+
+    def check_writable(self) -> None:
+        """Raise OSError, saying what to do, unless files can be written."""
+        check_writable(self.path)
+
+    def save_reference(self, state: RunState) -> None:
+        """Write the reference's statistics, if there are any yet.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        if state.reference is not None:
+            save_statistics(self.path / _REFERENCE, state.reference, fingerprint=state.fingerprint)
+
+    def save_audits(self, state: RunState) -> None:
+        """Write the audits and the records' scores, each file whole or not at all.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        state.history.save(self.path / _HISTORY)
+        state.trajectories.save(self.path / _TRAJECTORIES)
+
+    def load(self, results: Sequence[AuditResult], state: RunState) -> SavedRun:
+        """What an interrupted run left here, with its audits from elsewhere.
+
+        Without a history or trajectories that can be read the run goes on all the same, with a warning.
+
+        Args:
+            results: Its audits, as the checkpoint that it resumes from has them.
+            state: The run that goes on, before any audit: says which canaries and reference must match.
+
+        Raises:
+            ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
+        """
+        saved = SavedRun(
+            tuple(results), load_statistics(self.path / _REFERENCE, fingerprint=state.fingerprint)
+        )
+        try:
+            found = AuditHistory.load(self.path / _HISTORY)
+            saved = replace(saved, findings=found.findings, caveat=found.caveat)
+            fingerprint = state.trajectories.fingerprint
+            trajectories = Trajectories.load(self.path / _TRAJECTORIES, fingerprint=fingerprint)
+            saved = replace(saved, trajectories=trajectories)
+        except AuditError as error:
+            logger.warning("What an earlier part of the run found is lost: %s", error)
+        return saved

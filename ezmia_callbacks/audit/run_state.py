@@ -1,0 +1,240 @@
+"""Where a run stands: all that an interrupted run needs to go on, and the ways from one state to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ezmia_callbacks.errors import ReferenceMismatchError
+from ezmia_callbacks.measuring.subset import CanarySubset
+from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult, Finding
+from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.scoring.statistics import TokenStatistics
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """What an interrupted run left behind, in its folder and its checkpoint or in a state dict.
+
+    Attributes:
+        results: Its audits.
+        reference: Statistics of its reference, of all canaries.
+        findings: What it checked before the first step.
+        caveat: What has to stand beside its headlines.
+        trajectories: Scores of its records; None if they are lost.
+    """
+
+    results: tuple[AuditResult, ...]
+    reference: TokenStatistics
+    findings: tuple[Finding, ...] = ()
+    caveat: str = ""
+    trajectories: Trajectories | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """One run up to now. Nothing in it changes: each audit, resume and restart makes the next state.
+
+    Attributes:
+        fingerprint: Of the canaries and the source of the reference: sources are never mixed in a run.
+        subset: The canaries that audits score.
+        history: The audits so far.
+        trajectories: Scores of the subset's records at these audits.
+        reference: Statistics of the reference, of all canaries; None until the baseline was measured.
+        chooses_subset: Whether the first audit after the baseline chooses a subset.
+        is_subset_chosen: Whether it has done so.
+        is_resumed: Whether it was taken over from an interrupted run and has not met its model yet.
+    """
+
+    fingerprint: str
+    subset: CanarySubset
+    history: AuditHistory
+    trajectories: Trajectories
+    reference: TokenStatistics | None = None
+    chooses_subset: bool = False
+    is_subset_chosen: bool = False
+    is_resumed: bool = False
+
+    @classmethod
+    def before_training(
+        cls,
+        subset: CanarySubset,
+        history: AuditHistory,
+        *,
+        fingerprint: str,
+        score: str,
+        chooses_subset: bool,
+    ) -> RunState:
+        """A run of which nothing is known but its canaries.
+
+        Args:
+            subset: All canaries.
+            history: A history without audits.
+            fingerprint: Of the canaries and the source of the reference.
+            score: Name of the score that decides.
+            chooses_subset: Whether its first audit after the baseline chooses a subset.
+        """
+        return cls(
+            fingerprint=fingerprint,
+            subset=subset,
+            history=history,
+            trajectories=_no_trajectories(subset, score=score),
+            chooses_subset=chooses_subset,
+        )
+
+    def anew(self) -> RunState:
+        """A run of the same canaries and settings that starts here; one before may have chosen a subset."""
+        return RunState.before_training(
+            self.subset.of_share(1.0),
+            replace(self.history, results=(), findings=(), caveat="", is_complete=False),
+            fingerprint=self.fingerprint,
+            score=self.trajectories.score,
+            chooses_subset=self.chooses_subset,
+        )
+
+    @cached_property
+    def reference_of_subset(self) -> TokenStatistics | None:
+        """Statistics of the reference for the records that audits score."""
+        if self.reference is None or self.subset.share == 1.0:
+            return self.reference
+        return self.reference.select(self.subset.is_chosen)
+
+    def with_result(self, result: AuditResult) -> RunState:
+        """One audit later."""
+        return replace(
+            self,
+            history=self.history.with_result(result),
+            trajectories=self.trajectories.with_result(result),
+        )
+
+    def with_subset(self, subset: CanarySubset) -> RunState:
+        """Audits score this subset from here on, as if there had never been more."""
+        trajectories = self.trajectories
+        if subset.share != self.subset.share:
+            trajectories = trajectories.of_records(subset.is_chosen)
+        return replace(self, subset=subset, trajectories=trajectories, is_subset_chosen=True)
+
+    def with_checks(self, findings: Sequence[Finding], *, caveat: str) -> RunState:
+        """The checks before the first step have found this."""
+        return replace(self, history=replace(self.history, findings=tuple(findings), caveat=caveat))
+
+    def with_metadata(self, **fields: Any) -> RunState:
+        """Fields of the run's metadata are known now."""
+        metadata = replace(self.history.run_metadata, **fields)
+        return replace(self, history=replace(self.history, run_metadata=metadata))
+
+    def resumed(self, saved: SavedRun, *, step: int | None = None) -> RunState:
+        """An interrupted run goes on: its audits, its reference and its subset, with this run's settings.
+
+        Args:
+            saved: What it left behind.
+            step: Optimizer steps done where it goes on; later audits never happened. None for all.
+        """
+        history = replace(self.history, results=saved.results, findings=saved.findings, caveat=saved.caveat)
+        if step is not None:
+            history = history.up_to_step(step)
+        share = _chosen_share(history.results)
+        subset = self.subset.of_share(1.0 if share is None else share)
+        trajectories = _no_trajectories(subset, score=self.trajectories.score)
+        # A subset that was chosen after this step will be chosen again.
+        kept = saved.trajectories
+        if kept is not None and kept.record_ids == trajectories.record_ids:
+            trajectories = kept if step is None else kept.up_to_step(step)
+        return replace(
+            self,
+            subset=subset,
+            history=replace(history, is_complete=False),
+            trajectories=trajectories,
+            reference=saved.reference,
+            is_subset_chosen=share is not None,
+            is_resumed=True,
+        )
+
+    def at_step(self, step: int) -> RunState:
+        """The same interrupted run, gone on with from an earlier step."""
+        return self if (saved := self.saved()) is None else self.resumed(saved, step=step)
+
+    def restarted(self) -> RunState:
+        """The run starts over with trained weights: reference, checks and baseline stay what they were."""
+        results = tuple(result for result in self.history if result.is_baseline)
+        trajectories = self.trajectories.up_to_step(results[-1].step if results else -1)
+        history = replace(self.history, results=results, is_complete=False)
+        return replace(self, history=history, trajectories=trajectories)
+
+    def saved(self) -> SavedRun | None:
+        """What has to be kept for the run to go on; None before the baseline was measured."""
+        if self.reference is None:
+            return None
+        return SavedRun(
+            results=self.history.results,
+            reference=self.reference,
+            findings=self.history.findings,
+            caveat=self.history.caveat,
+            trajectories=self.trajectories,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What has to be kept for the run to go on, as plain Python and arrays."""
+        return {
+            "fingerprint": self.fingerprint,
+            "history": self.history.to_dicts(),
+            "findings": [asdict(finding) for finding in self.history.findings],
+            "caveat": self.history.caveat,
+            "reference": None if self.reference is None else _arrays(self.reference),
+            "trajectories": _arrays(self.trajectories),
+        }
+
+    def resumed_from_dict(self, state: Mapping[str, Any]) -> RunState:
+        """`resumed` from what `to_dict` returned; this state where that run had not begun.
+
+        Raises:
+            ReferenceMismatchError: if the state was saved for other canaries or another reference.
+        """
+        if state["reference"] is None:
+            return self
+        if state["fingerprint"] != self.fingerprint:
+            raise ReferenceMismatchError(
+                "The state belongs to other canaries or another reference (fingerprint "
+                f"{state['fingerprint']}, these have {self.fingerprint}). Resume with the same canaries, "
+                "or start again from the original weights: the trained weights cannot stand in for the "
+                "reference."
+            )
+        results = tuple(AuditResult.from_dict(row) for row in state["history"])
+        share = _chosen_share(results)
+        subset = self.subset.of_share(1.0 if share is None else share)
+        empty = _no_trajectories(subset, score=self.trajectories.score)
+        saved = SavedRun(
+            results=results,
+            reference=TokenStatistics(**state["reference"]),
+            findings=tuple(Finding(**finding) for finding in state["findings"]),
+            caveat=state["caveat"],
+            trajectories=replace(empty, **state["trajectories"]),
+        )
+        return self.resumed(saved)
+
+
+def _chosen_share(results: Sequence[AuditResult]) -> float | None:
+    """Share of the canaries that a run had chosen; None if it had not chosen yet."""
+    shares = [r.share for r in results if r.status == "ok" and not r.is_baseline]
+    return shares[-1] if shares else None
+
+
+def _no_trajectories(subset: CanarySubset, *, score: str) -> Trajectories:
+    return Trajectories.empty(
+        score=score,
+        record_ids=subset.encoded.record_ids,
+        is_member=subset.encoded.is_member,
+        fingerprint=subset.all_encoded.fingerprint,
+    )
+
+
+def _arrays(owner: TokenStatistics | Trajectories) -> dict[str, np.ndarray]:
+    values = {field.name: getattr(owner, field.name) for field in fields(owner)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

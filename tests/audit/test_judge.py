@@ -1,0 +1,153 @@
+"""Verdicts from figures alone: no model, no forward pass."""
+
+import pytest
+
+from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget, hold_out_canaries
+from ezmia_callbacks.audit.judge import Judge
+from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional import Decision, Interval, alpha_for_audit, describe_power
+from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
+from ezmia_callbacks.measuring.subset import CanarySubset
+from ezmia_callbacks.results.result import Measurement
+from ezmia_callbacks.scoring.rows import encode_canaries
+
+BUDGET = LeakageBudget(limit=0.6)
+
+
+def make_judge(budget=BUDGET, *, n_audits=4, **options):
+    return Judge(budget, 0.95, n_audits, **options)
+
+
+def make_history(*decisions, budget=BUDGET):
+    """The baseline, then an audit for each decision."""
+    made = [Decision(False, True, "baseline"), *decisions]
+    return AuditHistory(
+        tuple(AuditResult(i, float(i), "ok", i == 0, "ez", 100, 200, d) for i, d in enumerate(made)), budget
+    )
+
+
+def make_subset(n_members=100, n_non_members=200):
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(2000)]
+    canaries = hold_out_canaries(rows, n_members=n_members, n_non_members=n_non_members, seed=0)[1]
+    return CanarySubset(encode_canaries(canaries), AnalysisUnits(canaries))
+
+
+def auc_of(value, *, half_width=0.03):
+    band = Interval(value - half_width, value + half_width, 0.99, "delong")
+    return {"auc": Measurement(value, band=band)}
+
+
+WITHIN = Decision(False, True, "within")
+
+
+def test_the_bands_of_all_planned_audits_share_the_error_rate_equally():
+    judge = make_judge(n_audits=4)
+
+    confidences = [judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(4)]
+
+    assert confidences == pytest.approx([1 - 0.05 / 4] * 4)
+
+
+def test_audits_beyond_the_plan_get_less_and_less():
+    judge = make_judge(n_audits=2)
+
+    alphas = [1 - judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(5)]
+
+    expected = [alpha_for_audit(n, n_planned=2, failure_probability=0.05) for n in (1, 2, 3, 4, 5)]
+    assert alphas == pytest.approx(expected)
+    assert sum(alphas) < 2 * 0.05
+
+
+def test_the_lower_end_of_the_band_decides():
+    judge, history = make_judge(), make_history()
+
+    within, over = (judge.decide(auc_of(value), history) for value in (0.62, 0.65))
+
+    assert (within.stop, within.is_within_budget) == (False, True)
+    assert (over.stop, over.is_within_budget) == (True, False)
+    assert over.compared == pytest.approx(0.62)
+
+
+def test_patience_counts_on_from_the_history():
+    budget = LeakageBudget(limit=0.6, patience=1)
+    judge = make_judge(budget)
+
+    first = judge.decide(auc_of(0.7), make_history(budget=budget))
+    second = judge.decide(auc_of(0.7), make_history(first, budget=budget))
+
+    assert (first.stop, first.n_over_in_a_row) == (False, 1)
+    assert (second.stop, second.n_over_in_a_row) == (True, 2)
+
+
+def test_the_baseline_is_within_budget_and_stops_nothing():
+    decision = make_judge().decide(auc_of(0.9), make_history(), is_baseline=True)
+
+    assert decision == Decision(False, True, "baseline: nothing was trained yet")
+
+
+def test_without_a_budget_there_is_no_verdict():
+    decision = make_judge(None).decide(auc_of(0.9), make_history(budget=None))
+
+    assert (decision.stop, decision.is_within_budget) == (False, None)
+
+
+@pytest.mark.parametrize("figure", [Measurement(None, note="too few"), Measurement(0.7, note="too few")])
+def test_a_figure_that_the_canaries_cannot_carry_is_never_within_budget(figure):
+    decision = make_judge().decide({"auc": figure}, make_history())
+
+    assert (decision.stop, decision.is_within_budget) == (True, None)
+    assert "too few" in decision.message
+
+
+def test_a_judge_of_a_finished_run_gives_the_same_verdicts_and_never_stops():
+    stopping, judging = make_judge(), make_judge(judge_only=True)
+    unresolved = {"auc": Measurement(None, note="too few")}
+
+    for figures in (auc_of(0.55), auc_of(0.9), unresolved):
+        expected, found = (judge.decide(figures, make_history()) for judge in (stopping, judging))
+
+        assert not found.stop
+        assert (found.is_within_budget, found.message) == (expected.is_within_budget, expected.message)
+
+
+def test_a_budget_beyond_the_canaries_is_refused_with_the_number_that_would_do():
+    judge = make_judge(LeakageBudget(limit=0.6, metric="tpr_at_fpr"), n_audits=2)
+
+    with pytest.raises(TooFewCanariesError, match="non-members, got 200") as refused:
+        judge.check_resolvable(make_subset())
+
+    assert "2 audits" in str(refused.value)
+
+
+def test_no_budget_is_beyond_any_canaries():
+    make_judge(None).check_resolvable(make_subset(12, 12))
+
+
+@pytest.mark.parametrize(("n", "can_judge"), [(12, False), (100, True)])
+def test_so_few_that_a_far_excess_would_hardly_be_found_cannot_judge(n, can_judge):
+    assert make_judge().can_judge(make_subset(n, n)) is can_judge
+
+
+def test_too_few_for_any_figure_cannot_judge_even_without_a_budget():
+    assert make_judge(None).can_judge(make_subset())
+    assert not make_judge(None).can_judge(make_subset().of_share(0.01))
+
+
+def test_power_is_that_of_the_least_favored_audit():
+    text = make_judge(n_audits=4).describe_power(make_subset())
+
+    expected = describe_power(BUDGET, n_members=100, n_non_members=200, failure_probability=0.05 / 4)
+    assert text == expected
+    assert make_judge(None).describe_power(make_subset()) is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "n_audits", "message"),
+    [
+        (BUDGET, 0, "`n_audits` must be at least 1 or None, got 0"),
+        (LeakageBudget(0.5, "tpr_at_fpr"), None, "needs to know how many audits will share its error rate"),
+    ],
+)
+def test_a_plan_that_no_decision_can_be_made_by_is_refused(budget, n_audits, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_judge(budget, n_audits=n_audits)

@@ -1,0 +1,109 @@
+"""The files of a run, without a model."""
+
+import json
+
+import numpy as np
+import pytest
+from run_states import CHECK, assert_carries_the_same, begun, fresh, run_to
+
+from ezmia_callbacks.audit.run_folder import RunFolder
+from ezmia_callbacks.errors import ReferenceMismatchError
+
+
+def written(path, state):
+    folder = RunFolder(path)
+    folder.save_reference(state)
+    folder.save_audits(state)
+    return folder
+
+
+def test_what_is_written_comes_back(tmp_path):
+    interrupted = run_to(20)
+    folder = written(tmp_path / "run", interrupted)
+
+    saved = folder.load(interrupted.history.results, fresh())
+
+    assert_carries_the_same(fresh().resumed(saved), interrupted)
+
+
+def test_the_audits_are_those_of_the_checkpoint_not_of_the_folder(tmp_path):
+    folder = written(tmp_path, run_to(20))
+
+    saved = folder.load(run_to(10).history.results, fresh())
+
+    assert len(saved.results) == 2
+    assert_carries_the_same(fresh().resumed(saved, step=10), run_to(10))
+
+
+def test_a_lost_history_is_named_and_costs_the_findings_alone(tmp_path, caplog):
+    folder = written(tmp_path, run_to(10))
+    (tmp_path / "history.jsonl").unlink()
+
+    saved = folder.load(run_to(10).history.results, fresh())
+
+    assert "What an earlier part of the run found is lost" in caplog.text
+    assert saved.findings == ()
+    assert saved.reference is not None
+
+
+def test_lost_trajectories_leave_the_findings(tmp_path, caplog):
+    folder = written(tmp_path, run_to(10))
+    (tmp_path / "trajectories.safetensors").write_bytes(b"damaged")
+
+    saved = folder.load(run_to(10).history.results, fresh())
+
+    assert "is not a file of audit trajectories" in caplog.text
+    assert (saved.findings, saved.trajectories) == ((CHECK,), None)
+
+
+def test_a_lost_reference_is_refused(tmp_path):
+    folder = written(tmp_path, run_to(10))
+    (tmp_path / "reference.safetensors").unlink()
+
+    with pytest.raises(ReferenceMismatchError, match="the trained weights cannot stand in"):
+        folder.load([], fresh())
+
+
+def test_the_reference_of_other_canaries_is_refused(tmp_path):
+    folder = written(tmp_path, run_to(10))
+
+    with pytest.raises(ReferenceMismatchError, match="belong to other canaries"):
+        folder.load([], fresh(seed=1))
+
+
+def test_no_reference_is_written_before_there_is_one(tmp_path):
+    RunFolder(tmp_path).save_reference(fresh())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_history_file_says_whether_it_is_whole(tmp_path):
+    written(tmp_path, fresh().resumed(begun().saved()))
+
+    first_line = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])
+
+    assert first_line["is_complete"] is False
+
+
+def test_each_process_has_its_own_file_of_kept_weights(tmp_path):
+    folder = RunFolder(tmp_path)
+
+    names = [folder.kept_weights(rank=rank).name for rank in (0, 1)]
+
+    assert names == ["last_within_budget-0.pt", "last_within_budget-1.pt"]
+
+
+def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(OSError, match="pass an `output_dir` that is writable"):
+        RunFolder(tmp_path / "file" / "run").check_writable()
+
+
+def test_scores_of_the_records_are_written_whole(tmp_path):
+    state = run_to(20)
+    folder = written(tmp_path, state)
+
+    saved = folder.load(state.history.results, fresh())
+
+    np.testing.assert_array_equal(saved.trajectories.scores, state.trajectories.scores)

@@ -1,0 +1,100 @@
+"""Where a run stands, and how it goes on: made of plain values, without a model."""
+
+import pytest
+from run_states import assert_carries_the_same, begun, fresh, result, run_to
+
+from ezmia_callbacks.errors import ReferenceMismatchError
+
+
+def test_an_audit_makes_another_state_and_leaves_the_old_one_alone():
+    before = begun()
+
+    after = before.with_result(result(before, 10))
+
+    assert [len(before.history), len(after.history)] == [1, 2]
+    assert [before.trajectories.n_audits, after.trajectories.n_audits] == [1, 2]
+
+
+@pytest.mark.parametrize("way", ["folder", "state dict"])
+def test_a_resumed_run_has_all_that_the_interrupted_one_had(way):
+    interrupted = run_to(30)
+
+    resumed = (
+        fresh(command="second.py").resumed(interrupted.saved())
+        if way == "folder"
+        else fresh(command="second.py").resumed_from_dict(interrupted.to_dict())
+    )
+
+    assert_carries_the_same(resumed, interrupted)
+    assert resumed.is_resumed
+    # Settings and surroundings are those of the run that goes on.
+    assert resumed.history.run_metadata.command == "second.py"
+    assert resumed.history.is_complete is False
+
+
+def test_a_run_resumed_at_a_step_has_no_audits_of_its_future():
+    resumed = fresh().resumed(run_to(30).saved(), step=15)
+
+    assert_carries_the_same(resumed, run_to(10))
+
+
+def test_a_resumed_run_can_still_go_back_to_an_earlier_step():
+    resumed = fresh().resumed_from_dict(run_to(30).to_dict())
+
+    assert_carries_the_same(resumed.at_step(10), run_to(10))
+
+
+def test_a_restarted_run_keeps_reference_checks_and_baseline():
+    interrupted = run_to(30)
+
+    restarted = interrupted.restarted()
+
+    assert_carries_the_same(restarted, begun())
+    assert restarted.reference is interrupted.reference
+    assert not restarted.is_resumed
+
+
+def chosen(state, share=0.5):
+    return state.with_subset(state.subset.of_share(share))
+
+
+def test_a_chosen_subset_is_that_of_the_run_from_its_start():
+    state = run_to(20, chosen(begun(chooses_subset=True)))
+
+    assert state.is_subset_chosen
+    assert state.trajectories.record_ids == state.subset.encoded.record_ids
+    assert len(state.trajectories.record_ids) == 30
+    assert state.reference.n_records == 60
+    assert state.reference_of_subset.n_records == 30
+
+
+def test_a_resumed_run_keeps_the_subset_that_was_chosen():
+    interrupted = run_to(20, chosen(begun(chooses_subset=True)))
+
+    resumed = fresh(chooses_subset=True).resumed_from_dict(interrupted.to_dict())
+
+    assert_carries_the_same(resumed, interrupted)
+    assert resumed.is_subset_chosen
+
+
+def test_a_run_resumed_from_before_the_choice_chooses_again():
+    interrupted = run_to(20, chosen(begun(chooses_subset=True)))
+
+    resumed = fresh(chooses_subset=True).resumed(interrupted.saved(), step=5)
+
+    assert not resumed.is_subset_chosen
+    assert resumed.subset.share == 1.0
+    # The scores of the others are gone.
+    assert resumed.trajectories.n_audits == 0
+
+
+def test_the_state_of_other_canaries_is_refused():
+    with pytest.raises(ReferenceMismatchError, match="belongs to other canaries or another reference"):
+        fresh(seed=1).resumed_from_dict(run_to(10).to_dict())
+
+
+def test_the_state_of_a_run_that_had_not_begun_changes_nothing():
+    state = fresh()
+
+    assert state.resumed_from_dict(fresh().to_dict()) is state
+    assert state.saved() is None
