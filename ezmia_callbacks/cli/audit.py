@@ -34,7 +34,7 @@ from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
-    from ezmia_callbacks.post_hoc.audit import Checkpoint
+    from ezmia_callbacks.post_hoc import Checkpoint
 
 __all__ = ["audit"]
 
@@ -177,7 +177,7 @@ def audit(
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
     drawn = _canaries(canaries, members, non_members, text_column=text_column)
     with quiet_libraries():
-        from ezmia_callbacks.post_hoc.audit import audit_checkpoints, find_checkpoints
+        from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
 
         checkpoints = find_checkpoints(run)
         history = audit_checkpoints(

@@ -3,6 +3,7 @@
 May import `audit` and everything below it, and transformers and PEFT inside functions.
 """
 
-from ezmia_callbacks.post_hoc.audit import Checkpoint, audit_checkpoints, find_checkpoints
+from ezmia_callbacks.post_hoc.audit import audit_checkpoints
+from ezmia_callbacks.post_hoc.checkpoints import Checkpoint, find_checkpoints
 
 __all__ = ["Checkpoint", "audit_checkpoints", "find_checkpoints"]

@@ -8,10 +8,10 @@ from command_line import ezmia, write_jsonl
 from post_hoc_runs import BATCH_SIZE
 from tiny import make_texts
 
-from ezmia_callbacks import AuditHistory
+from ezmia_callbacks import AuditHistory, post_hoc
 from ezmia_callbacks.cli.audit import Precision
 from ezmia_callbacks.functional.budget import Decision
-from ezmia_callbacks.post_hoc import audit as post_hoc
+from ezmia_callbacks.post_hoc import models
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_cannot_be_audited_is_exit_code_three(run, call, damag
 
 
 def test_every_precision_of_an_audit_can_be_asked_for():
-    assert [precision.value for precision in Precision] == list(get_args(post_hoc.Precision))
+    assert [precision.value for precision in Precision] == list(get_args(models.Precision))
 
 
 def test_over_budget_weighs_more_than_a_gap(run, call, damaged):

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -9,7 +10,9 @@ from tiny import make_model, make_texts, make_tokenizer
 
 from ezmia_callbacks import AuditHistory, CanarySet, LeakageBudget
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.post_hoc.audit import audit_checkpoints, find_checkpoints
+from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
+from ezmia_callbacks.post_hoc.models import Loader
+from ezmia_callbacks.report import to_document
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
@@ -302,3 +305,36 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         find_checkpoints(tmp_path)
     with pytest.raises(ConfigurationError, match="There is no folder"):
         find_checkpoints(tmp_path / "nowhere")
+
+
+def test_an_interrupted_audit_of_a_finished_run_says_so_and_stops_nothing(run, tmp_path, monkeypatch, caplog):
+    """The run was over before: a history that is cut off must not say that an audit ended it."""
+    caplog.set_level(logging.INFO)
+    real, loaded = Loader.load, []
+
+    def load(self, checkpoint):
+        loaded.append(checkpoint)
+        if len(loaded) == N_EPOCHS:
+            raise KeyboardInterrupt
+        return real(self, checkpoint)
+
+    monkeypatch.setattr(Loader, "load", load)
+
+    with pytest.raises(KeyboardInterrupt):
+        audited(run, budget=LeakageBudget(limit=0.51, rule="point"), output_dir=tmp_path)
+
+    history = AuditHistory.load(tmp_path / "history.jsonl")
+    assert [result.decision.is_within_budget for result in history] == [True, False, False, False]
+    assert history.stopped is None
+    assert history.is_complete is False
+    assert "STOP" not in caplog.text
+    outcome = to_document(history)["runs"][0]["outcome"]
+    assert outcome["kind"] == "over"
+    assert "Kept" not in outcome["text"]
+
+
+def test_an_audit_that_went_through_leaves_a_whole_history(run, tmp_path):
+    history = audited(run, budget=LeakageBudget(limit=0.51, rule="point"), output_dir=tmp_path)
+
+    assert AuditHistory.load(tmp_path / "history.jsonl").is_complete
+    assert AuditHistory.load(tmp_path / "history.jsonl").to_dicts() == history.to_dicts()
