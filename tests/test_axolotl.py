@@ -44,7 +44,7 @@ def test_a_configuration_file_audits_the_run(axolotl, tmp_path):
         trainer.add_callback(callback)
     trainer.train()
 
-    assert callback.budget == LeakageBudget(limit=0.99, rule="point")
+    assert callback.settings.budget == LeakageBudget(limit=0.99, rule="point")
     assert len(callback.history.audits_after_baseline) >= 4
     assert any("privacy/auc" in row for row in trainer.state.log_history)
 
@@ -52,7 +52,7 @@ def test_a_configuration_file_audits_the_run(axolotl, tmp_path):
 def test_without_settings_it_only_measures(axolotl, tmp_path):
     (callback,) = axolotl.PrivacyAuditPlugin().add_callbacks_post_trainer({}, make_trainer(tmp_path, []))
 
-    assert callback.budget is None
+    assert callback.settings.budget is None
 
 
 @pytest.mark.parametrize("settings", [{"limit": 0.6}, {"budget": {"maximum": 0.6}}, {"every": "hour"}])

@@ -1,25 +1,23 @@
 """`PrivacyAuditCallback` for the Hugging Face Trainer and everything built on it.
 
-A leaf: nothing in the package imports this module, and it is the only one that imports transformers. It
-translates hooks, obeys the decision, logs, and keeps state; measuring is the auditor's work.
+It translates hooks, obeys the decision, logs, and keeps state; measuring is the auditor's work.
 """
 
 import logging
 import math
-import sys
 import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
-from ezmia_callbacks.audit.settings import OnError, check_arguments
+from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process, on_all_ranks
-from ezmia_callbacks.errors import AuditError, ConfigurationError, MissingDependencyError
+from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.huggingface.checkpoints import (
     checkpoint_intervals,
@@ -29,6 +27,26 @@ from ezmia_callbacks.huggingface.checkpoints import (
     n_planned_audits,
     steps_between,
 )
+from ezmia_callbacks.huggingface.trainer_access import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerReference,
+    TrainerState,
+    TrainingArguments,
+    autocast,
+    is_in_pieces,
+    log_plainly,
+    run_folder,
+    splits_records,
+    sums_all_metrics,
+    tokenizer_of,
+)
+from ezmia_callbacks.huggingface.trainer_feed import (
+    as_fed_by_trainer,
+    draw_from_trainer,
+    training_records,
+)
 from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
@@ -36,10 +54,8 @@ from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
 from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, set_aside, step_of
-from ezmia_callbacks.shells.membership_check import sample_training_rows
 from ezmia_callbacks.shells.messages import (
     check_canaries,
-    check_every,
     log_not_restored,
     log_restarted,
     log_restored,
@@ -49,15 +65,6 @@ from ezmia_callbacks.shells.messages import (
 )
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
-from ezmia_callbacks.shells.trainer_rows import as_trained, draw_from_trainer
-from ezmia_callbacks.shells.trl_rows import is_packed
-
-try:
-    import transformers
-except ImportError:
-    raise MissingDependencyError(
-        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"'
-    ) from None
 
 __all__ = ["PrivacyAuditCallback"]
 
@@ -69,14 +76,14 @@ _FOLDER = "privacy_audit"
 _CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
 
 
-class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc]  # skipped import
+class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped import
     """Audits membership leakage while a Hugging Face trainer trains, and stops it at the budget.
 
     Before the first step the model's token statistics on the canaries are kept as the reference. At each
     audit one forward pass over the canaries shows what training changed; figures go to
     `trainer.state.log_history` and every tracker, one line goes to the console, and everything to
     `<output_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last audit
-    inside it are put back at once, nothing over budget is saved, and training ends. Training itself is
+    inside it are restored at once, nothing over budget is saved, and training ends. Training itself is
     not changed by one bit.
 
     Under a budget every checkpoint is audited before it is written, at whatever step that is, so that none
@@ -102,13 +109,15 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         max_length: Truncation of canaries that are raw text; give what training uses. TRL trainers and
             tokenized canaries do not need it.
         batch_size: Records in a forward pass; by default the trainer's evaluation batch size.
-        max_overhead: Share of the training time that audits may take, such as 0.05: a fixed part of the
-            canaries is then scored at each audit, see `PrivacyAuditor`. None scores all.
-        output_dir: Folder for history and reference; by default `privacy_audit` in the trainer's own.
-        restore: Put back the weights of the last audit inside the budget when stopping.
+        max_overhead: Share of the training time, in (0, 1), that audits may take. The first audit after the
+            baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
+            time that training took until then; never fewer than the budget needs. None scores all canaries.
+        output_dir: Folder for the history, the reference statistics and the kept weights; by default
+            `privacy_audit` in the trainer's own.
+        restore: Restore the weights of the last audit within the budget when stopping.
         prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
-            lets training go on, `"raise"` ends it.
+            lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
         trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
@@ -121,6 +130,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         ConfigurationError: if an argument is outside its range.
 
     Examples:
+        >>> from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback
         >>> from transformers import Trainer
         >>> callback = PrivacyAuditCallback(budget=LeakageBudget(metric="auc", limit=0.60))
         >>> trainer = Trainer(..., callbacks=[callback])  # doctest: +SKIP
@@ -149,64 +159,58 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         allow_shift: bool = False,
         trainer: Any = None,
     ) -> None:
-        check_arguments(
+        self.settings = AuditSettings(
             budget=budget,
+            every=every,
+            reference=reference,
             score=score,
             fpr_levels=fpr_levels,
             confidence=confidence,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            seed=seed,
+            max_length=max_length,
             batch_size=batch_size,
             max_overhead=max_overhead,
+            output_dir=output_dir,
+            restore=restore,
+            prefix=prefix,
             on_error=on_error,
+            allow_shift=allow_shift,
         )
-        check_every(every)
         check_canaries(canaries)
         self.canaries = canaries
-        self.budget = budget
-        self.every = every
-        self.reference = reference
-        self.score = score
-        self.fpr_levels = tuple(fpr_levels)
-        self.confidence = confidence
-        self.n_members = n_members
-        self.n_non_members = n_non_members
-        self.seed = seed
-        self.max_length = max_length
-        self.batch_size = batch_size
-        self.max_overhead = max_overhead
-        self.output_dir = output_dir
-        self.restore = restore
-        self.prefix = prefix
-        self.on_error = on_error
-        self.allow_shift = allow_shift
         self.auditor: PrivacyAuditor | None = None
-        self._trainer = None if trainer is None else weakref.ref(trainer)
+        self._trainer = TrainerReference(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
         self._is_publishing = False
         self._is_ended = False
         self._older_checkpoints: dict[Path, float] = {}
-        self._put_back_result: AuditResult | None = None
+        self._restored_result: AuditResult | None = None
         self._hidden_best: tuple[float | None] | None = None
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray and spawn pickle callbacks; trainer, model and auditor belong to this process.
-        return {**self.__dict__, "_trainer": None, "_begun_with": None, "auditor": None}
+        # Ray and spawn pickle callbacks; model and auditor belong to this process.
+        return {**self.__dict__, "_begun_with": None, "auditor": None}
 
     @property
     def history(self) -> AuditHistory:
         """All audits so far, the baseline first."""
         if self.auditor is None:
-            return AuditHistory((), self.budget, self.confidence)
+            return AuditHistory((), self.settings.budget, self.settings.confidence)
         return self.auditor.history
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._find_trainer(), kwargs["model"]
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
         self._refuse_a_double(trainer)
-        self._older_checkpoints = checkpoints_in(_run_folder(trainer))
+        self._older_checkpoints = checkpoints_in(run_folder(trainer))
         self._is_ended = False
-        self._put_back_result = None
+        self._restored_result = None
         self._hidden_best = None
         is_restart = self._begun_with is not None and self._begun_with() is model
         if state.global_step == 0 and is_restart and self.auditor is not None:
@@ -219,49 +223,69 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
-        log_start(self.auditor, self.budget)
+        log_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
         self._publish(trainer, state, control, result)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
-        interval = steps_between(self.every, state)
+        interval = steps_between(self.settings.every, state)
         is_due = interval is not None and state.global_step % interval == 0
         if is_due or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         self._veto_save(control)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
         self._show_best(state)
         is_last = control.should_training_stop or state.global_step >= state.max_steps
-        if self.every == "epoch" or is_last or self._needs_figures(args, control):
+        if self.settings.every == "epoch" or is_last or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         if is_last and self._is_past_budget:
-            self._put_back(args, state, **kwargs)
+            self._restore(args, state, **kwargs)
         self._veto_save(control)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Offer the figures of the model's weights as `eval_privacy_*`, for `metric_for_best_model`."""
         if metrics is None or not len(self.history) or not self._find_trainer().is_in_train:
             return
-        result = self._put_back_result or self.history[-1]
+        result = self._restored_result or self.history[-1]
         offered = {f"eval_privacy_{name}": value for name, value in result.to_metrics().items()}
         best = "eval_" + (args.metric_for_best_model or "").removeprefix("eval_")
         if is_best_by_leakage(args):
             # A failed audit has no figure: not a number is never the best, an absent one ends training.
             offered.setdefault(best, math.nan)
-        if _sums_all_metrics(self._find_trainer()):
+        if sums_all_metrics(self._find_trainer()):
             offered = {name: value for name, value in offered.items() if name == best}
         metrics.update(offered)
         if self._is_past_budget:
             self._hide_best(state)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Give back what `on_evaluate` hid."""
         self._show_best(state)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Keep the audit's many figures out of the progress bar's echo: they have a line of their own.
 
         Trackers come before this callback and have them all; a callback of the user's that comes after it
@@ -272,11 +296,14 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         callbacks = self._find_trainer().callback_handler.callbacks
         after = callbacks[callbacks.index(self) + 1 :]
         if all(type(callback).__name__ in _CONSOLE_CALLBACKS for callback in after):
-            shown = {f"{self.prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
-            for name in [name for name in logs if name.startswith(self.prefix) and name not in shown]:
+            prefix = self.settings.prefix
+            shown = {f"{prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
+            for name in [name for name in logs if name.startswith(prefix) and name not in shown]:
                 del logs[name]
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Say what the run came to, and remove the kept weights."""
         self._show_best(state)
         if self.auditor is None:
@@ -288,15 +315,15 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
                 with weights_for_use(kwargs.get("optimizer")):
                     self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
             if self._is_past_budget:
-                self._put_back(args, state, **kwargs)
+                self._restore(args, state, **kwargs)
         warn_of_failed_audits(self.history)
         self.auditor.finish()
 
     @property
     def _state_key(self) -> str:
-        return _STATE_KEY + self.prefix
+        return _STATE_KEY + self.settings.prefix
 
-    def _refuse_a_double(self, trainer: Any) -> None:
+    def _refuse_a_double(self, trainer: Trainer) -> None:
         """Two callbacks that write to one place would lose one curve, and resume with the other's."""
         others = [
             callback
@@ -304,34 +331,35 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             if isinstance(callback, PrivacyAuditCallback) and callback is not self
         ]
         for other in others:
-            if other.prefix == self.prefix or other._folder(trainer) == self._folder(trainer):
+            is_same_folder = other._folder(trainer) == self._folder(trainer)
+            if is_same_folder or other.settings.prefix == self.settings.prefix:
                 raise ConfigurationError(
                     "Two PrivacyAuditCallbacks share a `prefix` or an `output_dir`: give each its own, for "
-                    f"example prefix='{self.prefix.rstrip('/')}_2/' and "
+                    f"example prefix='{self.settings.prefix.rstrip('/')}_2/' and "
                     f"output_dir='{self._folder(trainer)}_2'."
                 )
 
     @property
     def _guards_checkpoints(self) -> bool:
-        return self.restore and self.budget is not None
+        return self.settings.keeps_weights
 
     @property
     def _is_past_budget(self) -> bool:
         """By the last audit that did not fail; a failed one shows no way back."""
         return self._guards_checkpoints and self.history.is_past_budget
 
-    def _is_audited(self, state: Any) -> bool:
+    def _is_audited(self, state: TrainerState) -> bool:
         return len(self.history) > 0 and self.history[-1].step == int(state.global_step)
 
-    def _needs_figures(self, args: Any, control: Any) -> bool:
+    def _needs_figures(self, args: TrainingArguments, control: TrainerControl) -> bool:
         guards = self._guards_checkpoints and may_save_next(args, control)
         return guards or bool(control.should_evaluate and is_best_by_leakage(args))
 
-    def _veto_save(self, control: Any) -> None:
+    def _veto_save(self, control: TrainerControl) -> None:
         if self._is_past_budget:
             control.should_save = False
 
-    def _hide_best(self, state: Any) -> None:
+    def _hide_best(self, state: TrainerState) -> None:
         """Let no evaluation of an over-budget model be the best one, whatever the save strategy.
 
         Trainer decides between this hook and the next, and nothing compares as better than NaN. The
@@ -341,13 +369,19 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             self._hidden_best = (state.best_metric,)
         state.best_metric = math.nan
 
-    def _show_best(self, state: Any) -> None:
+    def _show_best(self, state: TrainerState) -> None:
         if self._hidden_best is not None:
             (state.best_metric,) = self._hidden_best
             self._hidden_best = None
 
     def _audit(
-        self, state: Any, control: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+        self,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         auditor = self.auditor
         if auditor is None:
@@ -363,13 +397,19 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         self._publish(trainer, state, control, result)
         if result.decision.stop:
             control.should_training_stop = True
-            if self.restore:
-                self._put_back(trainer.args, state, model=model, optimizer=optimizer)
+            if self.settings.restore:
+                self._restore(trainer.args, state, model=model, optimizer=optimizer)
 
-    def _put_back(
-        self, args: Any, state: Any, *, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    def _restore(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        *,
+        model: nn.Module,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
-        """Have the model hold the weights of the last audit inside the budget, and no checkpoint follow."""
+        """Restore the weights of the last audit within the budget, and let no later checkpoint stand."""
         auditor = self.auditor
         if auditor is None or self._is_ended:
             return
@@ -380,7 +420,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         except AuditError as error:
             log_not_restored(error, self.history, step=state.global_step)
             return
-        self._put_back_result = kept
+        self._restored_result = kept
         # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
         best_step = step_of(state.best_model_checkpoint)
         if best_step is not None and best_step > kept.step:
@@ -396,7 +436,7 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
         into = self._folder(trainer) / "over_budget"
         try:
             moved = set_aside(
-                _run_folder(trainer), after_step=after_step, into=into, older=self._older_checkpoints
+                run_folder(trainer), after_step=after_step, into=into, older=self._older_checkpoints
             )
         except OSError as error:
             logger.error(
@@ -408,133 +448,98 @@ class PrivacyAuditCallback(transformers.TrainerCallback):  # type: ignore[misc] 
             return
         for path in moved:
             logger.warning(
-                "A checkpoint newer than the last audit inside the budget was moved to %s: it was never "
+                "A checkpoint newer than the last audit within the budget was moved to %s: it was never "
                 "audited and may be OVER BUDGET.",
                 path,
             )
 
-    def _folder(self, trainer: Any) -> Path:
-        run = _run_folder(trainer)
-        if self.output_dir is None:
+    def _folder(self, trainer: Trainer) -> Path:
+        run = run_folder(trainer)
+        if self.settings.output_dir is None:
             return run / _FOLDER
         is_trial = run != Path(trainer.args.output_dir)
-        return Path(self.output_dir) / run.name if is_trial else Path(self.output_dir)
+        return Path(self.settings.output_dir) / run.name if is_trial else Path(self.settings.output_dir)
 
-    def _publish(self, trainer: Any, state: Any, control: Any, result: AuditResult) -> None:
+    def _publish(
+        self, trainer: Trainer, state: TrainerState, control: TrainerControl, result: AuditResult
+    ) -> None:
         """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
-        payload = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        payload = {f"{self.settings.prefix}{name}": value for name, value in result.to_metrics().items()}
         reporters = trainer.callback_handler.callbacks
         if result.is_baseline and is_main_process():
-            settings = audit_settings(self.history, every=self.every, restore=self.restore)
-            log_settings(reporters, settings, prefix=self.prefix)
+            settings = audit_settings(self.history, self.settings)
+            log_settings(reporters, settings, prefix=self.settings.prefix)
         # Logging resets the flag by which Trainer is about to log its own loss.
         should_log = control.should_log
         self._is_publishing = True
         try:
-            # The base class's method: TRL's would drain its own metrics into this record.
-            transformers.Trainer.log(trainer, payload)
+            log_plainly(trainer, payload)
         finally:
             control.should_log = should_log
             self._is_publishing = False
         if is_main_process():
-            log_verdict(reporters, result.describe(), prefix=self.prefix, step=result.step)
+            log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
         state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
-    def _restart(self, args: Any, state: Any, model: nn.Module) -> None:
+    def _restart(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
         log_restarted()
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=self._n_audits(args, state))
             state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
 
-    def _make_auditor(self, trainer: Any, args: Any, state: Any, model: nn.Module) -> PrivacyAuditor:
+    def _make_auditor(
+        self, trainer: Trainer, args: TrainingArguments, state: TrainerState, model: nn.Module
+    ) -> PrivacyAuditor:
         # Tokenizers, collators and datasets may draw random numbers.
         with evaluation_without_side_effects(model):
             canaries = self._prepare_canaries(trainer)
+        settings = replace(
+            self.settings,
+            reference=reference_source(self.settings.reference, model=model),
+            batch_size=self.settings.batch_size or args.per_device_eval_batch_size,
+            output_dir=self._folder(trainer),
+        )
         return PrivacyAuditor(
             canaries,
-            budget=self.budget,
-            reference=reference_source(self.reference, model=model),
-            score=self.score,
-            fpr_levels=self.fpr_levels,
-            confidence=self.confidence,
+            **settings.auditor_arguments(),
             n_audits=self._n_audits(args, state),
-            tokenizer=getattr(trainer, "processing_class", None),
-            batch_size=self.batch_size or args.per_device_eval_batch_size,
-            max_overhead=self.max_overhead,
-            output_dir=self._folder(trainer),
-            restore=self.restore,
-            on_error=self.on_error,
-            allow_shift=self.allow_shift,
-            training_records=None
-            if is_packed(trainer, "train_dataset")
-            else sample_training_rows(trainer.train_dataset),
+            tokenizer=tokenizer_of(trainer),
+            training_records=training_records(trainer),
             show_progress=not args.disable_tqdm,
-            autocast=lambda: _autocast(trainer),
+            autocast=lambda: autocast(trainer),
         )
 
-    def _prepare_canaries(self, trainer: Any) -> CanarySet:
+    def _prepare_canaries(self, trainer: Trainer) -> CanarySet:
         if self.canaries is None:
             return draw_from_trainer(
                 trainer,
-                n_members=self.n_members,
-                n_non_members=self.n_non_members,
-                seed=self.seed,
+                n_members=self.settings.n_members,
+                n_non_members=self.settings.n_non_members,
+                seed=self.settings.seed,
             )
-        return as_trained(trainer, self.canaries, max_length=self.max_length)
+        return as_fed_by_trainer(trainer, self.canaries, max_length=self.settings.max_length)
 
-    def _n_audits(self, args: Any, state: Any) -> int | None:
-        intervals = [self.every]
+    def _n_audits(self, args: TrainingArguments, state: TrainerState) -> int | None:
+        intervals = [self.settings.every]
         if self._guards_checkpoints:
             intervals += checkpoint_intervals(args, state)
         if is_best_by_leakage(args):
             intervals += evaluation_intervals(args, state)
         return n_planned_audits(intervals, state)
 
-    def _find_trainer(self) -> Any:
-        """The trainer that calls this hook: no argument carries it, so it is looked for up the stack."""
-        trainer = None if self._trainer is None else self._trainer()
-        if trainer is not None:
-            return trainer
-        frame = sys._getframe(1)
-        while frame is not None:
-            candidate = frame.f_locals.get("self")
-            if isinstance(candidate, transformers.Trainer) and any(
-                callback is self for callback in candidate.callback_handler.callbacks
-            ):
-                self._trainer = weakref.ref(candidate)
-                return candidate
-            frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    def _find_trainer(self) -> Trainer:
+        return self._trainer.of(self)
+
+
+def _refuse_unsupported(trainer: Trainer, model: nn.Module, *, restore: bool) -> None:
+    if restore and is_in_pieces(model):
         raise ConfigurationError(
-            "No Trainer was found: pass the callback in `callbacks=[...]`, or give it `trainer=`."
-        )
-
-
-def _run_folder(trainer: Any) -> Path:
-    """Where the trainer saves this run: the trials of a hyper-parameter search have a folder each."""
-    return Path(trainer._get_output_dir(getattr(trainer, "_trial", None)))
-
-
-def _sums_all_metrics(trainer: Any) -> bool:
-    """Whether a hyper-parameter search minimizes the sum of whatever is among the metrics."""
-    is_search = trainer.hp_search_backend is not None
-    return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
-
-
-def _refuse_unsupported(trainer: Any, model: nn.Module, *, restore: bool) -> None:
-    if restore and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ConfigurationError(
-            "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be put back yet: pass `restore=False` "
+            "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be restored yet: pass `restore=False` "
             "and keep checkpoints to return to."
         )
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    if getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False):
+    if splits_records(trainer):
         raise ConfigurationError(
             "Context and sequence parallelism split a record over processes, which the audit cannot score: "
             "switch them off or audit checkpoints afterwards."
         )
-
-
-def _autocast(trainer: Any) -> AbstractContextManager[object]:
-    context: AbstractContextManager[object] = trainer.accelerator.autocast()
-    return context

@@ -5,9 +5,10 @@ Under a budget every checkpoint is audited before it is written, so that none on
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
 
 __all__ = [
     "Interval",
@@ -26,25 +27,25 @@ Interval = Literal["epoch"] | int | float
 _MANY_EPOCHS = 10_000
 
 
-def is_best_by_leakage(args: Any) -> bool:
+def is_best_by_leakage(args: TrainingArguments) -> bool:
     """Whether a figure of the audit chooses the best checkpoint."""
     name = str(args.metric_for_best_model or "").removeprefix("eval_")
     return name.startswith("privacy_")
 
 
-def may_save_next(args: Any, control: Any) -> bool:
+def may_save_next(args: TrainingArguments, control: TrainerControl) -> bool:
     """Whether the trainer will write a checkpoint right after this hook, or may after its evaluation."""
     return bool(control.should_save or (control.should_evaluate and args.save_strategy == "best"))
 
 
-def checkpoint_intervals(args: Any, state: Any) -> list[Interval]:
+def checkpoint_intervals(args: TrainingArguments, state: TrainerState) -> list[Interval]:
     """How often `may_save_next` will be true; empty for never."""
     if args.save_strategy == "best":
         return evaluation_intervals(args, state)
     return _intervals(args.save_strategy, state.save_steps)
 
 
-def evaluation_intervals(args: Any, state: Any) -> list[Interval]:
+def evaluation_intervals(args: TrainingArguments, state: TrainerState) -> list[Interval]:
     """How often the trainer will evaluate; empty for never."""
     return _intervals(args.eval_strategy, state.eval_steps)
 
@@ -55,7 +56,7 @@ def _intervals(strategy: str, steps: int | None) -> list[Interval]:
     return [int(steps)] if strategy == "steps" and steps else []
 
 
-def steps_between(every: Interval, state: Any) -> int | None:
+def steps_between(every: Interval, state: TrainerState) -> int | None:
     """Optimizer steps from one audit to the next; None for the ends of epochs.
 
     Raises:
@@ -73,7 +74,7 @@ def steps_between(every: Interval, state: Any) -> int | None:
     return max(1, round(every * int(state.max_steps) / int(state.num_train_epochs)))
 
 
-def n_planned_audits(intervals: list[Interval], state: Any) -> int | None:
+def n_planned_audits(intervals: list[Interval], state: TrainerState) -> int | None:
     """Number of audits that a run will make after the baseline, the last step included; None if unknown.
 
     Audits that several intervals ask for at one step count once.

@@ -1,18 +1,16 @@
 """`PrivacyAuditCallback` for Lightning, under either of its names: `lightning` and `pytorch_lightning`.
 
-A leaf: nothing in the package imports this module. It translates hooks, obeys the decision, logs, and keeps
+It translates hooks, obeys the decision, logs, and keeps
 state; measuring is the auditor's work.
 """
 
 import copy
 import logging
 import math
-import shutil
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
-from ezmia_callbacks.audit.settings import OnError, check_arguments
+from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process, on_all_ranks
 from ezmia_callbacks.errors import (
     AuditError,
     ConfigurationError,
-    MissingDependencyError,
     ReferenceMismatchError,
 )
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.lightning.checkpoints import checkpoints_of, set_aside
+from ezmia_callbacks.lightning.loaders import as_fed_by_loaders, draw_from_loaders
 from ezmia_callbacks.lightning.trainer import (
-    checkpoints_of,
     epochs_done,
-    forget_checkpoint,
     intervals_in_steps,
     language_model_in,
     n_planned_audits,
+)
+from ezmia_callbacks.lightning.trainer_access import (
+    LightningTrainer,
+    callback_classes,
+    forward_context,
+    saves_by_the_clock,
+    skip_this_save,
+    strategy_in_pieces,
 )
 from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
@@ -46,11 +51,9 @@ from ezmia_callbacks.scoring.forward import call_for_logits, check_model, evalua
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import Tokenizer
 from ezmia_callbacks.shells import console
-from ezmia_callbacks.shells.dataloader_rows import as_fed, draw_from_dataloaders
 from ezmia_callbacks.shells.membership_check import sample_training_rows
 from ezmia_callbacks.shells.messages import (
     check_canaries,
-    check_every,
     log_not_restored,
     log_restarted,
     log_restored,
@@ -66,31 +69,11 @@ __all__ = ["PrivacyAuditCallback"]
 logger = logging.getLogger(__name__)
 
 _FOLDER = "privacy_audit"
-_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 _DEFAULT_BATCH_SIZE = 16
 
 
-def _callback_classes() -> tuple[type, ...]:
-    """Lightning's base class, from every package that the script uses, else from every one installed.
-
-    The two packages share no class, and `LightningCLI` insists on its own.
-    """
-    loaded = [name for name in _PACKAGES if name in sys.modules]
-    classes = []
-    for name in loaded or _PACKAGES:
-        try:
-            classes.append(import_module(name).Callback)
-        except ImportError:
-            continue
-    if not classes:
-        raise MissingDependencyError(
-            'The Lightning callback needs lightning: pip install "ezmia-callbacks[lightning]"'
-        )
-    return tuple(classes)
-
-
-class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases known at import
+class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases known at import
     """Audits membership leakage while a Lightning trainer trains, and stops it at the budget.
 
     Before the first step the model's token statistics on the canaries are kept as the reference. At each
@@ -98,7 +81,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
     `trainer.callback_metrics`, where `EarlyStopping` and `ModelCheckpoint(monitor="privacy/auc")` find them
     in the same epoch, one line goes to the console, and everything to
     `<default_root_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last
-    audit inside it are put back at once, nothing over budget is saved, and training ends. Training itself is
+    audit inside it are restored at once, nothing over budget is saved, and training ends. Training itself is
     not changed by one bit.
 
     Under a budget every checkpoint is audited before it is written; these audits come on top of `every`.
@@ -130,13 +113,15 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         tokenizer: Needed for canaries that are raw text; by default the LightningModule's `tokenizer`.
         max_length: Truncation of canaries that are raw text; give what training uses.
         batch_size: Records in a forward pass; by default the training dataloader's batch size.
-        max_overhead: Share of the training time that audits may take, such as 0.05: a fixed part of the
-            canaries is then scored at each audit, see `PrivacyAuditor`. None scores all.
-        output_dir: Folder for history and reference; by default `privacy_audit` in `default_root_dir`.
-        restore: Put back the weights of the last audit inside the budget when stopping.
+        max_overhead: Share of the training time, in (0, 1), that audits may take. The first audit after the
+            baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
+            time that training took until then; never fewer than the budget needs. None scores all canaries.
+        output_dir: Folder for the history, the reference statistics and the kept weights; by default
+            `privacy_audit` in `default_root_dir`.
+        restore: Restore the weights of the last audit within the budget when stopping.
         prefix: Put before every metric name.
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
-            lets training go on, `"raise"` ends it.
+            lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
         logits_fn: `logits_fn(pl_module, input_ids, attention_mask)` returns logits (batch, length,
@@ -152,6 +137,8 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         ConfigurationError: if an argument is outside its range.
 
     Examples:
+        >>> from ezmia_callbacks import LeakageBudget
+        >>> from ezmia_callbacks.lightning import PrivacyAuditCallback
         >>> callback = PrivacyAuditCallback(budget=LeakageBudget(metric="auc", limit=0.60))
         >>> trainer = Trainer(..., callbacks=[callback])  # doctest: +SKIP
     """
@@ -181,36 +168,28 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         logits_fn: LogitsFunction | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(
+        self.settings = AuditSettings(
             budget=budget,
+            every=every,
+            reference=reference,
             score=score,
             fpr_levels=fpr_levels,
             confidence=confidence,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            seed=seed,
+            max_length=max_length,
             batch_size=batch_size,
             max_overhead=max_overhead,
+            output_dir=output_dir,
+            restore=restore,
+            prefix=prefix,
             on_error=on_error,
+            allow_shift=allow_shift,
         )
-        check_every(every)
         check_canaries(canaries)
         self.canaries = canaries
-        self.budget = budget
-        self.every = every
-        self.reference = reference
-        self.score = score
-        self.fpr_levels = tuple(fpr_levels)
-        self.confidence = confidence
-        self.n_members = n_members
-        self.n_non_members = n_non_members
-        self.seed = seed
         self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.batch_size = batch_size
-        self.max_overhead = max_overhead
-        self.output_dir = output_dir
-        self.restore = restore
-        self.prefix = prefix
-        self.on_error = on_error
-        self.allow_shift = allow_shift
         self.logits_fn = logits_fn
         self.auditor: PrivacyAuditor | None = None
         self._begun_with: weakref.ref[nn.Module] | None = None
@@ -220,7 +199,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         self._is_audited_for_others = False
         self._step_intervals: list[int] = []
         self._older_checkpoints: dict[Path, float] = {}
-        self._put_back_step: int | None = None
+        self._restored_step: int | None = None
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,30 +210,30 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
     def history(self) -> AuditHistory:
         """All audits so far, the baseline first."""
         if self.auditor is None:
-            return AuditHistory((), self.budget, self.confidence)
+            return AuditHistory((), self.settings.budget, self.settings.confidence)
         return self.auditor.history
 
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint, one for each prefix."""
-        return f"ezmia/privacy_audit:{self.prefix}"
+        return f"ezmia/privacy_audit:{self.settings.prefix}"
 
     def state_dict(self) -> dict[str, Any]:
         """The audits so far, and of which step the weights are where that is not the trainer's own."""
         if self.auditor is None:
             return {}
-        return {"history": self.history.to_dicts(), "weights_step": self._put_back_step}
+        return {"history": self.history.to_dicts(), "weights_step": self._restored_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint says until training begins."""
         self._loaded = state_dict
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: LightningTrainer, pl_module: Any, stage: str) -> None:
         """Forget what the last run left: validating and testing load checkpoints, too."""
         self._loaded = None
         self._is_running = False
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: LightningTrainer, pl_module: Any) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step.
 
         Not `on_fit_start`: there the step and the number of batches are not known yet.
@@ -277,14 +256,17 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                 "(`load_from_checkpoint`) and call `fit` without `ckpt_path`: leakage is then counted from "
                 "those weights on."
             )
-        self._forward_context = trainer.precision_plugin.forward_context
-        self._put_back_step = None
+        self._forward_context = forward_context(trainer)
+        self._restored_step = None
         self._older_checkpoints = checkpoints_of(trainer)
         self._is_audited_for_others = self._guards and bool(trainer.checkpoint_callbacks)
         self._is_audited_for_others |= any(
-            str(getattr(callback, "monitor", None)).startswith(self.prefix) for callback in trainer.callbacks
+            str(getattr(callback, "monitor", None)).startswith(self.settings.prefix)
+            for callback in trainer.callbacks
         )
-        self._step_intervals = intervals_in_steps(trainer, self.every, is_saving_guarded=self._guards)
+        self._step_intervals = intervals_in_steps(
+            trainer, self.settings.every, is_saving_guarded=self._guards
+        )
         with torch.inference_mode(False), _weights_for_use(trainer):
             if saved is None and is_known and self.auditor is not None:
                 self._restart(trainer, pl_module, self.auditor)
@@ -297,20 +279,22 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                     self._resume(trainer, pl_module, self.auditor, saved)
         self._is_running = True
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: LightningTrainer, pl_module: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
         if self._is_running:
             if any(trainer.global_step % interval == 0 for interval in self._step_intervals):
                 self._audit(trainer, pl_module)
             self._veto_saves(trainer)
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
         """Audit where others read the figures, or save, after a validation."""
         if self._is_running and self._is_audited_for_others:
             self._audit(trainer, pl_module)
             self._veto_saves(trainer)
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
         if not self._is_running:
             return
@@ -319,11 +303,13 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             or trainer.current_epoch + 1 == trainer.max_epochs
             or trainer.global_step == trainer.max_steps
         )
-        if self.every == "epoch" or is_last or self._is_audited_for_others:
+        if self.settings.every == "epoch" or is_last or self._is_audited_for_others:
             self._audit(trainer, pl_module)
         self._veto_saves(trainer)
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: LightningTrainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
         """Audit what is about to be written; over budget, write the last weights inside it instead."""
         if not (self._is_running and self._guards):
             return
@@ -332,7 +318,7 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             checkpoint["callbacks"][self.state_key] = self.state_dict()
             return
         held = [(tensor, tensor.detach().clone()) for tensor in _tensors(pl_module)]
-        kept = self._put_back(trainer, pl_module, is_undone=False)
+        kept = self._restore(trainer, pl_module, is_undone=False)
         if kept is None:
             return
         # The dict holds the module's own tensors, not copies.
@@ -342,13 +328,13 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             for tensor, value in held:
                 tensor.copy_(value)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
         """Say what the run came to, and remove the kept weights."""
         if not self._is_running or self.auditor is None:
             return
         self._audit(trainer, pl_module)
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
-        kept = self._put_back(trainer, pl_module) if self._is_past_budget else None
+        kept = self._restore(trainer, pl_module) if self._is_past_budget else None
         if kept is not None:
             if is_main_process():
                 self._set_aside(trainer, after_step=kept.step)
@@ -359,17 +345,17 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
 
     @property
     def _guards(self) -> bool:
-        return self.restore and self.budget is not None
+        return self.settings.keeps_weights
 
     @property
     def _is_past_budget(self) -> bool:
         """By the last audit that did not fail; a failed one shows no way back."""
         return self._guards and self.history.is_past_budget
 
-    def _audit(self, trainer: Any, pl_module: Any) -> None:
+    def _audit(self, trainer: LightningTrainer, pl_module: Any) -> None:
         auditor, step = self.auditor, int(trainer.global_step)
         # What is trained after a stop will be undone: no audit of it may count.
-        is_decided = self._put_back_step is not None
+        is_decided = self._restored_step is not None
         if auditor is None or is_decided or self.history[-1].step == step:
             return
         # Weights kept during a validation must not be tensors of its inference mode.
@@ -378,11 +364,13 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         self._publish(trainer, result)
         if result.decision.stop:
             trainer.should_stop = True
-            if self.restore:
-                self._put_back(trainer, pl_module)
+            if self.settings.restore:
+                self._restore(trainer, pl_module)
 
-    def _put_back(self, trainer: Any, pl_module: Any, *, is_undone: bool = True) -> AuditResult | None:
-        """Have the model hold the weights of the last audit inside the budget; None if that fails."""
+    def _restore(
+        self, trainer: LightningTrainer, pl_module: Any, *, is_undone: bool = True
+    ) -> AuditResult | None:
+        """Restore the weights of the last audit within the budget; None if that fails."""
         if self.auditor is None:
             return None
         try:
@@ -395,71 +383,50 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             log_not_restored(error, self.history, step=trainer.global_step)
             return None
         if is_undone:
-            self._put_back_step = kept.step
+            self._restored_step = kept.step
         return kept
 
-    def _veto_saves(self, trainer: Any) -> None:
+    def _veto_saves(self, trainer: LightningTrainer) -> None:
         """Have `ModelCheckpoint` skip this step: its figures and file names would be of other weights."""
         if self._is_past_budget:
-            for callback in trainer.checkpoint_callbacks:
-                callback._last_global_step_saved = trainer.global_step
+            skip_this_save(trainer)
 
-    def _set_aside(self, trainer: Any, *, after_step: int) -> None:
+    def _set_aside(self, trainer: LightningTrainer, *, after_step: int) -> None:
         """Move away what was saved after a failed audit."""
-        if not any(result.status == "failed" and result.step > after_step for result in self.history):
-            return
-        into = self._folder(trainer) / "over_budget"
-        for path, changed_at in checkpoints_of(trainer).items():
-            if self._older_checkpoints.get(path) == changed_at:
-                continue
-            try:
-                # Read lazily; the run itself has just written the file.
-                saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-                if saved["global_step"] <= after_step:
-                    continue
-                into.mkdir(parents=True, exist_ok=True)
-                moved = shutil.move(path, into / f"step-{saved['global_step']}-{path.name}")
-            except Exception as error:  # torch has no common parent for what a damaged file raises
-                logger.error("The checkpoint %s may be OVER BUDGET and was not moved: %s", path, error)
-                continue
-            for callback in trainer.checkpoint_callbacks:
-                forget_checkpoint(callback, path)
-            logger.warning(
-                "A checkpoint newer than the last audit inside the budget was moved to %s: its audit failed "
-                "and it may be OVER BUDGET.",
-                moved,
-            )
+        if any(result.status == "failed" and result.step > after_step for result in self.history):
+            into = self._folder(trainer) / "over_budget"
+            set_aside(trainer, after_step=after_step, into=into, older=self._older_checkpoints)
 
-    def _folder(self, trainer: Any) -> Path:
-        return Path(self.output_dir or Path(trainer.default_root_dir) / _FOLDER)
+    def _folder(self, trainer: LightningTrainer) -> Path:
+        return Path(self.settings.output_dir or Path(trainer.default_root_dir) / _FOLDER)
 
-    def _publish(self, trainer: Any, result: AuditResult) -> None:
+    def _publish(self, trainer: LightningTrainer, result: AuditResult) -> None:
         """Log to every logger, and offer the figures to callbacks from here on.
 
         `pl_module.log` is forbidden in some of these hooks and would average audits over an epoch.
         """
-        metrics = {f"{self.prefix}{name}": value for name, value in result.to_metrics().items()}
+        metrics = {f"{self.settings.prefix}{name}": value for name, value in result.to_metrics().items()}
         if result.is_baseline and is_main_process():
-            settings = audit_settings(self.history, every=self.every, restore=self.restore)
-            log_settings(trainer.loggers, settings, prefix=self.prefix)
+            settings = audit_settings(self.history, self.settings)
+            log_settings(trainer.loggers, settings, prefix=self.settings.prefix)
         for run_logger in trainer.loggers:
             run_logger.log_metrics(dict(metrics), step=result.step)
         for offered in (trainer.callback_metrics, trainer.logged_metrics):
             # An audit that failed has no figures; those of an older one must not pass for its own.
-            unknown = {name: math.nan for name in offered if name.startswith(self.prefix)}
+            unknown = {name: math.nan for name in offered if name.startswith(self.settings.prefix)}
             offered.update({name: torch.tensor(value) for name, value in {**unknown, **metrics}.items()})
         if is_main_process():
-            log_verdict(trainer.loggers, result.describe(), prefix=self.prefix, step=result.step)
+            log_verdict(trainer.loggers, result.describe(), prefix=self.settings.prefix, step=result.step)
 
-    def _begin(self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
-        log_start(auditor, self.budget)
+    def _begin(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
+        log_start(auditor, self.settings.budget)
         if self.logits_fn is None:
             # The LightningModule itself has no configuration to check the canaries against.
             check_model(language_model_in(pl_module), auditor.encoded.rows, autocast=self._training_context)
         self._publish(trainer, auditor.begin(pl_module, step=0, epoch=0.0))
 
     def _resume(
-        self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
+        self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
     ) -> None:
         path = self._folder(trainer) / "history.jsonl"
         found = AuditHistory.load(path).to_dicts() if path.exists() else []
@@ -472,49 +439,48 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
         step = trainer.global_step if step is None else step
         auditor.resume(pl_module, saved["history"], step=step)
 
-    def _restart(self, trainer: Any, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
+    def _restart(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         """The same weights train on from step 0, under a new trainer."""
         log_restarted()
         auditor.restart(pl_module, n_audits=self._n_audits(trainer))
 
-    def _make_auditor(self, trainer: Any, pl_module: nn.Module) -> PrivacyAuditor:
+    def _make_auditor(self, trainer: LightningTrainer, pl_module: nn.Module) -> PrivacyAuditor:
         tokenizer = self.tokenizer or getattr(pl_module, "tokenizer", None)
         # Tokenizers, collators and datasets may draw random numbers.
         with evaluation_without_side_effects(pl_module):
             canaries = self._prepare_canaries(trainer, tokenizer)
         batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+        settings = replace(
+            self.settings,
+            reference=reference_source(self.settings.reference, model=pl_module),
+            batch_size=self.settings.batch_size or batch_size or _DEFAULT_BATCH_SIZE,
+            output_dir=self._folder(trainer),
+        )
         return PrivacyAuditor(
             canaries,
-            budget=self.budget,
-            reference=reference_source(self.reference, model=pl_module),
-            score=self.score,
-            fpr_levels=self.fpr_levels,
-            confidence=self.confidence,
+            **settings.auditor_arguments(),
             n_audits=self._n_audits(trainer),
             tokenizer=tokenizer,
-            batch_size=self.batch_size or batch_size or _DEFAULT_BATCH_SIZE,
-            max_overhead=self.max_overhead,
-            output_dir=self._folder(trainer),
-            restore=self.restore,
-            on_error=self.on_error,
-            allow_shift=self.allow_shift,
             training_records=sample_training_rows(getattr(trainer.train_dataloader, "dataset", None)),
             show_progress=trainer.progress_bar_callback is not None,
             logits_fn=self._logits,
             autocast=self._training_context,
         )
 
-    def _prepare_canaries(self, trainer: Any, tokenizer: Tokenizer | None) -> CanarySet:
+    def _prepare_canaries(self, trainer: LightningTrainer, tokenizer: Tokenizer | None) -> CanarySet:
         if self.canaries is not None:
-            return as_fed(
-                trainer.train_dataloader, self.canaries, tokenizer=tokenizer, max_length=self.max_length
+            return as_fed_by_loaders(
+                trainer.train_dataloader,
+                self.canaries,
+                tokenizer=tokenizer,
+                max_length=self.settings.max_length,
             )
-        return draw_from_dataloaders(
+        return draw_from_loaders(
             trainer.train_dataloader,
             trainer.val_dataloaders,
-            n_members=self.n_members,
-            n_non_members=self.n_non_members,
-            seed=self.seed,
+            n_members=self.settings.n_members,
+            n_non_members=self.settings.n_non_members,
+            seed=self.settings.seed,
         )
 
     def _training_context(self) -> AbstractContextManager[object]:
@@ -528,18 +494,19 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
             return self.logits_fn(module, input_ids, attention_mask)
         return call_for_logits(language_model_in(module), input_ids, attention_mask)
 
-    def _n_audits(self, trainer: Any) -> int | None:
+    def _n_audits(self, trainer: LightningTrainer) -> int | None:
         return n_planned_audits(
             trainer,
             self._step_intervals,
-            is_at_epoch_end=self.every == "epoch" or self._is_audited_for_others,
+            is_at_epoch_end=self.settings.every == "epoch" or self._is_audited_for_others,
             is_at_validation=self._is_audited_for_others,
         )
 
-    def _refuse_unsupported(self, trainer: Any) -> None:
-        if trainer.strategy.restore_checkpoint_after_setup:
+    def _refuse_unsupported(self, trainer: LightningTrainer) -> None:
+        strategy = strategy_in_pieces(trainer)
+        if strategy is not None:
             raise ConfigurationError(
-                f"{type(trainer.strategy).__name__} holds the weights in pieces, which the audit cannot read "
+                f"{strategy} holds the weights in pieces, which the audit cannot read "
                 "yet: train with one device or 'ddp', or audit checkpoints with PrivacyAuditor."
             )
         for callback in trainer.callbacks:
@@ -560,29 +527,28 @@ class PrivacyAuditCallback(*_callback_classes()):  # type: ignore[misc]  # bases
                     f"{name} replaces the model's weights after the last audit, so that a leakage budget "
                     "cannot hold for them: remove it, or pass `restore=False`."
                 )
-            is_timed = getattr(callback, "_train_time_interval", None) is not None
-            if is_timed and getattr(callback, "save_weights_only", False):
+            if saves_by_the_clock(callback) and getattr(callback, "save_weights_only", False):
                 raise ConfigurationError(
                     f"{name} saves weights alone at times that are not known beforehand, so that they cannot "
                     "be audited first: use `every_n_train_steps`, or `save_weights_only=False`."
                 )
 
-    def _warn_of_minimum(self, trainer: Any) -> None:
+    def _warn_of_minimum(self, trainer: LightningTrainer) -> None:
         n_epochs, n_steps = trainer.min_epochs or 0, trainer.min_steps or 0
-        if self.budget is not None and (n_epochs > 1 or n_steps > 0) and is_main_process():
+        if self.settings.budget is not None and (n_epochs > 1 or n_steps > 0) and is_main_process():
             logger.warning(
                 "Trainer(min_epochs=%s, min_steps=%s) OVERRIDES the leakage budget: Lightning trains on "
                 "until both are reached. %s",
                 trainer.min_epochs,
                 trainer.min_steps,
                 "What it trains after the stop is undone at the end, and not saved."
-                if self.restore
+                if self.settings.restore
                 else "The model will end OVER BUDGET.",
             )
 
 
 @contextmanager
-def _weights_for_use(trainer: Any) -> Iterator[None]:
+def _weights_for_use(trainer: LightningTrainer) -> Iterator[None]:
     with ExitStack() as stack:
         for optimizer in trainer.optimizers:
             stack.enter_context(weights_for_use(optimizer))

@@ -1,29 +1,27 @@
-"""What the Lightning callback reads off a trainer and a module: lengths, cadences, checkpoints, the model.
+"""What the Lightning callback works out from a trainer and a module: lengths, cadences, the model.
 
 It works on their attributes and imports no framework.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.lightning.trainer_access import (
+    LightningTrainer,
+    batches_between_validations,
+    n_batches_done,
+    saving_intervals,
+)
 
-__all__ = [
-    "checkpoints_of",
-    "epochs_done",
-    "forget_checkpoint",
-    "intervals_in_steps",
-    "language_model_in",
-    "n_planned_audits",
-]
+__all__: list[str] = []
 
 
 def intervals_in_steps(
-    trainer: Any, every: Literal["epoch"] | int | float, *, is_saving_guarded: bool
+    trainer: LightningTrainer, every: Literal["epoch"] | int | float, *, is_saving_guarded: bool
 ) -> list[int]:
     """Every so many optimizer steps an audit is made in mid-epoch, for each reason there is.
 
@@ -45,13 +43,12 @@ def intervals_in_steps(
             )
         intervals.append(max(1, round(every * per_epoch)))
     if is_saving_guarded:
-        saving = (getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks)
-        intervals += [interval for interval in saving if interval]
+        intervals += saving_intervals(trainer)
     return intervals
 
 
 def n_planned_audits(
-    trainer: Any, step_intervals: Sequence[int], *, is_at_epoch_end: bool, is_at_validation: bool
+    trainer: LightningTrainer, step_intervals: Sequence[int], *, is_at_epoch_end: bool, is_at_validation: bool
 ) -> int | None:
     """Number of audits that the run will make after the baseline; None if unknown.
 
@@ -67,8 +64,9 @@ def n_planned_audits(
     intervals: list[float] = [*step_intervals]
     if is_at_epoch_end:
         intervals.append(per_epoch)
-    if is_at_validation and trainer.val_check_batch is not None:
-        intervals.append(max(1, min(per_epoch, trainer.val_check_batch // trainer.accumulate_grad_batches)))
+    between = batches_between_validations(trainer) if is_at_validation else None
+    if between is not None:
+        intervals.append(max(1, min(per_epoch, between // trainer.accumulate_grad_batches)))
     if not all(math.isfinite(number) for number in (n_steps, *intervals)):
         return None
     n = int(n_steps)
@@ -102,29 +100,14 @@ def _language_models(module: nn.Module) -> Iterator[nn.Module]:
         yield from _language_models(child)
 
 
-def _steps_per_epoch(trainer: Any) -> float:
+def _steps_per_epoch(trainer: LightningTrainer) -> float:
     n_batches: float = trainer.num_training_batches
     return math.ceil(n_batches / trainer.accumulate_grad_batches) if math.isfinite(n_batches) else math.inf
 
 
-def epochs_done(trainer: Any) -> float:
+def epochs_done(trainer: LightningTrainer) -> float:
     """Epochs done, as a fraction where their length is known."""
     n_batches: float = trainer.num_training_batches
     if not math.isfinite(n_batches):
         return float(trainer.current_epoch)
-    return float((trainer.fit_loop.total_batch_idx + 1) / n_batches)
-
-
-def checkpoints_of(trainer: Any) -> dict[Path, float]:
-    """Every checkpoint file where the trainer's callbacks save, with the time of its last change."""
-    folders = {str(getattr(callback, "dirpath", None) or "") for callback in trainer.checkpoint_callbacks}
-    paths = (path for folder in folders - {""} for path in Path(folder).rglob("*.ckpt"))
-    return {path: path.stat().st_mtime for path in paths}
-
-
-def forget_checkpoint(callback: Any, path: Path) -> None:
-    """Have a `ModelCheckpoint` no longer name a file."""
-    getattr(callback, "best_k_models", {}).pop(str(path), None)
-    for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
-        if getattr(callback, name, None) == str(path):
-            setattr(callback, name, "")
+    return float(n_batches_done(trainer) / n_batches)

@@ -18,34 +18,9 @@ from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.memory import is_out_of_memory
 
-__all__ = [
-    "check_canaries",
-    "check_every",
-    "log_not_restored",
-    "log_restarted",
-    "log_restored",
-    "log_start",
-    "reference_source",
-    "warn_of_failed_audits",
-]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
-
-
-def check_every(every: object) -> None:
-    """Refuse a cadence that is none.
-
-    Raises:
-        ConfigurationError: naming the cadences there are.
-    """
-    is_epoch = every == "epoch"
-    is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-    is_fraction = isinstance(every, float) and 0.0 < every < 1.0
-    if not (is_epoch or is_steps or is_fraction):
-        raise ConfigurationError(
-            f"`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
-            f"{every!r}."
-        )
 
 
 def check_canaries(canaries: object) -> None:
@@ -112,32 +87,35 @@ def log_restarted() -> None:
 
 def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None:
     """Say at which step the run ended and why, and what the model holds now."""
-    if is_main_process():
-        logger.warning(
-            "Training ends %s at step %d; the model holds %s again, the last that were inside it.%s",
-            "without a verdict under the leakage budget"
-            if _is_stopped_unjudged(history)
-            else "over the leakage budget",
-            step,
-            "the starting weights" if kept.is_baseline else f"the weights of step {kept.step}",
-            " To keep part of the training, audit more often (`every=0.25`), or leave it less to remember: "
-            "LoRA, a smaller learning rate."
-            if kept.is_baseline
-            else f" {dilution(kept)}".rstrip(),
+    if not is_main_process():
+        return
+    if kept.is_baseline:
+        restored = "the starting weights, the last ones within it"
+        advice = (
+            "To keep part of the training, audit more often (`every=0.25`), or give the model less room to "
+            "memorize: LoRA, a smaller learning rate."
         )
+    else:
+        restored, advice = f"the weights of step {kept.step}, the last audit within it", dilution(kept)
+    logger.warning("%s", f"{_how_it_ended(history, step)}. Restored {restored}. {advice}".rstrip())
 
 
 def log_not_restored(error: AuditError, history: AuditHistory, *, step: int) -> None:
     """Say that the model is over budget, or may be, and stays so."""
-    is_unjudged = _is_stopped_unjudged(history)
     logger.error(
-        "Training is %s the leakage budget at step %d, and older weights could not be put back: %s The "
-        "model %s OVER BUDGET.",
-        "without a verdict under" if is_unjudged else "over",
-        step,
+        "%s, and earlier weights could not be restored: %s The model %s OVER BUDGET.",
+        _how_it_ended(history, step),
         error,
-        "may be" if is_unjudged else "is",
+        "may be" if _is_stopped_unjudged(history) else "is",
     )
+
+
+def _how_it_ended(history: AuditHistory, step: int) -> str:
+    # With patience, training can end over budget before anything stops it.
+    ended = "Training ended" if history.stopped is None else "Stopped"
+    if _is_stopped_unjudged(history):
+        return f"{ended} at step {step}: leakage could no longer be judged against the budget"
+    return f"{ended} at step {step}: leakage exceeded the budget"
 
 
 def _is_stopped_unjudged(history: AuditHistory) -> bool:

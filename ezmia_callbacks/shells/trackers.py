@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.results.history import AuditHistory
 
 __all__ = ["audit_settings", "log_settings", "log_verdict"]
@@ -19,39 +20,35 @@ logger = logging.getLogger(__name__)
 _LONGEST_SETTING, _LONGEST_TAG = 250, 5000
 
 
-def audit_settings(history: AuditHistory, **more: object) -> dict[str, str]:
+def audit_settings(history: AuditHistory, settings: AuditSettings) -> dict[str, str]:
     """The audit's hyper-parameters by name, as text: what was measured how, and under which budget.
 
     Args:
         history: The run's history, as the auditor begins it.
-        more: Settings of the shell, e.g. `every`; None means none and is left out.
+        settings: What the user chose.
 
-    >>> audit_settings(AuditHistory(), every="epoch", max_length=None)
-    {'confidence': '0.95', 'budget': 'none', 'every': 'epoch'}
+    >>> audit_settings(AuditHistory(), AuditSettings(every=100))
+    {'confidence': '0.95', 'budget': 'none', 'every': '100', 'restore': 'True'}
     """
-    metadata = history.run_metadata
-    recorded = {
+    metadata, budget = history.run_metadata, history.budget
+    named: dict[str, object] = {
         "score": metadata.score,
         "reference": metadata.reference,
         "canaries": metadata.canaries,
         "audits_planned": metadata.n_planned_audits,
+        "confidence": history.confidence,
+        "budget": "none" if budget is None else budget.describe(),
     }
-    settings: dict[str, object] = {name: value for name, value in recorded.items() if value is not None}
-    settings["confidence"] = history.confidence
-    budget = history.budget
-    settings["budget"] = "none" if budget is None else budget.describe()
     if budget is not None:
-        settings |= {
+        named |= {
             "budget_metric": budget.name,
             "budget_limit": budget.limit,
             "budget_rule": budget.rule,
             "budget_confidence": budget.confidence,
             "budget_patience": budget.patience,
         }
-    if history.about:
-        settings["about"] = history.about
-    settings |= {name: value for name, value in more.items() if value is not None}
-    return {name: str(value) for name, value in settings.items()}
+    named |= {"about": history.about or None, "every": settings.every, "restore": settings.restore}
+    return {name: str(value) for name, value in named.items() if value is not None}
 
 
 def log_settings(trackers: Iterable[object], settings: Mapping[str, str], *, prefix: str) -> None:

@@ -181,8 +181,8 @@ def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-16", "checkpoint-8"]
     loaded = type(trainer.model).from_pretrained(tmp_path / "checkpoint-16").state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in trainer.model.state_dict().items())
-    assert "ends without a verdict under the leakage budget at step 24" in caplog.text
-    assert "step 16 again" in caplog.text
+    assert "Stopped at step 24: leakage could no longer be judged against the budget" in caplog.text
+    assert "Restored the weights of step 16" in caplog.text
 
 
 def test_weights_that_cannot_be_judged_and_cannot_be_replaced_may_be_over_budget(
@@ -200,7 +200,7 @@ def test_weights_that_cannot_be_judged_and_cannot_be_replaced_may_be_over_budget
 
     trainer.train()
 
-    assert "without a verdict under the leakage budget at step 16" in caplog.text
+    assert "Stopped at step 16: leakage could no longer be judged against the budget" in caplog.text
     assert "may be OVER BUDGET" in caplog.text
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
 
@@ -257,7 +257,7 @@ def test_the_first_audit_over_budget_puts_back_the_starting_weights_and_says_so(
 
     assert audit.history.stopped is not None
     assert audit.history.last_within_budget.is_baseline
-    assert "the model holds the starting weights again" in caplog.text
+    assert "Restored the starting weights" in caplog.text
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, start[name]), name
 
@@ -275,7 +275,7 @@ def test_a_stop_without_weights_to_put_back_says_so_and_ends_cleanly(tmp_path, c
 
     # The weights of each epoch are kept, then lost before the next: none are there at the stop.
     assert audit.history.stopped is not None
-    assert "could not be put back" in caplog.text
+    assert "earlier weights could not be restored" in caplog.text
     assert "OVER BUDGET" in caplog.text
 
 
@@ -711,7 +711,7 @@ def test_the_callback_pickles_before_and_after_training(tmp_path):
 
     copy = pickle.loads(pickle.dumps(audit))
 
-    assert copy.budget == audit.budget
+    assert copy.settings == audit.settings
     assert copy.canaries.fingerprint == canaries.fingerprint
 
 

@@ -20,7 +20,7 @@ from ezmia_callbacks.scoring.rows import TokenRow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-STOPPED = r"Stopped at step \d+: the model holds the weights of step \d+ again\."
+STOPPED = r"Stopped at step \d+\. Restored the weights of step \d+\."
 
 
 class Example(NamedTuple):
@@ -42,7 +42,7 @@ SCRIPTS = {
     ),
     "plain_pytorch_loop": Example(STOPPED, ("privacy_audit/history.jsonl", "final/config.json")),
     "audit_checkpoints": Example(
-        r"Last checkpoint inside the budget: (none|checkpoint-\d+)",
+        r"Last checkpoint within the budget: (none|checkpoint-\d+)",
         ("privacy_audit/history.jsonl", "run/checkpoint-10/config.json"),
     ),
     "compare_lora_ranks": Example(

@@ -129,7 +129,7 @@ def test_training_ends_with_the_same_bits_as_without_the_audit(tmp_path, make_mo
 
 
 class Watch(TrainerCallback):
-    """Adapter weights after every step, before anything could be put back."""
+    """Adapter weights after every step, before anything could be restored."""
 
     def __init__(self):
         self.seen = {}

@@ -44,8 +44,8 @@ import ezmia_callbacks
 from ezmia_callbacks import AuditHistory, LeakageBudget, PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError, ReferenceMismatchError
 from ezmia_callbacks.lightning import PrivacyAuditCallback
-from ezmia_callbacks.lightning.callback import _callback_classes
 from ezmia_callbacks.lightning.trainer import language_model_in
+from ezmia_callbacks.lightning.trainer_access import callback_classes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
@@ -70,7 +70,7 @@ BUDGET = {"limit": 0.97, "rule": "point"}
 
 
 class Witness(Callback):
-    """Weights, modes and random state as every step ends, before anything is put back."""
+    """Weights, modes and random state as every step ends, before anything is restored."""
 
     def __init__(self):
         self.weights = {}
@@ -197,7 +197,7 @@ def test_a_memorizing_run_stops_and_ends_with_the_last_good_weights(tmp_path, ca
     assert 0 < good.step < audit.history.stopped.step
     assert_same_weights(module, witness.weights[good.step])
     assert differs(module, witness.weights[audit.history.stopped.step])
-    assert f"holds the weights of step {good.step} again" in caplog.text
+    assert f"Restored the weights of step {good.step}, the last audit within it" in caplog.text
     assert AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl").results == audit.history.results
     assert not list((tmp_path / "privacy_audit").glob("*.pt"))
 
@@ -333,7 +333,8 @@ def test_a_checkpoint_whose_audit_failed_is_set_aside_when_the_run_ends_over_bud
         """One failed audit, then a very leaky epoch."""
 
         def on_train_epoch_start(self, trainer, pl_module):
-            audit.auditor._score = "none" if trainer.current_epoch == 2 else "ez"
+            # No batch is of this size.
+            audit.auditor._scorer.batch_size = 0 if trainer.current_epoch == 2 else 8
             if trainer.current_epoch == 3:
                 trainer.optimizers[0].param_groups[0]["lr"] = 0.1
 
@@ -404,7 +405,7 @@ def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypat
     assert steps == [n * N_STEPS_IN_EPOCH for n in range(4)]
     assert_same_weights(module, witness.weights[steps[2]])
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {f"step={step}.ckpt" for step in steps[1:3]}
-    assert f"ends without a verdict under the leakage budget at step {steps[3]}" in caplog.text
+    assert f"Stopped at step {steps[3]}: leakage could no longer be judged against the budget" in caplog.text
 
 
 def test_weights_that_cannot_be_put_back_are_reported(tmp_path, caplog):
@@ -417,7 +418,7 @@ def test_weights_that_cannot_be_put_back_are_reported(tmp_path, caplog):
     fit(tmp_path, [audit, LoseWeights()], max_epochs=24)
 
     assert audit.history.stopped is not None
-    assert "could not be put back" in caplog.text
+    assert "earlier weights could not be restored" in caplog.text
     assert "OVER BUDGET" in caplog.text
 
 
@@ -522,7 +523,7 @@ def test_audits_come_when_asked_for_and_are_planned(tmp_path, every, arguments, 
     fit(tmp_path, [audit], **arguments)
 
     assert [result.step for result in audit.history.audits_after_baseline] == steps
-    assert audit.auditor._n_audits == len(steps)
+    assert audit.auditor._judge.n_audits == len(steps)
 
 
 def test_audits_before_checkpoints_are_planned(tmp_path):
@@ -534,7 +535,7 @@ def test_audits_before_checkpoints_are_planned(tmp_path):
     assert [r.step for r in audit.history.audits_after_baseline] == sorted(
         {*range(3, 25, 3), *range(5, 25, 5), 8, 16, 24}
     )
-    assert audit.auditor._n_audits == len(audit.history.audits_after_baseline)
+    assert audit.auditor._judge.n_audits == len(audit.history.audits_after_baseline)
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -552,7 +553,7 @@ def test_a_stream_has_no_plan_and_no_fractions(tmp_path, caplog):
     make_trainer(tmp_path, [audit]).fit(TinyModule(), make_loader(Stream(rows)))
 
     assert [result.step for result in audit.history.audits_after_baseline] == [8, 16, 24]
-    assert audit.auditor._n_audits is None
+    assert audit.auditor._judge.n_audits is None
     assert "Training on a stream" in caplog.text
     with pytest.raises(ConfigurationError, match="the length of an epoch is unknown"):
         make_trainer(tmp_path, [PrivacyAuditCallback(canaries, every=0.5)]).fit(
@@ -763,13 +764,14 @@ def test_a_failed_audit_is_a_gap_or_an_end(tmp_path, on_error, caplog):
 
     class Diverge(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            audit.auditor._score = "none" if trainer.current_epoch == 1 else "ez"
+            # No batch is of this size.
+            audit.auditor._scorer.batch_size = 0 if trainer.current_epoch == 1 else 8
 
         def on_train_epoch_end(self, trainer, pl_module):
             seen.append(trainer.callback_metrics["privacy/auc"].item())
 
     if on_error == "raise":
-        with pytest.raises(ConfigurationError, match="Unknown score 'none'"):
+        with pytest.raises(ValueError, match="must not be zero"):
             fit(tmp_path, [audit, Diverge()])
         return
     fit(tmp_path, [audit, Diverge()])
@@ -971,7 +973,7 @@ def test_the_callback_can_be_pickled_before_and_after(tmp_path):
 
     assert again.history[-1].step == 8
     assert after.auditor is None
-    assert after.budget == audit.budget
+    assert after.settings == audit.settings
 
 
 def test_the_same_numbers_under_the_other_package(tmp_path, monkeypatch):
@@ -989,7 +991,7 @@ def test_the_same_numbers_under_the_other_package(tmp_path, monkeypatch):
 
     rows, _ = draw()
     plain = bare_audit(budget=LeakageBudget(**BUDGET))
-    audit = callback(plain.canaries, budget=plain.budget, logits_fn=bare_logits)
+    audit = callback(plain.canaries, budget=plain.settings.budget, logits_fn=bare_logits)
     saver = other.callbacks.ModelCheckpoint(tmp_path / "checkpoints", monitor="privacy/auc", save_top_k=-1)
     stopping = other.callbacks.EarlyStopping("privacy/auc", patience=100)
     module = OtherModule()
@@ -1029,7 +1031,7 @@ def test_the_callback_is_built_on_the_packages_in_use(monkeypatch, absent, packa
     for name in absent:
         monkeypatch.delitem(sys.modules, name)
 
-    classes = _callback_classes()
+    classes = callback_classes()
 
     assert [base.__module__.partition(".")[0] for base in classes] == packages
 
@@ -1039,7 +1041,7 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(MissingDependencyError, match=r'pip install "ezmia-callbacks\[lightning\]"'):
-        _callback_classes()
+        callback_classes()
 
 
 # Old releases of Lightning call what new jsonargparse has renamed.
@@ -1082,8 +1084,8 @@ def test_the_command_line_of_lightning_takes_the_callback_from_a_file(tmp_path, 
     cli = LightningCLI(BareModule, DataModule)
 
     (audit,) = (c for c in cli.trainer.callbacks if isinstance(c, PrivacyAuditCallback))
-    assert audit.budget == LeakageBudget(limit=0.8, rule="point", patience=1)
-    assert audit.every == 0.5
+    assert audit.settings.budget == LeakageBudget(limit=0.8, rule="point", patience=1)
+    assert audit.settings.every == 0.5
     assert audit.history.stopped is not None
     assert len(AuditHistory.load(tmp_path / "audit" / "history.jsonl")) == len(audit.history)
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import LeakageBudget, hold_out_canaries
+from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.huggingface import PrivacyAuditCallback
 from ezmia_callbacks.lightning import PrivacyAuditCallback as LightningPrivacyAuditCallback
 from ezmia_callbacks.results.history import AuditHistory
@@ -349,13 +350,14 @@ def test_long_texts_are_cut_to_what_mlflow_takes():
 
 
 def test_settings_name_the_budget_and_leave_out_what_is_not_set():
-    metadata = RunMetadata(score="ez", command="x.py")
+    metadata = RunMetadata(score="ez", command="x.py", n_planned_audits="unknown")
     history = AuditHistory((), LeakageBudget(0.1, "tpr_at_fpr"), run_metadata=metadata)
 
-    settings = audit_settings(history, every=0.5, max_length=None)
+    settings = audit_settings(history, AuditSettings(every=0.5))
 
     assert settings == {
         "score": "ez",
+        "audits_planned": "unknown",
         "confidence": "0.95",
         "budget": "stop when the lower bound of TPR at 1 % FPR exceeds 0.100",
         "budget_metric": "tpr_at_fpr_0.01",
@@ -364,4 +366,5 @@ def test_settings_name_the_budget_and_leave_out_what_is_not_set():
         "budget_confidence": "0.95",
         "budget_patience": "0",
         "every": "0.5",
+        "restore": "True",
     }

@@ -1,56 +1,39 @@
 """Records through the dataset preparation of a TRL trainer.
 
-A leaf used by `trainer_rows` alone; TRL is not imported. Borrowing the trainer's own method is what keeps
-template, end-of-sequence token, truncation and label mask those of the training, in every version.
+TRL is not imported. Borrowing the trainer's own method is what keeps template, end-of-sequence token,
+truncation and label mask those of the training, in every version.
 """
 
 import copy
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from ezmia_callbacks.canaries.records import Record, record_kind, record_text
+from ezmia_callbacks.canaries.records import Record
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.huggingface.trainer_access import (
+    Trainer,
+    formatting_function,
+    is_trl,
+    preparation_parameters,
+    prepare_dataset,
+    skips_preparation,
+    tokenizer_of,
+)
+from ezmia_callbacks.shells.feed import PreparedRows, as_row
 
-__all__ = [
-    "PreparedRows",
-    "as_row",
-    "is_cut_by_packing",
-    "is_packed",
-    "is_trl",
-    "prepared_by_trl",
-    "prepares_rows",
-]
+__all__: list[str] = []
 
 _INDEX = "canary"
 _OLDEST_SFT = "0.17"
 _OLDEST_DPO = "0.29"
 
 
-class PreparedRows(NamedTuple):
-    """Rows as the trainer's collator takes them, and which records they are: some may have been dropped."""
-
-    rows: Sequence[Mapping[str, Any]]
-    kept: Sequence[int]
-
-
-def is_trl(trainer: Any) -> bool:
-    """Whether the trainer prepares datasets itself, as those of TRL do."""
-    return hasattr(trainer, "_prepare_dataset")
-
-
-def prepares_rows(trainer: Any) -> bool:
+def prepares_rows(trainer: Trainer) -> bool:
     """Whether the trainer prepared its training rows: one of TRL's that was not told to skip that."""
-    options = getattr(trainer.args, "dataset_kwargs", None) or {}
-    is_skipped = (
-        options.get("skip_prepare_dataset", False)
-        or getattr(trainer, "_skip_prepare_dataset", False)
-        or getattr(trainer, "_is_vision_dataset", False)
-    )
-    return is_trl(trainer) and not is_skipped
+    return is_trl(trainer) and not skips_preparation(trainer)
 
 
-def is_packed(trainer: Any, name: Literal["train_dataset", "eval_dataset"]) -> bool:
+def is_packed(trainer: Trainer, name: Literal["train_dataset", "eval_dataset"]) -> bool:
     """Whether the trainer packed several records into each row of a dataset."""
     is_packed = bool(getattr(trainer.args, "packing", False))
     for_evaluation = getattr(trainer.args, "eval_packing", None)
@@ -59,14 +42,14 @@ def is_packed(trainer: Any, name: Literal["train_dataset", "eval_dataset"]) -> b
     return is_packed and prepares_rows(trainer)
 
 
-def is_cut_by_packing(trainer: Any) -> bool:
+def is_cut_by_packing(trainer: Trainer) -> bool:
     """Whether packing cut training records wherever a row was full, so that none can be told from another."""
     # TRL before 0.19 has no choice of strategies.
     strategy = getattr(trainer.args, "packing_strategy", "wrapped")
     return is_packed(trainer, "train_dataset") and strategy == "wrapped"
 
 
-def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
+def prepared_by_trl(trainer: Trainer, records: Sequence[Record]) -> PreparedRows:
     """Rows made of records by the trainer's own preparation, one a record even where training packs them.
 
     Raises:
@@ -74,20 +57,20 @@ def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
     """
     from datasets import Dataset
 
-    args = copy.copy(trainer.args)
+    args: Any = copy.copy(trainer.args)
     args.dataset_num_proc = None
     if is_packed(trainer, "train_dataset"):
         # Packing keeps the start of a record that is too long, whatever this says.
         args.truncation_mode = "keep_start"
     known = {
-        "processing_class": trainer.processing_class,
+        "processing_class": tokenizer_of(trainer),
         "args": args,
         "packing": False,
-        "formatting_func": getattr(trainer, "_formatting_func", None),
+        "formatting_func": formatting_function(trainer),
         "dataset_name": _INDEX,
     }
-    _, *parameters = inspect.signature(trainer._prepare_dataset).parameters.values()
-    unknown = [p.name for p in parameters if p.name not in known and p.default is p.empty]
+    parameters = preparation_parameters(trainer)
+    unknown = [name for name, p in parameters.items() if name not in known and p.default is p.empty]
     if unknown:
         raise ConfigurationError(
             f"The dataset preparation of {type(trainer).__name__} asks for {unknown}, which this version of "
@@ -101,9 +84,10 @@ def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
         name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})
     }
     try:
-        prepared = trainer._prepare_dataset(
+        prepared = prepare_dataset(
+            trainer,
             Dataset.from_dict({**columns, _INDEX: list(range(len(rows)))}),
-            **{p.name: known[p.name] for p in parameters if p.name in known},
+            {name: known[name] for name in parameters if name in known},
         )
     except Exception as error:
         raise ConfigurationError(
@@ -121,10 +105,3 @@ def prepared_by_trl(trainer: Any, records: Sequence[Record]) -> PreparedRows:
     made = sorted((dict(row) for row in prepared), key=lambda row: int(row[_INDEX]))
     kept = [int(row.pop(_INDEX)) for row in made]
     return PreparedRows(made, kept)
-
-
-def as_row(record: Record, *, text_field: str) -> dict[str, Any]:
-    """A record as a row of a dataset, with its text where the trainer reads text."""
-    if record_kind(record) == "text":
-        return {text_field: record_text(record)}
-    return dict(record) if isinstance(record, Mapping) else {}

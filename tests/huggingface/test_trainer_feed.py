@@ -1,15 +1,13 @@
 """Canaries under a plain Trainer; those of TRL have a file of their own."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from huggingface_tiny import make_trainer
 from tiny import make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import CanarySet, PrivacyAuditCallback, hold_out_canaries
-from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.shells.trainer_rows import collated
+from ezmia_callbacks.errors import CanaryError
+from ezmia_callbacks.huggingface.trainer_feed import draw_from_trainer, feed_of
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
@@ -74,18 +72,28 @@ def test_a_collator_that_tokenizes_gets_the_raw_canaries(tmp_path, caplog):
     assert "not found" not in caplog.text
 
 
+def test_a_trainer_feeds_the_columns_that_its_model_reads(tmp_path):
+    rows = [{**row, "title": "of no use"} for row in make_rows(make_texts(20))]
+
+    pruned = feed_of(make_trainer(tmp_path, rows))
+    whole = feed_of(make_trainer(tmp_path, rows, remove_unused_columns=False))
+
+    assert "input_ids" in pruned.columns
+    assert "title" not in pruned.columns
+    assert whole.columns is None
+    assert (pruned.prepare, pruned.takes_raw_records, pruned.training.is_packed) == (None, False, False)
+
+
 @pytest.mark.parametrize(
-    ("batch", "message"),
+    ("evaluation", "message"),
     [
-        ([{"input_ids": [1, 2]}], "returns no `labels`"),
-        ({"input_ids": [[1, 2]]}, r"returns no `labels` \(got \['input_ids'\]\)"),
-        ({"input_ids": [[1, 2]] * 3, "labels": [[1, 2]] * 3}, r"array of shape \(3, 2\) of one record"),
+        (None, "the trainer has no `eval_dataset`"),
+        ({"a": make_rows(make_texts(20)), "b": make_rows(make_texts(20))}, "has 2 evaluation sets"),
     ],
 )
-def test_a_collator_that_does_not_make_one_labeled_row_is_refused(batch, message):
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(remove_unused_columns=False), data_collator=lambda rows: batch
-    )
+def test_an_evaluation_set_that_does_not_match_the_training_is_refused(tmp_path, evaluation, message):
+    trainer = make_trainer(tmp_path, make_rows(make_texts(20)))
+    trainer.eval_dataset = evaluation
 
-    with pytest.raises(ConfigurationError, match=message):
-        collated(trainer, {"input_ids": [1, 2]})
+    with pytest.raises(CanaryError, match=message):
+        draw_from_trainer(trainer, n_members=10, n_non_members=10, seed=0)

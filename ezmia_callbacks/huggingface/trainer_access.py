@@ -1,0 +1,229 @@
+"""What is borrowed of a Hugging Face trainer; the one file that touches its and TRL's private parts.
+
+Every private name stands in `PRIVATE`, with what it is for. All were tried with transformers 4.46.3 and
+5.23.0 and with TRL 0.17.0 and 1.16.0, the oldest and the newest that the tests run with. The protocols name
+the public attributes that are read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import nn
+
+from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.scoring.rows import Tokenizer
+
+try:
+    import transformers
+except ImportError:
+    raise MissingDependencyError(
+        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"'
+    ) from None
+
+__all__: list[str] = []
+
+TrainerCallback = transformers.TrainerCallback
+
+PRIVATE: Mapping[str, str] = {
+    "_get_output_dir": "Trainer: the folder of this run; the trials of a search have one each",
+    "_trial": "Trainer: the trial of a hyper-parameter search that is running; absent before the first",
+    "_set_signature_columns_if_needed": "Trainer: finds out which columns reach the collator",
+    "_signature_columns": "Trainer: those columns",
+    "_prepare_dataset": "TRL: makes training rows of a dataset's records",
+    "_formatting_func": "TRL: the user's function that makes text of a record; absent where there is none",
+    "_skip_prepare_dataset": "TRL: whether the dataset is taken as it is; absent in older releases",
+    "_is_vision_dataset": "TRL: whether rows hold images; absent in older releases",
+}
+
+
+class TrainingArguments(Protocol):
+    """The settings of a trainer that are read."""
+
+    output_dir: str
+    disable_tqdm: bool
+    eval_strategy: str
+    load_best_model_at_end: bool
+    metric_for_best_model: str | None
+    per_device_eval_batch_size: int
+    save_strategy: str
+
+
+class TrainerState(Protocol):
+    """The state of a training that is read; the best checkpoint and the callbacks' states are written too."""
+
+    best_global_step: int | None
+    best_metric: float | None
+    best_model_checkpoint: str | None
+    epoch: float | None
+    eval_steps: int
+    global_step: int
+    max_steps: int
+    num_train_epochs: int
+    save_steps: int
+    stateful_callbacks: MutableMapping[str, Any]
+
+
+class TrainerControl(Protocol):
+    """What a callback may ask of the trainer."""
+
+    should_evaluate: bool
+    should_log: bool
+    should_save: bool
+    should_training_stop: bool
+
+
+class CallbackHandler(Protocol):
+    """The trainer's list of callbacks, in the order in which they are called."""
+
+    callbacks: list[Any]
+
+
+class Trainer(Protocol):
+    """The parts of a trainer that are read."""
+
+    accelerator: Any
+    args: TrainingArguments
+    callback_handler: CallbackHandler
+    compute_objective: Callable[[Any], float] | None
+    data_collator: Callable[[list[dict[str, Any]]], Any]
+    eval_dataset: Any
+    hp_search_backend: Any
+    is_in_train: bool
+    train_dataset: Any
+
+
+def calling_trainer(callback: object) -> Trainer:
+    """The trainer that is calling a hook of this callback: no argument carries it, so the stack is searched.
+
+    Raises:
+        ConfigurationError: if the hook was not called by a trainer that has the callback.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, transformers.Trainer) and any(
+            one is callback for one in candidate.callback_handler.callbacks
+        ):
+            return cast(Trainer, candidate)
+        frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+    raise ConfigurationError(
+        "No Trainer was found: pass the callback in `callbacks=[...]`, or give it `trainer=`."
+    )
+
+
+class TrainerReference:
+    """The trainer of a callback: given, or found when a hook is called; it is not kept alive.
+
+    Args:
+        trainer: The trainer, if it is known.
+    """
+
+    def __init__(self, trainer: Trainer | None = None) -> None:
+        self._trainer = None if trainer is None else weakref.ref(trainer)
+
+    def __getstate__(self) -> dict[str, None]:
+        # Callbacks are pickled by Ray and spawn; the trainer belongs to this process.
+        return {"_trainer": None}
+
+    def of(self, callback: object) -> Trainer:
+        """The trainer, while it calls a hook of the callback.
+
+        Raises:
+            ConfigurationError: if there is none.
+        """
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is None:
+            trainer = calling_trainer(callback)
+            self._trainer = weakref.ref(trainer)
+        return trainer
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where the trainer saves this run: the trials of a hyper-parameter search have a folder each."""
+    owner: Any = trainer
+    return Path(owner._get_output_dir(getattr(owner, "_trial", None)))
+
+
+def tokenizer_of(trainer: Trainer) -> Tokenizer | None:
+    """The trainer's tokenizer, by its present name or its former one."""
+    found: Tokenizer | None = getattr(trainer, "processing_class", None) or getattr(
+        trainer, "tokenizer", None
+    )
+    return found
+
+
+def columns_kept(trainer: Trainer) -> frozenset[str] | None:
+    """Columns of a row that reach the collator; None for all."""
+    owner: Any = trainer
+    if not getattr(owner.args, "remove_unused_columns", True):
+        return None
+    owner._set_signature_columns_if_needed()
+    return frozenset(owner._signature_columns)
+
+
+def autocast(trainer: Trainer) -> AbstractContextManager[object]:
+    """The context under which the trainer runs its forward pass."""
+    context: AbstractContextManager[object] = trainer.accelerator.autocast()
+    return context
+
+
+def sums_all_metrics(trainer: Trainer) -> bool:
+    """Whether a hyper-parameter search minimizes the sum of whatever is among the metrics."""
+    is_search = trainer.hp_search_backend is not None
+    return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
+
+
+def splits_records(trainer: Trainer) -> bool:
+    """Whether a record is split over processes, by context or sequence parallelism."""
+    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
+    return bool(getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False))
+
+
+def is_in_pieces(model: nn.Module) -> bool:
+    """Whether DeepSpeed's third stage holds the weights in pieces."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def log_plainly(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Log by the base class's method: TRL's would drain its own metrics into this record."""
+    transformers.Trainer.log(trainer, dict(metrics))
+
+
+def is_trl(trainer: Trainer) -> bool:
+    """Whether the trainer prepares datasets itself, as those of TRL do."""
+    return hasattr(trainer, "_prepare_dataset")
+
+
+def skips_preparation(trainer: Trainer) -> bool:
+    """Whether one of TRL's trainers takes its dataset as it is."""
+    options = getattr(trainer.args, "dataset_kwargs", None) or {}
+    return bool(
+        options.get("skip_prepare_dataset", False)
+        or getattr(trainer, "_skip_prepare_dataset", False)
+        or getattr(trainer, "_is_vision_dataset", False)
+    )
+
+
+def formatting_function(trainer: Trainer) -> Any:
+    """The user's function that makes text of a record, for one of TRL's trainers; None if there is none."""
+    return getattr(trainer, "_formatting_func", None)
+
+
+def preparation_parameters(trainer: Trainer) -> dict[str, inspect.Parameter]:
+    """What one of TRL's trainers needs to prepare a dataset, but for the dataset itself."""
+    owner: Any = trainer
+    _, *parameters = inspect.signature(owner._prepare_dataset).parameters.values()
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def prepare_dataset(trainer: Trainer, dataset: Any, arguments: Mapping[str, Any]) -> Any:
+    """A dataset of training rows, made as one of TRL's trainers made its own."""
+    owner: Any = trainer
+    return owner._prepare_dataset(dataset, **arguments)

@@ -1,0 +1,237 @@
+"""Canaries in the form of training, from a plain list of rows and a plain function: no framework."""
+
+import numpy as np
+import pytest
+from tiny import make_rows, make_texts, make_tokenizer
+
+from ezmia_callbacks import CanarySet, hold_out_canaries
+from ezmia_callbacks.errors import (
+    CanaryError,
+    ConfigurationError,
+    OverlappingCanariesError,
+    TooFewCanariesError,
+)
+from ezmia_callbacks.shells.feed import (
+    Feed,
+    PreparedRows,
+    Source,
+    as_row,
+    canaries_as_fed,
+    collated,
+    draw_canaries,
+)
+
+SIZES = {"n_members": 15, "n_non_members": 20, "seed": 0}
+
+
+def without_first_loss(rows):
+    """Pads on the right; the first two tokens carry no loss."""
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = np.zeros((len(rows), length), dtype=int)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row["input_ids"])] = row["input_ids"]
+        mask[i, : len(row["input_ids"])] = 1
+    labels = np.where((mask == 1) & (np.arange(length) >= 2), ids, -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def make_feed(rows, **options):
+    return Feed(Source("train_dataset", rows), without_first_loss, **options)
+
+
+def hold_out(rows):
+    return hold_out_canaries(rows, n_members=15, n_non_members=20, seed=0)
+
+
+def test_labels_are_those_of_the_collator_and_padding_is_gone():
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+
+    fed = canaries_as_fed(make_feed(rows), canaries, max_length=None)
+
+    assert fed.record_ids == canaries.record_ids
+    for record, row in zip(canaries.records, fed.records, strict=True):
+        assert row == {
+            "input_ids": record["input_ids"],
+            "labels": [-100, -100, *record["input_ids"][2:]],
+        }
+
+
+def test_only_the_columns_that_the_run_feeds_reach_the_collator():
+    seen = []
+
+    def collate(rows):
+        seen.append(set(rows[0]))
+        return without_first_loss(rows)
+
+    feed = Feed(Source("train_dataset", []), collate, columns=frozenset({"input_ids"}))
+
+    collated(feed, {"input_ids": [3, 4, 5], "title": "of no use"})
+
+    assert seen == [{"input_ids"}]
+
+
+def test_text_becomes_rows_by_the_tokenizer_of_the_run():
+    texts, canaries = hold_out(make_texts(60))
+    tokenizer = make_tokenizer()
+
+    feed = make_feed(make_rows(texts), tokenizer=tokenizer)
+    fed = canaries_as_fed(feed, canaries, max_length=6)
+
+    assert [row["input_ids"] for row in fed.records] == [
+        tokenizer(text)["input_ids"][:6] for text in canaries.records
+    ]
+
+
+def test_text_without_a_tokenizer_is_refused_with_what_to_pass():
+    texts, canaries = hold_out(make_texts(60))
+
+    feed = make_feed(make_rows(texts), tokenizer_advice="`processing_class=`")
+
+    with pytest.raises(ConfigurationError, match="there is no tokenizer: pass `processing_class=`, or draw"):
+        canaries_as_fed(feed, canaries, max_length=None)
+
+
+def test_records_go_through_the_runs_own_preparation_and_what_it_drops_is_left_out(caplog):
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+
+    def prepare(records):
+        made = [{"input_ids": [*record["input_ids"], 1]} for record in records]
+        return PreparedRows(made[1:], range(1, len(made)))
+
+    trained_on = [{"input_ids": [*row["input_ids"], 1]} for row in rows]
+    fed = canaries_as_fed(make_feed(trained_on, prepare=prepare), canaries, max_length=None)
+
+    assert fed.record_ids == canaries.record_ids[1:]
+    assert {row["input_ids"][-1] for row in fed.records} == {1}
+    assert "1 of 35 canaries are left out" in caplog.text
+
+
+def test_raw_records_go_to_a_collator_that_takes_them():
+    _, canaries = hold_out(make_texts(60))
+    tokenizer = make_tokenizer()
+
+    def collate(rows):
+        return without_first_loss([dict(tokenizer(row["story"])) for row in rows])
+
+    feed = Feed(Source("train_dataset", []), collate, takes_raw_records=True, text_field="story")
+
+    fed = canaries_as_fed(feed, canaries, max_length=None)
+
+    assert fed.records[0]["input_ids"] == tokenizer(canaries.records[0])["input_ids"]
+
+
+def test_a_non_member_that_is_trained_on_is_refused():
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+    non_members = [r for r, is_in in zip(canaries.records, canaries.is_member, strict=True) if not is_in]
+
+    with pytest.raises(OverlappingCanariesError):
+        canaries_as_fed(make_feed([*rows, non_members[0]]), canaries, max_length=None)
+
+
+def test_members_that_are_not_trained_on_are_named(caplog):
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+    members = [r for r, is_in in zip(canaries.records, canaries.is_member, strict=True) if is_in]
+
+    canaries_as_fed(make_feed([row for row in rows if row not in members]), canaries, max_length=None)
+
+    assert "15 of 15 members were not found among the training rows" in caplog.text
+
+
+def test_records_that_packing_has_cut_cannot_be_found_which_is_said(caplog):
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+
+    canaries_as_fed(make_feed(rows, cuts_records=True), canaries, max_length=None)
+
+    assert "Packing with the strategy 'wrapped' cuts training records" in caplog.text
+
+
+def test_too_few_with_any_loss_are_refused_with_the_reason():
+    rows, canaries = hold_out(make_rows(make_texts(60, n_words=2)))
+
+    with pytest.raises(TooFewCanariesError, match="no token of theirs carries loss"):
+        canaries_as_fed(make_feed(rows), canaries, max_length=None)
+
+
+def test_members_are_drawn_from_training_and_non_members_from_evaluation():
+    rows, others = make_rows(make_texts(40)), make_rows(make_texts(40, seed=5))
+
+    drawn = draw_canaries(make_feed(rows), Source("eval_dataset", others), **SIZES)
+
+    assert (drawn.n_members, drawn.n_non_members) == (15, 20)
+    members = [r for r, is_in in zip(drawn.records, drawn.is_member, strict=True) if is_in]
+    trained_on = [row["input_ids"] for row in rows]
+    assert all(row["input_ids"] in trained_on for row in members)
+    assert {name.rsplit("-", 1)[0] for name in drawn.record_ids} == {"train_dataset", "eval_dataset"}
+
+
+def test_one_record_on_both_sides_is_refused():
+    rows = make_rows(make_texts(40))
+
+    with pytest.raises(OverlappingCanariesError, match="`train_dataset` and `eval_dataset` share records"):
+        draw_canaries(make_feed(rows), Source("eval_dataset", rows), **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Source("eval_dataset", iter([])), "`eval_dataset` is a stream that cannot be drawn from"),
+        (Source("eval_dataset", make_rows(make_texts(20)), is_packed=True), "`eval_dataset` is packed"),
+        (Source("eval_dataset", [{"input_ids": [1, 2], "seq_lengths": [1, 1]}]), "`eval_dataset` is packed"),
+    ],
+)
+def test_what_holds_no_records_one_by_one_is_refused(source, message):
+    with pytest.raises(CanaryError, match=message):
+        draw_canaries(make_feed(make_rows(make_texts(40, seed=3))), source, **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([{"input_ids": [1, 2]}], "returns no `labels`"),
+        ({"input_ids": [[1, 2]]}, r"returns no `labels` \(got \['input_ids'\]\)"),
+        ({"input_ids": [[1, 2]] * 3, "labels": [[1, 2]] * 3}, r"array of shape \(3, 2\) of one record"),
+    ],
+)
+def test_a_collator_that_does_not_make_one_labeled_row_is_refused(batch, message):
+    feed = Feed(Source("train_dataset", []), lambda rows: batch)
+
+    with pytest.raises(ConfigurationError, match=message):
+        collated(feed, {"input_ids": [1, 2]})
+
+
+def test_a_collator_that_fails_is_named_with_the_columns():
+    def collate(rows):
+        raise KeyError("pixels")
+
+    with pytest.raises(ConfigurationError, match=r"with the columns \['input_ids'\]: 'pixels'"):
+        collated(Feed(Source("train_dataset", []), collate), {"input_ids": [1, 2]})
+
+
+def test_of_a_preference_pair_the_chosen_side_is_fed_and_the_prompt_carries_no_loss():
+    batch = {
+        "input_ids": [[5, 6, 7, 8], [5, 6, 9, 0]],
+        "completion_mask": [[0, 0, 1, 1], [0, 0, 1, 0]],
+        "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],
+    }
+    feed = Feed(Source("train_dataset", []), lambda rows: batch)
+
+    row = collated(feed, {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]})
+
+    assert row == {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+
+
+def test_a_text_stands_where_the_trainer_reads_text():
+    assert as_row("river stone", text_field="story") == {"story": "river stone"}
+    pair = {"prompt": "a", "completion": "b"}
+    assert as_row(pair, text_field="story") == pair
+
+
+def test_a_split_of_the_users_stays_one():
+    texts = make_texts(60)
+    canaries = CanarySet.from_lists(texts[:20], texts[20:])
+
+    feed = make_feed(make_rows(texts[:20]), tokenizer=make_tokenizer())
+    fed = canaries_as_fed(feed, canaries, max_length=None)
+
+    assert fed.provenance == canaries.provenance
