@@ -67,7 +67,7 @@ def main() -> None:
 
     print_curve(auditor.history)
     last = auditor.history.last_within_budget
-    print(f"Last checkpoint inside the budget: {'none' if last.is_baseline else f'checkpoint-{last.step}'}")
+    print(f"Last checkpoint within the budget: {'none' if last.is_baseline else f'checkpoint-{last.step}'}")
     print(auditor.history.about)
     print(f"Files: {output_dir}")
 

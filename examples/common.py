@@ -79,9 +79,7 @@ def print_outcome(history: AuditHistory) -> None:
     if history.stopped is None or kept is None:
         print("Not stopped.")
     else:
-        print(
-            f"Stopped at step {history.stopped.step}: the model holds the weights of step {kept.step} again."
-        )
+        print(f"Stopped at step {history.stopped.step}. Restored the weights of step {kept.step}.")
 
 
 def print_curve(history: AuditHistory) -> None:

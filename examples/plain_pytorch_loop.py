@@ -1,4 +1,4 @@
-"""A PyTorch loop by hand: `begin` before the first step, `audit` after each epoch, put back at a stop."""
+"""A PyTorch loop by hand: `begin` before the first step, `audit` after each epoch, restore at a stop."""
 
 import torch
 from common import MAX_LENGTH, output_dir_argument, print_outcome, private_texts, small_base_model
