@@ -8,8 +8,7 @@ from pathlib import Path
 import transformers
 
 from ezmia_callbacks import AuditHistory
-from ezmia_callbacks.demo.base_model import BaseModelRecipe, train_base_model
-from ezmia_callbacks.demo.corpus import package_docstrings
+from ezmia_callbacks.demo import BaseModelRecipe, package_docstrings, train_base_model
 
 MAX_LENGTH = 96
 

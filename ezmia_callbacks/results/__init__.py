@@ -4,6 +4,7 @@ Plain data without torch: may import `functional`, `canaries` and `files`.
 """
 
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 from ezmia_callbacks.results.trajectories import (
     DropList,
@@ -28,6 +29,7 @@ __all__ = [
     "Finding",
     "Measurement",
     "NearCopy",
+    "RunMetadata",
     "Trajectories",
     "drop_list",
     "export_exposed",
