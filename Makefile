@@ -13,10 +13,15 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-oldest test-slow test-gpu check format clean
+.PHONY: help demo docs test test-oldest test-slow test-gpu check format build clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@echo "New here? 'make demo' shows what the package does; 'make test' shows that it works here."
+	@echo "Both set up everything that they need in .venv, on first use."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+	@echo
+	@echo "Before a pull request: make format check test. Where does it live? See CONTRIBUTING.md."
 
 demo: $(INSTALLED) ## Fine-tune and audit a small model on real text, without a network
 	env -u OMP_NUM_THREADS $(BIN)/ezmia demo
@@ -45,6 +50,21 @@ check: $(INSTALLED) ## Check lint, formatting, types and the import layers
 format: $(INSTALLED) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Built in an environment of its own; the wheel is installed into another one, in a folder elsewhere, and tried there.
+build: ## Build sdist and wheel into dist/, and try the wheel in a clean environment
+	rm -rf dist build/try && mkdir -p build/try
+	$(PYTHON) -m venv build/try/builder
+	build/try/builder/bin/python -m pip install --quiet build
+	build/try/builder/bin/python -m build --outdir dist .
+	$(PYTHON) -m venv build/try/user
+	build/try/user/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/*.whl)[report]"
+	cd build/try && user/bin/python -W error::ImportWarning -c "import ezmia_callbacks, ezmia_callbacks.report as r; \
+		from importlib.resources import files; here = files('ezmia_callbacks'); \
+		missing = [n for n in ('py.typed', 'report/schema.json', 'report/templates/report.html.jinja') \
+			if not here.joinpath(n).is_file()]; \
+		assert not missing, missing; assert 'build/try/user' in ezmia_callbacks.__file__, ezmia_callbacks.__file__"
+	cd build/try && user/bin/ezmia --version && user/bin/ezmia plan --help >/dev/null
 
 clean: ## Remove the environment, caches and built files
 	rm -rf $(VENV) $(VENV_OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
