@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from ezmia_callbacks.files import write_atomically
 
-__all__ = ["UNREADABLE", "ArrayFile", "load_arrays", "save_arrays"]
+__all__: list[str] = []
 
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 """What `load_arrays` raises, and reading its result: the file is missing, damaged or of another kind."""

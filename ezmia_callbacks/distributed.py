@@ -12,19 +12,7 @@ from torch import Tensor, nn
 
 from ezmia_callbacks.errors import AuditError
 
-__all__ = [
-    "broadcast_from_main",
-    "broadcast_tensors_from_main",
-    "can_share_records",
-    "gather",
-    "is_main_process",
-    "is_sharded",
-    "n_processes",
-    "on_all_ranks",
-    "rank",
-    "reshard",
-    "unwrapped",
-]
+__all__: list[str] = []
 
 T = TypeVar("T")
 

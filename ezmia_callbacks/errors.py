@@ -15,6 +15,20 @@
 Each message says what was got, what is needed, and what to do.
 """
 
+__all__ = [
+    "AuditError",
+    "AuditMemoryError",
+    "CanaryError",
+    "ConfigurationError",
+    "EmptyRecordError",
+    "MissingDependencyError",
+    "NonFiniteLogitsError",
+    "OverlappingCanariesError",
+    "ReferenceMismatchError",
+    "TooFewCanariesError",
+    "UnsupportedModelError",
+]
+
 
 class AuditError(Exception):
     """Base class of all errors of this package."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["check_writable", "write_atomically"]
+__all__: list[str] = []
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

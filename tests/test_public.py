@@ -129,8 +129,57 @@ def test_every_module_imports_without_jaxtyping():
     assert import_without_jaxtyping(MODULES) == ""
 
 
+# What may be imported from elsewhere; everything else is its package's own affair.
+PUBLIC = {
+    "ezmia_callbacks",
+    "ezmia_callbacks.canaries",
+    "ezmia_callbacks.demo",
+    "ezmia_callbacks.errors",
+    "ezmia_callbacks.functional",
+    "ezmia_callbacks.huggingface",
+    "ezmia_callbacks.lightning",
+    "ezmia_callbacks.post_hoc",
+    "ezmia_callbacks.reference",
+    "ezmia_callbacks.report",
+    "ezmia_callbacks.results",
+    "ezmia_callbacks.scoring",
+}
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_list_what_they_export(name):
+def test_only_public_modules_export_anything_and_what_they_list_is_there(name):
     module = import_module(name)
 
-    assert [listed for listed in getattr(module, "__all__", []) if not hasattr(module, listed)] == []
+    listed = module.__all__
+
+    assert [each for each in listed if not hasattr(module, each)] == []
+    assert bool(listed) is (name in PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"ezmia_callbacks", "ezmia_callbacks.demo"}))
+def test_public_names_say_what_they_are_and_where_they_belong(name):
+    module = import_module(name)
+
+    for listed in module.__all__:
+        value = getattr(module, listed)
+        if callable(value):
+            assert value.__doc__, listed
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "audit.judge",
+        "audit.economy",
+        "audit.settings",
+        "measuring.figures",
+        "measuring.split_checks",
+        "results",
+    ],
+)
+def test_the_parts_that_need_no_torch_load_none(module):
+    assert "torch" not in loaded_after(f"import ezmia_callbacks.{module}", HEAVY)
+
+
+def test_scoring_itself_loads_no_torch():
+    assert "torch" not in loaded_after("from ezmia_callbacks.scoring import Attack, SCORES", HEAVY)

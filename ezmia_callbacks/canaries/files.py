@@ -15,7 +15,7 @@ from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
 from ezmia_callbacks.errors import CanaryError, ConfigurationError
 from ezmia_callbacks.files import write_atomically
 
-__all__ = ["load_canaries", "save_canaries"]
+__all__: list[str] = []
 
 # Of the file; another schema is refused, not guessed at.
 _SCHEMA = 1

@@ -19,6 +19,8 @@ from ezmia_callbacks.canaries.sets import CanarySet, Provenance
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
+__all__: list[str] = []
+
 # Fewer than 10 on a side have a probability below 1e-5 then: sizes are never made up for after the draw,
 # which would tie the coins together.
 MINIMUM_COINS = 50

@@ -19,7 +19,7 @@ from typing import Any
 from ezmia_callbacks.canaries.records import Record, record_kind
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["RecordFile", "json_line", "read_record_file"]
+__all__: list[str] = []
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -9,6 +9,8 @@ from typing import Literal, SupportsIndex, TypeAlias, cast
 
 from ezmia_callbacks.errors import ConfigurationError
 
+__all__: list[str] = []
+
 Record: TypeAlias = str | Mapping[str, object]
 RecordKind: TypeAlias = Literal["text", "tokenized", "preference", "prompt_completion", "messages"]
 

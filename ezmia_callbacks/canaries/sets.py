@@ -24,6 +24,8 @@ from ezmia_callbacks.errors import (
 )
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
+__all__: list[str] = []
+
 SplitMethod: TypeAlias = Literal[
     "hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs", "user_lists", "trainer_datasets"
 ]

@@ -36,7 +36,7 @@ from ezmia_callbacks.results.history import AuditHistory
 if TYPE_CHECKING:
     from ezmia_callbacks.post_hoc import Checkpoint
 
-__all__ = ["audit"]
+__all__: list[str] = []
 
 _CANARIES, _MODEL = "Canaries", "Model"
 

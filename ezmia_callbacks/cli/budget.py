@@ -8,7 +8,7 @@ import typer
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 
-__all__ = ["ConfidenceOption", "FprOption", "MaxAucOption", "MaxTprOption", "Rule", "RuleOption", "budget_of"]
+__all__: list[str] = []
 
 
 class Rule(str, Enum):

@@ -29,7 +29,7 @@ from ezmia_callbacks.cli.terminal import (
     say_json,
 )
 
-__all__ = ["app", "main"]
+__all__: list[str] = []
 
 # What an interrupted command exits with.
 _INTERRUPTED = 130

@@ -14,7 +14,7 @@ import typer
 from ezmia_callbacks.cli.terminal import ExitCode, JsonOption, quiet_libraries, say, say_json, say_table
 from ezmia_callbacks.files import check_writable
 
-__all__ = ["Requirement", "doctor", "requirement_of", "requirements"]
+__all__: list[str] = []
 
 _DISTRIBUTION = "ezmia-callbacks"
 

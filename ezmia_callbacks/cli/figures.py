@@ -2,7 +2,7 @@
 
 from ezmia_callbacks.results.result import AuditResult, Measurement
 
-__all__ = ["epoch_of", "figure", "loss", "verdict_of"]
+__all__: list[str] = []
 
 _NOTHING = "-"
 

@@ -19,7 +19,7 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.planning import CanaryPlan, canaries_needed
 
-__all__ = ["plan"]
+__all__: list[str] = []
 
 _POWERS = (0.5, 0.8, 0.95)
 

@@ -13,7 +13,7 @@ from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 
-__all__ = ["compare", "report"]
+__all__: list[str] = []
 
 _FILE = "history.jsonl"
 _FORMATS = ".html, .md, .json, .png, .svg or .pdf"

@@ -13,7 +13,7 @@ from ezmia_callbacks.cli.terminal import JsonOption, say, say_json
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
 
-__all__ = ["split"]
+__all__: list[str] = []
 
 
 def split(

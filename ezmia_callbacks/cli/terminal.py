@@ -19,17 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "ExitCode",
-    "JsonOption",
-    "fail",
-    "messages_on_standard_error",
-    "quiet_libraries",
-    "say",
-    "say_json",
-    "say_table",
-    "show_progress",
-]
+__all__: list[str] = []
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")

@@ -16,6 +16,8 @@ from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__: list[str] = []
+
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 

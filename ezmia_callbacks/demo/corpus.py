@@ -17,6 +17,8 @@ from pathlib import Path
 from ezmia_callbacks.canaries.record_files import json_line
 from ezmia_callbacks.errors import ConfigurationError
 
+__all__: list[str] = []
+
 MIN_CHARACTERS = 160
 MAX_CHARACTERS = 320
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ezmia_callbacks.results.history import AuditHistory
     from ezmia_callbacks.results.result import AuditResult, Measurement
 
-__all__ = ["DemoSettings", "run_demo"]
+__all__: list[str] = []
 
 FULL, LORA = "full fine-tuning", "LoRA"
 PICTURE, PAGE, SUMMARY = "leakage.png", "report.html", "summary.md"

@@ -19,17 +19,7 @@ from ezmia_callbacks.functional.intervals import (
 )
 from ezmia_callbacks.functional.search import smallest_enough
 
-__all__ = [
-    "BudgetMetric",
-    "BudgetRule",
-    "Decision",
-    "LeakageBudget",
-    "alpha_for_audit",
-    "check_resolvable",
-    "decide",
-    "fpr_of_metric",
-    "metric_name",
-]
+__all__: list[str] = []
 
 BudgetMetric = Literal["auc", "tpr_at_fpr", "advantage"]
 BudgetRule = Literal["lower", "point", "upper"]

@@ -26,25 +26,7 @@ from ezmia_callbacks.functional.roc import split_by_class
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = [
-    "AttackChoice",
-    "AttackCounts",
-    "EpsilonBound",
-    "EpsilonMethod",
-    "Guesses",
-    "bonferroni_epsilon",
-    "check_epsilon_is_allowed",
-    "counts_above",
-    "epsilon_from_rates",
-    "epsilon_from_rates_gdp",
-    "epsilon_of_gdp",
-    "epsilon_one_run",
-    "epsilon_one_run_gdp",
-    "one_run_guesses",
-    "one_run_p_value",
-    "pair_guesses",
-    "split_half_epsilon",
-]
+__all__: list[str] = []
 
 EpsilonMethod = Literal["clopper_pearson", "clopper_pearson_gdp", "one_run", "one_run_gdp"]
 AttackChoice = Literal["fixed", "bonferroni", "split_half"]

@@ -15,13 +15,7 @@ from ezmia_callbacks.functional.roc import split_by_class
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
 
-__all__ = [
-    "EXTRAPOLATION_CEILING",
-    "Exposure",
-    "exposure_of_rank",
-    "extrapolated_exposure",
-    "rank_exposure",
-]
+__all__: list[str] = []
 
 # Bits. A skew-normal tail is a difference of two numbers near 1e-16 below 2^-53: noise, not evidence.
 EXTRAPOLATION_CEILING = 40.0

@@ -15,7 +15,7 @@ from ezmia_callbacks.errors import ConfigurationError
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
 
-__all__ = ["attempts_needed", "extraction_probability", "suffix_log_probability"]
+__all__: list[str] = []
 
 
 def suffix_log_probability(

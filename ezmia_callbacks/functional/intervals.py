@@ -22,27 +22,7 @@ from ezmia_callbacks.functional.search import smallest_enough
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
 
-__all__ = [
-    "BootstrapBand",
-    "DelongComponents",
-    "DelongDifference",
-    "Interval",
-    "IntervalMethod",
-    "advantage_interval",
-    "bootstrap_band",
-    "clopper_pearson",
-    "clopper_pearson_lower",
-    "clopper_pearson_upper",
-    "delong_components",
-    "delong_interval",
-    "hanley_mcneil_standard_error",
-    "n_non_members_needed",
-    "paired_delong_difference",
-    "realized_fpr_range",
-    "tpr_at_fpr_interval",
-    "tpr_at_fpr_lower_bound",
-    "tpr_at_fpr_upper_bound",
-]
+__all__: list[str] = []
 
 IntervalMethod = Literal[
     "clopper_pearson",

@@ -19,7 +19,7 @@ from ezmia_callbacks.functional.roc import split_by_class
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-__all__ = ["PermutationTest", "leakage_permutation_test"]
+__all__: list[str] = []
 
 # Labels that are permuted at once: bounds the memory, not the result.
 _CELLS_AT_ONCE = 1_000_000

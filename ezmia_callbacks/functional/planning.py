@@ -28,15 +28,7 @@ from ezmia_callbacks.functional.intervals import (
 )
 from ezmia_callbacks.functional.search import smallest_between, smallest_enough
 
-__all__ = [
-    "MINIMUM_PER_CLASS",
-    "CanaryPlan",
-    "canaries_needed",
-    "decision_power",
-    "describe_power",
-    "has_enough_power",
-    "minimum_detectable_value",
-]
+__all__: list[str] = []
 
 MINIMUM_PER_CLASS = 10
 """Canary sets with fewer members, or fewer non-members, are refused."""

@@ -18,15 +18,7 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
 
-__all__ = [
-    "RocCurve",
-    "ScoresByClass",
-    "auc",
-    "membership_advantage",
-    "roc_curve",
-    "split_by_class",
-    "tpr_at_fpr",
-]
+__all__: list[str] = []
 
 
 class ScoresByClass(NamedTuple):

@@ -20,24 +20,7 @@ from ezmia_callbacks.errors import ConfigurationError, EmptyRecordError, NonFini
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
 
-__all__ = [
-    "WBC_WINDOW_SIZES",
-    "WBC_WINDOW_SIZES_PAPER",
-    "EzEvidence",
-    "EzMode",
-    "TokenMoments",
-    "calibrated_min_k_plus_plus_score",
-    "ez_evidence",
-    "ez_score",
-    "ez_score_from_evidence",
-    "loss_difference_score",
-    "loss_score",
-    "min_k_plus_plus_score",
-    "min_k_score",
-    "ratio_score",
-    "wbc_score",
-    "zlib_score",
-]
+__all__: list[str] = []
 
 EzMode = Literal["ranked", "bounded", "paper_code"]
 

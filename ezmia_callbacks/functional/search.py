@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-__all__ = ["smallest_between", "smallest_enough"]
+__all__: list[str] = []
 
 
 def smallest_enough(is_enough: Callable[[int], bool], *, fewest: int) -> int:

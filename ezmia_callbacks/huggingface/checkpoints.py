@@ -10,15 +10,7 @@ from typing import Literal
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = [
-    "Interval",
-    "checkpoint_intervals",
-    "evaluation_intervals",
-    "is_best_by_leakage",
-    "may_save_next",
-    "n_planned_audits",
-    "steps_between",
-]
+__all__: list[str] = []
 
 Interval = Literal["epoch"] | int | float
 """Every epoch, every so many optimizer steps, or every fraction of an epoch in (0, 1)."""

@@ -64,7 +64,7 @@ from ezmia_callbacks.shells.messages import (
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
-__all__ = ["PrivacyAuditCallback"]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 

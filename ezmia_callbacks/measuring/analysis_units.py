@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float64, Int
 
-__all__ = ["GUESSED_SHARE", "AnalysisUnits"]
+__all__: list[str] = []
 
 # Share of the canaries on which the attack behind epsilon guesses, half of it at each end. Fixed here, before
 # any score is seen: whoever tunes it on the result has to pay for the choice.

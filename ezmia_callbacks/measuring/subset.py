@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ezmia_callbacks.canaries.sets import CanarySet
     from ezmia_callbacks.scoring.rows import EncodedCanaries
 
-__all__ = ["CanarySubset", "smallest_subset", "subset_of"]
+__all__: list[str] = []
 
 # Subsets are chosen in steps of this share.
 _N_SHARES = 1_000

@@ -6,7 +6,7 @@ from torch import nn
 
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["load_pretrained"]
+__all__: list[str] = []
 
 
 def load_pretrained(name: str, **options: Any) -> nn.Module:

@@ -18,17 +18,7 @@ from torch import nn
 from ezmia_callbacks.errors import AuditMemoryError, ConfigurationError
 from ezmia_callbacks.scoring.memory import is_out_of_memory
 
-__all__ = [
-    "ReferenceSource",
-    "adapters_disabled",
-    "can_disable_adapters",
-    "check_reference",
-    "explain_difference",
-    "frozen_copy",
-    "has_adapters",
-    "reference_label",
-    "second_model",
-]
+__all__: list[str] = []
 
 ReferenceSource = Literal["auto", "adapter", "copy"] | nn.Module | Callable[[], nn.Module]
 """`"auto"`: the model as it is at the start; `"adapter"`: the base under its disabled adapters; `"copy"`:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results.result import AuditResult, Finding
 
-__all__ = ["FEWEST_ERROR_TOKENS", "NOTABLE_EDGE_SHARE", "NOTABLE_UNSEEN_SHARE", "detect", "dilution"]
+__all__: list[str] = []
 
 # Records that are placed by a rule can move the AUC by as much as their share; 0.1 is the whole distance
 # between chance and a budget of 0.6.

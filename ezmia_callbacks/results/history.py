@@ -12,7 +12,7 @@ from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, Finding
 
-__all__ = ["AuditHistory"]
+__all__: list[str] = []
 
 # Of the history file; a file of another schema is refused, not guessed at.
 _SCHEMA = 1

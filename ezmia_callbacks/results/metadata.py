@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Literal
 
-__all__ = ["RunMetadata"]
+__all__: list[str] = []
 
 _PACKAGES = (
     "ezmia-callbacks",

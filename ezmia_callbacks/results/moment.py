@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ezmia_callbacks.errors import ConfigurationError
 
-__all__ = ["Moment"]
+__all__: list[str] = []
 
 
 @dataclass(frozen=True)

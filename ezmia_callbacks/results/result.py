@@ -15,7 +15,7 @@ from ezmia_callbacks.functional.intervals import Interval
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-__all__ = ["AuditResult", "EdgeCounts", "Finding", "Measurement"]
+__all__: list[str] = []
 
 
 @dataclass(frozen=True)

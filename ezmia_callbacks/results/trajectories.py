@@ -30,18 +30,7 @@ from ezmia_callbacks.results.result import AuditResult
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
 
-__all__ = [
-    "DropList",
-    "ExposedRecord",
-    "ExposedRecords",
-    "NearCopy",
-    "Trajectories",
-    "drop_list",
-    "export_exposed",
-    "leakage_at_any_audit",
-    "most_exposed",
-    "rise_between",
-]
+__all__: list[str] = []
 
 # Of the file; another schema is refused, not guessed at.
 _SCHEMA = 1

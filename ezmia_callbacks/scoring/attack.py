@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import nn
 
-__all__ = ["Attack", "checked_scores"]
+__all__: list[str] = []
 
 
 @runtime_checkable

@@ -38,13 +38,7 @@ from ezmia_callbacks.scoring.statistics import TokenStatistics
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = [
-    "LogitsFunction",
-    "check_model",
-    "deal_rows",
-    "evaluation_without_side_effects",
-    "token_statistics",
-]
+__all__: list[str] = []
 
 # Logits are reduced in pieces of this size, in float32: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 16 * 2**20

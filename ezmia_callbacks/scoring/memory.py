@@ -11,7 +11,7 @@ import torch
 from ezmia_callbacks.distributed import gather, on_all_ranks
 from ezmia_callbacks.errors import AuditMemoryError
 
-__all__ = ["fit_into_memory", "is_out_of_memory"]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 

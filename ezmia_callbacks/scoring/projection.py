@@ -23,7 +23,7 @@ from ezmia_callbacks.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["LogitsFunction", "Projection", "aligned", "scored_logits", "try_projection"]
+__all__: list[str] = []
 
 LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""

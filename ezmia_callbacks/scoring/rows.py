@@ -24,7 +24,7 @@ from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
 
-__all__ = ["EncodedCanaries", "TokenRow", "Tokenizer", "encode_canaries"]
+__all__: list[str] = []
 
 MINIMUM_SCORED_TOKENS = 2
 

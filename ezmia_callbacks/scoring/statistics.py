@@ -19,14 +19,7 @@ from ezmia_callbacks.functional import scores
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Int64
 
-__all__ = [
-    "SCORES",
-    "TokenStatistics",
-    "join_statistics",
-    "load_statistics",
-    "save_statistics",
-    "score_records",
-]
+__all__: list[str] = []
 
 
 @dataclass(frozen=True, eq=False)

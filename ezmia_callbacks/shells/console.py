@@ -9,7 +9,7 @@ import sys
 
 from tqdm import tqdm
 
-__all__ = ["show_audit_lines"]
+__all__: list[str] = []
 
 
 class _TqdmHandler(logging.Handler):

@@ -14,7 +14,7 @@ from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.canaries.records import record_key
 from ezmia_callbacks.errors import ConfigurationError, OverlappingCanariesError
 
-__all__ = ["check_membership", "is_indexable", "keys_of", "sample_training_rows"]
+__all__: list[str] = []
 
 # Reading every training row of a huge set would cost more than the audit it protects.
 _MAX_ROWS_CHECKED = 200_000

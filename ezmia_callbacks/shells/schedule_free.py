@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["forget_undone_steps", "weights_for_use"]
+__all__: list[str] = []
 
 
 @contextmanager

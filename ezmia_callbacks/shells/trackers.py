@@ -12,7 +12,7 @@ from typing import Any
 from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.results.history import AuditHistory
 
-__all__ = ["audit_settings", "log_settings", "log_verdict"]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 

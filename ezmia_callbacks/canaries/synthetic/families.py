@@ -16,19 +16,7 @@ from numpy.typing import NDArray
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 
-__all__ = [
-    "SECRET_TEMPLATES",
-    "Content",
-    "Family",
-    "Samples",
-    "Unit",
-    "UnitModel",
-    "check_templates",
-    "draw_from_units",
-    "draw_samples",
-    "draw_secrets",
-    "learn_units",
-]
+__all__: list[str] = []
 
 Family: TypeAlias = Literal["uniform", "unigram", "bigram", "samples", "secrets"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -45,7 +45,7 @@ from ezmia_callbacks.canaries.synthetic.placement import (
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
-__all__ = ["Design", "insert_canaries", "removal_list", "save_removal_list", "strip_canaries"]
+__all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 

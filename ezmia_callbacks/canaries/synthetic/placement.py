@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ezmia_callbacks.canaries.records import IGNORED_LABEL, LOSS_MASKS, Record, RecordKind, record_text
 from ezmia_callbacks.errors import ConfigurationError
 
-__all__ = ["TokenFrame", "learned_units", "text_row", "token_frame", "token_row"]
+__all__: list[str] = []
 
 
 @dataclass(frozen=True)

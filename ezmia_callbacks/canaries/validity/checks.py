@@ -21,14 +21,7 @@ from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.intervals import Interval, delong_interval, hanley_mcneil_standard_error
 from ezmia_callbacks.functional.roc import auc
 
-__all__ = [
-    "BlindCheck",
-    "EvidenceCheck",
-    "NearDuplicateCheck",
-    "ValidityCheck",
-    "ValidityReport",
-    "check_validity",
-]
+__all__: list[str] = []
 
 MINIMUM_SCORED_TOKENS = 32
 MINIMUM_ERROR_TOKENS = 8

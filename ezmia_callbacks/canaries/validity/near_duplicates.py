@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ezmia_callbacks.canaries.records import Record, canonical_record, record_text
 from ezmia_callbacks.errors import MissingDependencyError
 
-__all__ = ["NEAR_DUPLICATE_THRESHOLD", "NearDuplicate", "near_duplicates", "record_units"]
+__all__: list[str] = []
 
 NEAR_DUPLICATE_THRESHOLD = 0.8
 # One changed word of twenty leaves 0.83 of the three-word shingles, and 0.38 of the 13-grams used for long
