@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_tiny import make_trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning_tiny import TinyModule, draw, make_loader, make_trainer
 from private_names import private_names_in, private_names_outside
+from tiny import make_model
 
 from ezmia_callbacks.lightning import trainer_access
 from ezmia_callbacks.lightning.trainer_access import (
@@ -40,23 +41,33 @@ def test_the_checkpoint_callback_of_this_release_has_what_is_borrowed(name):
     assert hasattr(ModelCheckpoint(), name)
 
 
-@pytest.mark.parametrize("name", [name for name in PRIVATE if not name.startswith("_")])
-def test_the_trainer_of_this_release_has_what_is_borrowed(name, tmp_path):
-    owner = make_trainer(tmp_path, [])
+class Look(Callback):
+    """What a trainer tells when training begins, which is when it is asked."""
 
-    for part in name.split("."):
-        assert hasattr(owner, part)
-        owner = getattr(owner, part)
+    def on_train_start(self, trainer, pl_module):
+        self.found = {}
+        for name in [name for name in PRIVATE if not name.startswith("_")]:
+            owner = trainer
+            for part in name.split("."):
+                owner = getattr(owner, part)
+            self.found[name] = owner
+        self.told = (
+            strategy_in_pieces(trainer),
+            n_batches_done(trainer),
+            batches_between_validations(trainer),
+        )
+        with forward_context(trainer)():
+            pass
 
 
-def test_a_trainer_that_has_not_begun_is_read_without_an_error(tmp_path):
-    trainer = make_trainer(tmp_path, [])
+def test_a_trainer_that_begins_has_what_is_borrowed(tmp_path):
+    look = Look()
 
-    assert strategy_in_pieces(trainer) is None
-    assert n_batches_done(trainer) == 0
-    with forward_context(trainer)():
-        pass
-    batches_between_validations(trainer)
+    make_trainer(tmp_path, [look], max_epochs=1).fit(TinyModule(make_model()), make_loader(draw()[0]))
+
+    assert set(look.found) == {name for name in PRIVATE if not name.startswith("_")}
+    assert (look.strategy, look.n_batches_done) == (None, 0)
+    assert look.between is None or look.between > 0
 
 
 def test_checkpoints_by_steps_and_by_the_clock_are_told_apart(tmp_path):

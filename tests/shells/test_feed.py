@@ -131,9 +131,14 @@ def test_a_non_member_that_is_trained_on_is_refused():
 
 def test_members_that_are_not_trained_on_are_named(caplog):
     rows, canaries = hold_out(make_rows(make_texts(60)))
-    members = [r for r, is_in in zip(canaries.records, canaries.is_member, strict=True) if is_in]
+    members = [
+        record["input_ids"]
+        for record, is_member in zip(canaries.records, canaries.is_member, strict=True)
+        if is_member
+    ]
+    others = [row for row in rows if row["input_ids"] not in members]
 
-    canaries_as_fed(make_feed([row for row in rows if row not in members]), canaries, max_length=None)
+    canaries_as_fed(make_feed(others), canaries, max_length=None)
 
     assert "15 of 15 members were not found among the training rows" in caplog.text
 
