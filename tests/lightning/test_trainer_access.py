@@ -60,6 +60,7 @@ class Look(Callback):
             pass
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_a_trainer_that_begins_has_what_is_borrowed(tmp_path):
     look = Look()
 
