@@ -1,14 +1,24 @@
-"""Geometry of the curves in a report: from a document to lines, marks and labels that a template draws."""
+"""Geometry of the curves on a page: from a report's view to lines, marks and labels that a template draws."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+from ezmia_callbacks.report.curve import (
+    LeakageCurve,
+    Losses,
+    Point,
+    has_epochs,
+    leakage_curve,
+    limits_by_label,
+    loss_curve,
+    position,
+)
 from ezmia_callbacks.report.labels import metric_label, over_budget_is, percent
+from ezmia_callbacks.report.view import IntervalView, MeasuredView, RunView
 
-__all__ = ["Chart", "Forest", "forest", "leakage_chart", "loss_chart", "marker_path"]
+__all__: list[str] = []
 
 # Units of the drawing; a phone shows them a fifth smaller, a desk a fifth larger.
 _WIDTH, _HEIGHT = 440.0, 292.0
@@ -113,20 +123,11 @@ class Forest:
 
 
 @dataclass(frozen=True)
-class _Point:
-    x: float
-    value: float | None
-    lower: float | None = None
-    upper: float | None = None
-    is_failed: bool = False
-
-
-@dataclass(frozen=True)
 class _Curve:
     look: int
     kind: str
     name: str
-    points: tuple[_Point, ...]
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -146,79 +147,65 @@ class _Frame:
         return round(_BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (_BOTTOM - _TOP), 2)
 
 
-def leakage_chart(runs: Sequence[dict[str, Any]], metric: str) -> Chart | None:
+def leakage_chart(runs: Sequence[RunView], metric: str) -> Chart | None:
     """The curve of one metric for all runs of a document; None if no audit resolves it.
 
     Args:
-        runs: `runs` of a document.
+        runs: The runs of a report.
         metric: Name of a metric.
     """
-    has_epochs = _has_epochs(runs)
+    by_epoch = has_epochs(runs)
+    leakage = [leakage_curve(run, metric, by_epoch=by_epoch) for run in runs]
     curves = [
-        _Curve(
-            look=index % _N_LOOKS,
-            kind="leakage",
-            name=_cut(run["label"], 24),
-            points=tuple(_leakage_point(audit, metric, has_epochs=has_epochs) for audit in run["audits"]),
-        )
-        for index, run in enumerate(runs)
+        _Curve(index % _N_LOOKS, "leakage", _cut(run.label, 24), curve.points)
+        for index, (run, curve) in enumerate(zip(runs, leakage, strict=True))
     ]
-    limits = {
-        run["label"]: run["budget"]["limit"]
-        for run in runs
-        if run["budget"] is not None and run["budget"]["metric"] == metric
-    }
-    chance = next((m["chance"] for run in runs for m in run["metrics"] if m["name"] == metric), None)
+    limits = limits_by_label(runs, metric)
+    chance = next((m.chance for run in runs for m in run.metrics if m.name == metric), None)
     values = [value for curve in curves for value in _values(curve)]
     if not values:
         return None
     extra = [*limits.values(), *([] if chance is None else [chance])]
     frame = _frame(curves, low=min(values + extra), high=max(values + extra), ceiling=1.0)
-    score = {run["score"]["label"] for run in runs}
+    score = {run.score.label for run in runs}
     attack = f"the {score.pop()} attack" if len(score) == 1 else "the attack"
     return Chart(
         name=f"leakage-{metric.replace('.', '-')}",
         title=f"{metric_label(metric)} of {attack}",
         description=_describe(curves, limits),
         caption=_caption(runs, metric),
-        x_label="epoch" if has_epochs else "optimizer steps",
+        x_label="epoch" if by_epoch else "optimizer steps",
         y_label=metric_label(metric),
         x_ticks=_x_ticks(frame),
         y_ticks=_y_ticks(frame),
         levels=tuple(_levels(frame, limits, chance)),
         gaps=tuple(_gaps(curves, frame)),
         series=tuple(_series(curve, frame) for curve in curves),
-        marks=tuple(_marks(runs, metric, frame, has_epochs=has_epochs)),
-        columns=_columns(runs, curves, frame, metric_label(metric), has_epochs=has_epochs),
+        marks=tuple(_marks(leakage, frame)),
+        columns=_columns(runs, curves, frame, metric_label(metric), by_epoch=by_epoch),
     )
 
 
-def loss_chart(runs: Sequence[dict[str, Any]]) -> Chart | None:
+def loss_chart(runs: Sequence[RunView]) -> Chart | None:
     """The losses over members and non-members of all runs of a document; None if none is known.
 
     Args:
-        runs: `runs` of a document.
+        runs: The runs of a report.
     """
-    has_epochs = _has_epochs(runs)
+    by_epoch = has_epochs(runs)
+    which: tuple[tuple[str, str, Losses], ...] = (
+        ("member", "members", "member_loss"),
+        ("held-out", "held out", "non_member_loss"),
+    )
     curves = [
         _Curve(
             look=index % _N_LOOKS,
             kind=kind,
-            name=" ".join(filter(None, [_cut(run["label"], 24), label])),
-            points=tuple(
-                _Point(
-                    _position(audit, has_epochs=has_epochs),
-                    audit[field],
-                    is_failed=audit["status"] == "failed",
-                )
-                for audit in run["audits"]
-            ),
+            name=" ".join(filter(None, [_cut(run.label, 24), label])),
+            points=loss_curve(run, losses, by_epoch=by_epoch),
         )
         for index, run in enumerate(runs)
-        for kind, label, field in (
-            ("member", "members", "member_loss"),
-            ("held-out", "held out", "non_member_loss"),
-        )
+        for kind, label, losses in which
     ]
     values = [value for curve in curves for value in _values(curve)]
     if not values:
@@ -230,7 +217,7 @@ def loss_chart(runs: Sequence[dict[str, Any]]) -> Chart | None:
         description=_describe(curves, {}),
         caption="Mean loss over the canaries' scored tokens. Filled marks: members, which were trained on; "
         "hollow: non-members, the held-out loss.",
-        x_label="epoch" if has_epochs else "optimizer steps",
+        x_label="epoch" if by_epoch else "optimizer steps",
         y_label="nats per token",
         x_ticks=_x_ticks(frame),
         y_ticks=_y_ticks(frame),
@@ -238,42 +225,25 @@ def loss_chart(runs: Sequence[dict[str, Any]]) -> Chart | None:
         gaps=tuple(_gaps(curves[:1] if len(runs) == 1 else curves, frame)),
         series=tuple(_series(curve, frame) for curve in curves),
         marks=(),
-        columns=_columns(runs, curves, frame, "loss", has_epochs=has_epochs),
+        columns=_columns(runs, curves, frame, "loss", by_epoch=by_epoch),
     )
 
 
-def forest(figure: dict[str, Any], *, low: float) -> Forest | None:
+def forest(value: float | None, ends: IntervalView | MeasuredView | None, *, low: float) -> Forest | None:
     """Where an AUC with its interval lies on a strip from `low` to 1; None without either.
 
     Args:
-        figure: A figure of a document.
+        value: The AUC.
+        ends: What has its `lower` and its `upper` end.
         low: Left end of the strip, below 1.
     """
-    interval = figure["band"] or figure["interval"]
-    if figure["value"] is None or interval is None:
+    if value is None or ends is None:
         return None
 
     def at(value: float) -> float:
         return round(4 + 112 * (value - low) / (1.0 - low), 1)
 
-    return Forest(at(figure["value"]), at(interval["lower"]), at(interval["upper"]), at(0.5))
-
-
-def _has_epochs(runs: Sequence[dict[str, Any]]) -> bool:
-    return all(audit["epoch"] is not None for run in runs for audit in run["audits"])
-
-
-def _position(audit: dict[str, Any], *, has_epochs: bool) -> float:
-    return float(audit["epoch"] if has_epochs else audit["step"])
-
-
-def _leakage_point(audit: dict[str, Any], metric: str, *, has_epochs: bool) -> _Point:
-    x = _position(audit, has_epochs=has_epochs)
-    figure = audit["metrics"].get(metric)
-    if figure is None or figure["value"] is None:
-        return _Point(x, None, is_failed=audit["status"] == "failed")
-    certain = figure["band"] or figure["interval"] or {"lower": None, "upper": None}
-    return _Point(x, figure["value"], certain["lower"], certain["upper"])
+    return Forest(at(value), at(ends.lower), at(ends.upper), at(0.5))
 
 
 def _values(curve: _Curve) -> list[float]:
@@ -311,7 +281,7 @@ def _y_ticks(frame: _Frame) -> tuple[Tick, ...]:
     return tuple(Tick(frame.y(value), f"{value:.{n_decimals}f}") for value in values)
 
 
-def _levels(frame: _Frame, limits: dict[str, float], chance: float | None) -> Iterator[Level]:
+def _levels(frame: _Frame, limits: Mapping[str, float], chance: float | None) -> Iterator[Level]:
     if chance is not None:
         yield Level(frame.y(chance), f"chance {_short(chance)}", "chance")
     different = sorted(set(limits.values()))
@@ -340,9 +310,9 @@ def _gaps(curves: Sequence[_Curve], frame: _Frame) -> Iterator[tuple[float, floa
         yield left, round(right - left, 2)
 
 
-def _stretches(points: Sequence[_Point]) -> Iterator[list[_Point]]:
+def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
     """The measured points, broken wherever one is missing."""
-    stretch: list[_Point] = []
+    stretch: list[Point] = []
     for point in points:
         if point.value is None:
             if stretch:
@@ -374,11 +344,11 @@ def _series(curve: _Curve, frame: _Frame) -> Series:
     )
 
 
-def _line(points: Sequence[_Point], frame: _Frame) -> str:
+def _line(points: Sequence[Point], frame: _Frame) -> str:
     return "M" + "L".join(f"{frame.x(point.x)} {frame.y(point.value or 0.0)}" for point in points)
 
 
-def _band(points: Sequence[_Point], frame: _Frame) -> str:
+def _band(points: Sequence[Point], frame: _Frame) -> str:
     """Outline of the area between the ends; empty where a stretch has no ends to speak of."""
     inside = [(frame.x(p.x), p.lower, p.upper) for p in points]
     upper = [f"{x} {frame.y(high)}" for x, _, high in inside if high is not None]
@@ -406,56 +376,43 @@ def _cross(x: float, y: float) -> str:
     return f"M{x - 4:g} {y - 4:g}l8 8M{x + 4:g} {y - 4:g}l-8 8"
 
 
-def _marks(runs: Sequence[dict[str, Any]], metric: str, frame: _Frame, *, has_epochs: bool) -> Iterator[Mark]:
-    for index, run in enumerate(runs):
-        stop = next((a for a in run["audits"] if a["decision"]["verdict"] == "stop"), None)
-        if stop is None:
-            continue
-        within = [a for a in run["audits"] if a["decision"]["verdict"] in ("within", "baseline")]
-        for kind, audit, label in (
-            ("kept", within[-1] if within else None, "kept"),
-            ("stop", stop, "stopped"),
-        ):
-            point = None if audit is None else _leakage_point(audit, metric, has_epochs=has_epochs)
+def _marks(curves: Sequence[LeakageCurve], frame: _Frame) -> Iterator[Mark]:
+    for index, curve in enumerate(curves):
+        for kind, point, label in (("kept", curve.kept, "kept"), ("stop", curve.stopped, "stopped")):
             if point is not None and point.value is not None:
                 yield Mark(frame.x(point.x), frame.y(point.value), kind, index % _N_LOOKS, label)
 
 
 def _columns(
-    runs: Sequence[dict[str, Any]],
+    runs: Sequence[RunView],
     curves: Sequence[_Curve],
     frame: _Frame,
     what: str,
     *,
-    has_epochs: bool,
+    by_epoch: bool,
 ) -> tuple[Column, ...]:
     positions = sorted({point.x for curve in curves for point in curve.points})
     edges = [_LEFT, *(frame.x((a + b) / 2) for a, b in pairwise(positions)), _RIGHT]
     columns = []
-    for index, position in enumerate(positions):
-        here = [(curve, point) for curve in curves for point in curve.points if point.x == position]
-        heading = _heading(runs, position, has_epochs=has_epochs)
+    for index, at in enumerate(positions):
+        here = [(curve, point) for curve in curves for point in curve.points if point.x == at]
+        heading = _heading(runs, at, by_epoch=by_epoch)
         lines = [heading, *(_read(curve, point, what) for curve, point in here)]
         if len(runs) == 1:
-            lines += _verdicts(runs[0], position, has_epochs=has_epochs)
+            lines += _verdicts(runs[0], at, by_epoch=by_epoch)
         dots = tuple((frame.x(p.x), frame.y(p.value)) for _, p in here if p.value is not None)
-        columns.append(_column(frame.x(position), edges[index], edges[index + 1], lines, dots))
+        columns.append(_column(frame.x(at), edges[index], edges[index + 1], lines, dots))
     return tuple(columns)
 
 
-def _heading(runs: Sequence[dict[str, Any]], position: float, *, has_epochs: bool) -> str:
-    steps = {
-        audit["step"]
-        for run in runs
-        for audit in run["audits"]
-        if _position(audit, has_epochs=has_epochs) == position
-    }
-    if not has_epochs:
-        return f"Step {position:g}"
-    return f"Epoch {position:.3g}" + (f", step {steps.pop()}" if len(steps) == 1 else "")
+def _heading(runs: Sequence[RunView], at: float, *, by_epoch: bool) -> str:
+    steps = {audit.step for run in runs for audit in run.audits if position(audit, by_epoch=by_epoch) == at}
+    if not by_epoch:
+        return f"Step {at:g}"
+    return f"Epoch {at:.3g}" + (f", step {steps.pop()}" if len(steps) == 1 else "")
 
 
-def _read(curve: _Curve, point: _Point, what: str) -> str:
+def _read(curve: _Curve, point: Point, what: str) -> str:
     name = curve.name or what
     if point.value is None:
         return f"{name}: {'audit failed, unknown' if point.is_failed else 'not resolved, unknown'}"
@@ -463,13 +420,13 @@ def _read(curve: _Curve, point: _Point, what: str) -> str:
     return f"{name} {point.value:.3f}{ends}"
 
 
-def _verdicts(run: dict[str, Any], position: float, *, has_epochs: bool) -> list[str]:
+def _verdicts(run: RunView, at: float, *, by_epoch: bool) -> list[str]:
     return [
-        audit["decision"]["label"]
-        for audit in run["audits"]
-        if _position(audit, has_epochs=has_epochs) == position
-        and audit["status"] == "ok"
-        and audit["decision"]["verdict"] != "none"
+        audit.decision.label
+        for audit in run.audits
+        if position(audit, by_epoch=by_epoch) == at
+        and audit.status == "ok"
+        and audit.decision.verdict != "none"
     ]
 
 
@@ -497,32 +454,32 @@ def _column(
     )
 
 
-def _caption(runs: Sequence[dict[str, Any]], metric: str) -> str:
+def _caption(runs: Sequence[RunView], metric: str) -> str:
     """What the shading and the gaps mean."""
-    looks = [audit for run in runs for audit in run["audits"] if not audit["is_baseline"]]
-    figures = [audit["metrics"].get(metric) for audit in looks]
-    measured = [figure for figure in figures if figure is not None and figure["value"] is not None]
-    at_bands = " / ".join(dict.fromkeys(percent(run["band_confidence"]) for run in runs))
-    at_intervals = " / ".join(dict.fromkeys(percent(run["confidence"]) for run in runs))
+    audits = [audit for run in runs for audit in run.audits_after_baseline]
+    figures = [audit.metrics.get(metric) for audit in audits]
+    measured = [figure for figure in figures if figure is not None and figure.value is not None]
+    at_bands = " / ".join(dict.fromkeys(percent(run.band_confidence) for run in runs))
+    at_intervals = " / ".join(dict.fromkeys(percent(run.confidence) for run in runs))
     sentences = []
-    if any(figure["band"] for figure in measured):
+    if any(figure.band for figure in measured):
         sentences.append(
             f"Shaded: the band that holds for all audits of a run together at {at_bands}; at the baseline "
             "its own interval."
         )
-    elif any(figure["interval"] for figure in measured):
+    elif any(figure.interval for figure in measured):
         sentences.append(f"Shaded: the interval of each audit alone at {at_intervals}.")
-    budgets = [run["budget"] for run in runs]
-    over = over_budget_is([b["rule"] for b in budgets if b is not None and b["metric"] == metric])
+    budgets = [run.budget for run in runs]
+    over = over_budget_is([b.rule for b in budgets if b is not None and b.metric == metric])
     sentences += [over] if over else []
-    if any(audit["decision"]["verdict"] == "stop" for audit in looks):
+    if any(run.stopped is not None for run in runs):
         sentences.append("Ring: the last audit within budget, whose weights are kept.")
-    if len(measured) < len(looks):
+    if len(measured) < len(audits):
         sentences.append("Crosses mark audits without a figure: leakage there is unknown, not absent.")
     return " ".join(sentences)
 
 
-def _describe(curves: Sequence[_Curve], limits: dict[str, float]) -> str:
+def _describe(curves: Sequence[_Curve], limits: Mapping[str, float]) -> str:
     """The curves in words, for those who do not see them."""
     sentences = []
     for curve in curves:

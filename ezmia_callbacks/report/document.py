@@ -1,4 +1,4 @@
-"""All that a report says, as plain data: the page, the JSON file and the model card are written from it.
+"""From audit histories to the view that every report draws from, and to the JSON document.
 
 What stands here is chosen field by field: no record id, text or score of a record gets in unless it was
 handed over for that purpose.
@@ -18,6 +18,7 @@ from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.report.labels import (
+    chance_of,
     histories_by_label,
     metric_label,
     moment,
@@ -25,6 +26,33 @@ from ezmia_callbacks.report.labels import (
     percents,
     score_label,
 )
+from ezmia_callbacks.report.view import (
+    SCHEMA_VERSION,
+    STOPPED_UNJUDGED,
+    AuditView,
+    BudgetView,
+    CheckView,
+    ComparisonView,
+    EdgesView,
+    EpsilonView,
+    ExposedRecordView,
+    ExposedView,
+    FigureView,
+    IntervalView,
+    MeasuredView,
+    MetricView,
+    NamedFigureView,
+    NameView,
+    OutcomeView,
+    RefusedView,
+    ReportView,
+    RunView,
+    StatementView,
+    TermView,
+    VerdictView,
+    to_plain,
+)
+from ezmia_callbacks.report.wording import LIMITS, READING
 from ezmia_callbacks.results.findings import dilution
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
@@ -32,67 +60,9 @@ from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Mea
 if TYPE_CHECKING:
     from ezmia_callbacks.results.trajectories import ExposedRecords
 
-__all__ = ["SCHEMA_VERSION", "Document", "to_document", "write_json"]
-
-# Of the document; `schema.json` describes it, and a change that a reader could trip over raises it.
-SCHEMA_VERSION = 1
+__all__: list[str] = []
 
 Document = dict[str, Any]
-
-_READING = (
-    (
-        "Member, non-member",
-        "Members are records that the model was trained on; non-members are like them and were kept out.",
-    ),
-    (
-        "AUC",
-        "The share of pairs of one member and one non-member in which the member has the higher score. "
-        "50 % is chance; at 100 % the attack tells the two apart without error.",
-    ),
-    (
-        "TPR at a given FPR",
-        "The share of members that the attack names while it wrongly names at most that share of the "
-        "non-members. What a few confident accusations would get right.",
-    ),
-    (
-        "Membership advantage",
-        "The largest difference between the share of members named and the share of non-members named. "
-        "0 is chance.",
-    ),
-    (
-        "Interval and band",
-        "An interval holds for its own audit alone; a band holds for all audits of the run together, so that "
-        "looking often does not make chance look like leakage. Decisions read the band.",
-    ),
-    (
-        "Epsilon",
-        "Only where coins decided who is a member: a lower bound of the epsilon of differential privacy that "
-        "this training could claim, beside the largest value that the same canaries could have shown. A "
-        "witness of leakage, never a certificate against it.",
-    ),
-    (
-        "Gap",
-        "An audit that failed, or a figure that the canaries do not resolve. Leakage there is unknown, not "
-        "absent.",
-    ),
-    (
-        "Held-out loss",
-        "The mean loss over the non-members' tokens, in nats per token. Leakage can rise while it still "
-        "falls.",
-    ),
-)
-
-_LIMITS = (
-    "Within budget means that this attack found no excess on these canaries. It does not mean that the model "
-    "is private.",
-    "A stronger attack may find more than this one. The figures bound leakage from below, never from above.",
-    "The figures speak of records like the canaries. Records that are rare, repeated or unlike them may be "
-    "remembered better.",
-    "The intervals cover the choice of the canaries, not the randomness of training: another seed gives "
-    "another model.",
-    "A headline speaks of the weights at its audit, and of no other checkpoint, merge or quantization.",
-    "Nothing here is a differential-privacy guarantee.",
-)
 
 # `unjudged` is the verdict "unknown" of an audit that did not fail.
 _VERDICTS = {
@@ -111,7 +81,7 @@ _OUTCOMES = {
     "within": "Excess not detected",
     "unknown": "Unknown: the last audit failed",
     "unjudged": "Unknown: the last audit could not be judged",
-    "unjudged_stop": "Stopped: could not be judged any more",
+    "unjudged_stop": STOPPED_UNJUDGED,
     "none": "No budget was set",
     "baseline": "Only the baseline was audited",
 }
@@ -138,20 +108,8 @@ def to_document(
         ConfigurationError: if there is no history, one has no audits, `exposed` is given for several runs, or
             `texts` without `exposed`.
     """
-    runs = histories_by_label(histories)
-    if exposed is not None and len(runs) > 1:
-        raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
-    if texts is not None and exposed is None:
-        raise ConfigurationError("`texts` are shown beside the records of `exposed`, which is missing.")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "title": title or "Membership leakage during fine-tuning",
-        "runs": [_run(label, history) for label, history in runs.items()],
-        "comparison": _comparison(runs),
-        "exposed": None if exposed is None else _exposed(exposed, texts or {}),
-        "reading": [{"term": term, "text": text} for term, text in _READING],
-        "limits": list(_LIMITS),
-    }
+    document: Document = to_plain(report_view(histories, title=title, exposed=exposed, texts=texts))
+    return document
 
 
 def write_json(
@@ -178,129 +136,146 @@ def write_json(
     write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def _run(label: str, history: AuditHistory) -> Document:
+def report_view(
+    histories: AuditHistory | Mapping[str, AuditHistory],
+    *,
+    title: str | None = None,
+    exposed: ExposedRecords | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> ReportView:
+    """All that a report on one or several runs says, as typed values; the arguments of `to_document`."""
+    runs = histories_by_label(histories)
+    if exposed is not None and len(runs) > 1:
+        raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
+    if texts is not None and exposed is None:
+        raise ConfigurationError("`texts` are shown beside the records of `exposed`, which is missing.")
+    return ReportView(
+        schema_version=SCHEMA_VERSION,
+        title=title or "Membership leakage during fine-tuning",
+        runs=tuple(_run(label, history) for label, history in runs.items()),
+        comparison=_comparison(runs),
+        exposed=None if exposed is None else _exposed(exposed, texts or {}),
+        reading=tuple(TermView(term, text) for term, text in READING),
+        limits=LIMITS,
+    )
+
+
+def _run(label: str, history: AuditHistory) -> RunView:
     first = history[0]
-    return {
-        "label": label,
-        "score": {"name": first.score, "label": score_label(first.score)},
-        "n_members": int(first.n_members),
-        "n_non_members": int(first.n_non_members),
-        "n_tokens": max(int(result.n_tokens) for result in history) or None,
-        "n_audits": len(history),
-        "n_failed": history.n_failed,
-        "seconds": float(sum(result.seconds for result in history)),
-        "confidence": history.confidence,
-        "band_confidence": history.band_confidence,
-        "budget": _budget(history.budget),
-        "decides": "auc" if history.budget is None else history.budget.name,
-        "metrics": _names(history),
-        "headline": _headline(history),
-        "kept": _kept(history),
-        "outcome": _outcome(history),
-        "failures": _failures(history),
-        "caveat": history.caveat,
-        "about": history.about,
-        "promise": _promise(history),
-        "checks": [*_baseline_check(history), *map(_finding, history.findings)],
-        "facts": history.run_metadata.to_dict(),
-        "audits": [_audit(result, history) for result in history],
-    }
+    return RunView(
+        label=label,
+        score=NameView(first.score, score_label(first.score)),
+        n_members=int(first.n_members),
+        n_non_members=int(first.n_non_members),
+        n_tokens=max(int(result.n_tokens) for result in history) or None,
+        n_audits=len(history),
+        n_failed=history.n_failed,
+        seconds=float(sum(result.seconds for result in history)),
+        confidence=history.confidence,
+        band_confidence=history.band_confidence,
+        budget=_budget(history.budget),
+        decides="auc" if history.budget is None else history.budget.name,
+        metrics=_names(history),
+        headline=_headline(history),
+        kept=_kept(history),
+        outcome=_outcome(history),
+        failures=_failures(history),
+        caveat=history.caveat,
+        about=history.about,
+        promise=_promise(history),
+        checks=(*_baseline_check(history), *map(_finding, history.findings)),
+        facts=history.run_metadata.to_dict(),
+        audits=tuple(_audit(result, history) for result in history),
+    )
 
 
-def _budget(budget: LeakageBudget | None) -> Document | None:
+def _budget(budget: LeakageBudget | None) -> BudgetView | None:
     if budget is None:
         return None
-    return {
-        "metric": budget.name,
-        "label": budget.label,
-        "limit": float(budget.limit),
-        "rule": budget.rule,
-        "confidence": budget.confidence,
-        "patience": budget.patience,
-        "text": budget.describe(),
-    }
+    return BudgetView(
+        metric=budget.name,
+        label=budget.label,
+        limit=float(budget.limit),
+        rule=budget.rule,
+        confidence=budget.confidence,
+        patience=budget.patience,
+        text=budget.describe(),
+    )
 
 
-def _names(history: AuditHistory) -> list[Document]:
+def _names(history: AuditHistory) -> tuple[MetricView, ...]:
     """The metrics of the run in the order in which they are shown."""
     seen = dict.fromkeys(name for result in history for name in result.metrics)
-    return [{"name": name, "label": metric_label(name), "chance": _chance(name)} for name in seen]
+    return tuple(MetricView(name, metric_label(name), chance_of(name)) for name in seen)
 
 
-def _chance(metric: str) -> float | None:
-    if metric.startswith("tpr_at_fpr_"):
-        return float(metric.removeprefix("tpr_at_fpr_"))
-    return {"auc": 0.5, "advantage": 0.0}.get(metric)
+def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
+    return AuditView(
+        moment=moment(result),
+        step=int(result.step),
+        epoch=_number(result.epoch),
+        status=result.status,
+        is_baseline=result.is_baseline,
+        metrics={name: _figure(measurement) for name, measurement in result.metrics.items()},
+        auc_by_score=tuple(
+            _named(name, score_label(name), measurement) for name, measurement in result.auc_by_score.items()
+        ),
+        auc_by_group=tuple(
+            _named(name, name, measurement) for name, measurement in result.auc_by_group.items()
+        ),
+        epsilon=_epsilon(result.epsilon),
+        member_loss=_number(result.member_loss),
+        non_member_loss=_number(result.non_member_loss),
+        n_error_tokens=_number(result.n_error_tokens),
+        member_edges=_edges(result.member_edges),
+        non_member_edges=_edges(result.non_member_edges),
+        decision=_decision(result, history),
+        findings=tuple(_finding(finding) for finding in result.findings),
+        error=result.error,
+        seconds=float(result.seconds),
+        overhead=_number(result.overhead),
+        share=float(result.share),
+        batch_size=result.batch_size,
+    )
 
 
-def _audit(result: AuditResult, history: AuditHistory) -> Document:
-    return {
-        "moment": moment(result),
-        "step": int(result.step),
-        "epoch": _number(result.epoch),
-        "status": result.status,
-        "is_baseline": result.is_baseline,
-        "metrics": _figures(result.metrics),
-        "auc_by_score": [
-            {"name": name, "label": score_label(name), **_figure(measurement)}
-            for name, measurement in result.auc_by_score.items()
-        ],
-        "auc_by_group": [
-            {"name": name, "label": name, **_figure(measurement)}
-            for name, measurement in result.auc_by_group.items()
-        ],
-        "epsilon": _epsilon(result.epsilon),
-        "member_loss": _number(result.member_loss),
-        "non_member_loss": _number(result.non_member_loss),
-        "n_error_tokens": _number(result.n_error_tokens),
-        "member_edges": _edges(result.member_edges),
-        "non_member_edges": _edges(result.non_member_edges),
-        "decision": _decision(result, history),
-        "findings": [_finding(finding) for finding in result.findings],
-        "error": result.error,
-        "seconds": float(result.seconds),
-        "overhead": _number(result.overhead),
-        "share": float(result.share),
-        "batch_size": result.batch_size,
-    }
+def _named(name: str, label: str, measurement: Measurement) -> NamedFigureView:
+    figure = _figure(measurement)
+    return NamedFigureView(name, label, figure.value, figure.interval, figure.band, figure.note)
 
 
-def _figures(measurements: Mapping[str, Measurement]) -> Document:
-    return {name: _figure(measurement) for name, measurement in measurements.items()}
+def _figure(measurement: Measurement) -> FigureView:
+    return FigureView(
+        value=_number(measurement.value),
+        interval=_interval(measurement.interval),
+        band=_interval(measurement.band),
+        note=measurement.note,
+    )
 
 
-def _figure(measurement: Measurement) -> Document:
-    return {
-        "value": _number(measurement.value),
-        "interval": _interval(measurement.interval),
-        "band": _interval(measurement.band),
-        "note": measurement.note,
-    }
-
-
-def _interval(interval: Interval | None) -> Document | None:
+def _interval(interval: Interval | None) -> IntervalView | None:
     if interval is None:
         return None
-    return {
-        "lower": float(interval.lower),
-        "upper": float(interval.upper),
-        "confidence": float(interval.confidence),
-        "method": interval.method,
-    }
+    return IntervalView(
+        lower=float(interval.lower),
+        upper=float(interval.upper),
+        confidence=float(interval.confidence),
+        method=interval.method,
+    )
 
 
-def _epsilon(bound: EpsilonBound | None) -> Document | None:
+def _epsilon(bound: EpsilonBound | None) -> EpsilonView | None:
     if bound is None:
         return None
-    return {
-        "value": _number(bound.value),
-        "ceiling": _number(bound.ceiling),
-        "n": int(bound.n),
-        "confidence": float(bound.confidence),
-        "delta": float(bound.delta),
-        "method": bound.method,
-        "text": bound.describe(),
-    }
+    return EpsilonView(
+        value=_number(bound.value),
+        ceiling=_number(bound.ceiling),
+        n=int(bound.n),
+        confidence=float(bound.confidence),
+        delta=float(bound.delta),
+        method=bound.method,
+        text=bound.describe(),
+    )
 
 
 def _number(value: float | None) -> float | None:
@@ -308,31 +283,31 @@ def _number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _edges(edges: EdgeCounts | None) -> Document | None:
+def _edges(edges: EdgeCounts | None) -> EdgesView | None:
     if edges is None:
         return None
-    return {
-        "n_no_errors": int(edges.n_no_errors),
-        "n_no_negative": int(edges.n_no_negative),
-        "n_low_evidence": int(edges.n_low_evidence),
-    }
+    return EdgesView(
+        n_no_errors=int(edges.n_no_errors),
+        n_no_negative=int(edges.n_no_negative),
+        n_low_evidence=int(edges.n_low_evidence),
+    )
 
 
-def _finding(finding: Finding) -> Document:
-    return {"name": finding.name, "is_flagged": finding.is_flagged, "text": finding.text}
+def _finding(finding: Finding) -> CheckView:
+    return CheckView(name=finding.name, is_flagged=finding.is_flagged, text=finding.text)
 
 
-def _decision(result: AuditResult, history: AuditHistory) -> Document:
+def _decision(result: AuditResult, history: AuditHistory) -> VerdictView:
     decision = result.decision
     verdict = _verdict(result, history)
-    return {
-        "verdict": "unknown" if verdict == "unjudged" else verdict,
-        "label": _VERDICTS[verdict],
-        "message": decision.message,
-        "compared": _number(decision.compared),
-        "limit": _number(decision.limit),
-        "n_over_in_a_row": decision.n_over_in_a_row,
-    }
+    return VerdictView(
+        verdict="unknown" if verdict == "unjudged" else verdict,  # type: ignore[arg-type]  # a key of `_VERDICTS`
+        label=_VERDICTS[verdict],
+        message=decision.message,
+        compared=_number(decision.compared),
+        limit=_number(decision.limit),
+        n_over_in_a_row=decision.n_over_in_a_row,
+    )
 
 
 def _verdict(result: AuditResult, history: AuditHistory) -> str:
@@ -351,12 +326,12 @@ def _verdict(result: AuditResult, history: AuditHistory) -> str:
     return "within" if decision.is_within_budget else "over"
 
 
-def _headline(history: AuditHistory) -> Document:
+def _headline(history: AuditHistory) -> StatementView:
     """The one figure to remember, of the audit that stopped the run or else of the last one; or why not."""
     return _statement(history, history.stopped or history[-1])
 
 
-def _kept(history: AuditHistory) -> Document | None:
+def _kept(history: AuditHistory) -> StatementView | None:
     """The same of the weights that a stopped run leaves behind, if they were trained at all."""
     kept = history.last_within_budget
     if history.stopped is None or kept is None or kept.is_baseline:
@@ -364,7 +339,7 @@ def _kept(history: AuditHistory) -> Document | None:
     return _statement(history, kept)
 
 
-def _statement(history: AuditHistory, result: AuditResult) -> Document:
+def _statement(history: AuditHistory, result: AuditResult) -> StatementView:
     if result.status == "failed":
         return _refused(
             f"The audit at {moment(result)} failed: the leakage of these weights is unknown, not absent."
@@ -383,32 +358,32 @@ def _statement(history: AuditHistory, result: AuditResult) -> Document:
     is_band = measurement.band is not None
     kind = "band over all audits of the run" if is_band else "interval of this audit alone"
     confidence = history.band_confidence if is_band else history.confidence
-    return {
-        "status": "measured",
-        "moment": moment(result),
-        "value": value,
-        "lower": float(interval.lower),
-        "upper": float(interval.upper),
-        "is_band": is_band,
-        "confidence": confidence,
-        "n_members": int(result.n_members),
-        "n_non_members": int(result.n_non_members),
-        "percent": shown[0],
-        "lower_percent": shown[1],
-        "upper_percent": shown[2],
-        "text": (
+    return MeasuredView(
+        status="measured",
+        moment=moment(result),
+        value=value,
+        lower=float(interval.lower),
+        upper=float(interval.upper),
+        is_band=is_band,
+        confidence=confidence,
+        n_members=int(result.n_members),
+        n_non_members=int(result.n_non_members),
+        percent=shown[0],
+        lower_percent=shown[1],
+        upper_percent=shown[2],
+        text=(
             f"At {moment(result)} a random member scores higher than a random non-member in {shown[0]} % of "
             f"pairs [{shown[1]}, {shown[2]}]."
         ),
-        "basis": (
+        basis=(
             f"{percent(confidence)} {kind}; {result.n_members} members, {result.n_non_members} non-members"
         ),
-        "meaning": _meaning(interval),
-    }
+        meaning=_meaning(interval),
+    )
 
 
-def _refused(text: str) -> Document:
-    return {"status": "refused", "text": text}
+def _refused(text: str) -> RefusedView:
+    return RefusedView(status="refused", text=text)
 
 
 def _meaning(interval: Interval) -> str:
@@ -428,10 +403,15 @@ def _meaning(interval: Interval) -> str:
     )
 
 
-def _outcome(history: AuditHistory) -> Document:
+def _outcome(history: AuditHistory) -> OutcomeView:
     name, text = _outcome_of(history)
     kind = "unknown" if name.startswith("unjudged") else name
-    return {"kind": kind, "label": _OUTCOMES[name], "text": text}
+    if history.is_complete is False:
+        text += (
+            " This history was written while the run was still going on, or the run was interrupted: later "
+            "audits, if there were any, are missing, and this is not how it ended."
+        )
+    return OutcomeView(kind=kind, label=_OUTCOMES[name], text=text)
 
 
 def _outcome_of(history: AuditHistory) -> tuple[str, str]:
@@ -489,7 +469,7 @@ def _promise(history: AuditHistory) -> str:
     return f"{text} {history.run_metadata.power or ''}".rstrip()
 
 
-def _baseline_check(history: AuditHistory) -> list[Document]:
+def _baseline_check(history: AuditHistory) -> list[CheckView]:
     """What the baseline says about members and non-members before any training."""
     baseline = next((result for result in history if result.is_baseline), None)
     measurement = None if baseline is None else baseline.auc_by_score.get("loss")
@@ -508,10 +488,10 @@ def _baseline_check(history: AuditHistory) -> list[Document]:
         if is_flagged
         else "It agrees with 0.5: no sign that members and non-members differed beforehand."
     )
-    return [{"name": "difference before training", "is_flagged": is_flagged, "text": text}]
+    return [CheckView("difference before training", is_flagged, text)]
 
 
-def _comparison(runs: Mapping[str, AuditHistory]) -> Document | None:
+def _comparison(runs: Mapping[str, AuditHistory]) -> ComparisonView | None:
     """What stands in the way of comparing the runs; None for a single run."""
     if len(runs) < 2:
         return None
@@ -528,31 +508,31 @@ def _comparison(runs: Mapping[str, AuditHistory]) -> Document | None:
         if differing
         else "The runs were audited with the same attack, number of canaries and budget."
     )
-    return {"differs_in": differing, "text": text}
+    return ComparisonView(differs_in=tuple(differing), text=text)
 
 
-def _exposed(exposed: ExposedRecords, texts: Mapping[str, str]) -> Document:
-    return {
-        "text": exposed.describe(),
-        "n_exposed": int(exposed.n_exposed),
-        "n_expected": float(exposed.n_expected),
-        "n_members": int(exposed.n_members),
-        "n_non_members": int(exposed.n_non_members),
-        "fpr": float(exposed.fpr),
-        "step": int(exposed.step),
-        "records": [
-            {
-                "record_id": record.record_id,
-                "score": float(record.score),
-                "share_above": float(record.share_above),
-                "first_step": int(record.first_step),
-                "first_epoch": _number(record.first_epoch),
-                "n_audits_above": int(record.n_audits_above),
-                "text": texts.get(record.record_id),
-            }
+def _exposed(exposed: ExposedRecords, texts: Mapping[str, str]) -> ExposedView:
+    return ExposedView(
+        text=exposed.describe(),
+        n_exposed=int(exposed.n_exposed),
+        n_expected=float(exposed.n_expected),
+        n_members=int(exposed.n_members),
+        n_non_members=int(exposed.n_non_members),
+        fpr=float(exposed.fpr),
+        step=int(exposed.step),
+        records=tuple(
+            ExposedRecordView(
+                record_id=record.record_id,
+                score=float(record.score),
+                share_above=float(record.share_above),
+                first_step=int(record.first_step),
+                first_epoch=_number(record.first_epoch),
+                n_audits_above=int(record.n_audits_above),
+                text=texts.get(record.record_id),
+            )
             for record in exposed.records
-        ],
-    }
+        ),
+    )
 
 
 def _sentence(text: str) -> str:

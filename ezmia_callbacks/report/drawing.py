@@ -13,23 +13,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-__all__ = [
-    "CAPTION_DROP",
-    "FIGURE_WIDTH",
-    "INK",
-    "LABEL_SIZE",
-    "NOTE_SIZE",
-    "QUIET",
-    "STYLES",
-    "Style",
-    "annotate",
-    "label_line",
-    "legend_above",
-    "pyplot",
-    "short",
-    "width_in_points",
-    "write_caption",
-]
+__all__: list[str] = []
 
 INK, QUIET = "#222222", "#666666"
 LABEL_SIZE, NOTE_SIZE = 10.5, 9.0

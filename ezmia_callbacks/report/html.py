@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.errors import MissingDependencyError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.report.charts import Chart, forest, leakage_chart, loss_chart, marker_path
-from ezmia_callbacks.report.document import SCHEMA_VERSION, Document, to_document
+from ezmia_callbacks.report.document import Document, report_view
 from ezmia_callbacks.report.labels import percent
+from ezmia_callbacks.report.view import AnyFigure, NamedFigureView, ReportView, RunView, from_plain
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from ezmia_callbacks.results.trajectories import ExposedRecords
 
-__all__ = ["render_report", "write_report"]
+__all__: list[str] = []
 
 _NOTHING = "–"  # noqa: RUF001 - a dash, not a minus sign
 
@@ -29,10 +30,10 @@ class _Column:
     """The AUC of one score, or of one group, at every audit; None where it was not measured."""
 
     label: str
-    figures: list[dict[str, Any] | None]
+    figures: list[AnyFigure | None]
 
     @property
-    def last(self) -> dict[str, Any] | None:
+    def last(self) -> AnyFigure | None:
         """The latest figure."""
         return next((figure for figure in reversed(self.figures) if figure is not None), None)
 
@@ -66,8 +67,8 @@ def write_report(
             `texts` without `exposed`.
         MissingDependencyError: if Jinja is not installed.
     """
-    document = to_document(histories, title=title, exposed=exposed, texts=texts)
-    write_atomically(Path(path), render_report(document))
+    view = report_view(histories, title=title, exposed=exposed, texts=texts)
+    write_atomically(Path(path), _render(view))
 
 
 def render_report(document: Document) -> str:
@@ -80,14 +81,12 @@ def render_report(document: Document) -> str:
         ConfigurationError: if the document has another schema than this release writes.
         MissingDependencyError: if Jinja is not installed.
     """
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ConfigurationError(
-            f"Got a report document of schema {version!r}, need {SCHEMA_VERSION}: write it again from the "
-            "audit history."
-        )
+    return _render(from_plain(document))
+
+
+def _render(view: ReportView) -> str:
     template = _environment().get_template("report.html.jinja")
-    return template.render(document=document, charts=_charts(document["runs"]), nothing=_NOTHING)
+    return template.render(document=view, charts=_charts(view.runs), nothing=_NOTHING)
 
 
 def _environment() -> Environment:
@@ -120,9 +119,9 @@ def _keep_percents_together(value: Any) -> Any:
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
-def _charts(runs: Sequence[dict[str, Any]]) -> list[Chart]:
+def _charts(runs: Sequence[RunView]) -> list[Chart]:
     """A curve of each metric that decides, then of the AUC, then the losses."""
-    metrics = dict.fromkeys([*(run["decides"] for run in runs), "auc"])
+    metrics = dict.fromkeys([*(run.decides for run in runs), "auc"])
     drawn = [*(leakage_chart(runs, metric) for metric in metrics), loss_chart(runs)]
     return [chart for chart in drawn if chart is not None]
 
@@ -135,42 +134,43 @@ def _amount(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _compared_columns(run: dict[str, Any], field: Literal["auc_by_score", "auc_by_group"]) -> list[_Column]:
+def _compared_columns(run: RunView, field: Literal["auc_by_score", "auc_by_group"]) -> list[_Column]:
     """Each score, the deciding one first, or each group: its AUC at every audit; empty if there are none."""
-    tables = [{figure["name"]: figure for figure in audit[field]} for audit in run["audits"]]
-    labels = {name: figure["label"] for table in tables for name, figure in table.items()}
+    named: list[tuple[NamedFigureView, ...]] = [getattr(audit, field) for audit in run.audits]
+    tables: list[dict[str, AnyFigure]] = [{figure.name: figure for figure in figures} for figures in named]
+    labels = {figure.name: figure.label for figures in named for figure in figures}
     if not labels:
         return []
     if field == "auc_by_score":
-        own = run["score"]["name"]
-        labels = {own: run["score"]["label"] + " (decides)", **labels}
-        for table, audit in zip(tables, run["audits"], strict=True):
-            if "auc" in audit["metrics"]:
-                table[own] = audit["metrics"]["auc"]
+        own = run.score.name
+        labels = {own: run.score.label + " (decides)", **labels}
+        for table, audit in zip(tables, run.audits, strict=True):
+            if "auc" in audit.metrics:
+                table[own] = audit.metrics["auc"]
     return [_Column(label, [table.get(name) for table in tables]) for name, label in labels.items()]
 
 
-def _notes_of(run: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+def _notes_of(run: RunView, metrics: Sequence[str]) -> list[str]:
     """What has to be said of the figures of some metrics, each once."""
-    return _distinct([audit["metrics"].get(name) for name in metrics for audit in run["audits"]])
+    return _distinct([audit.metrics.get(name) for name in metrics for audit in run.audits])
 
 
-def _distinct(figures: Sequence[dict[str, Any] | None]) -> list[str]:
+def _distinct(figures: Sequence[AnyFigure | None]) -> list[str]:
     return list(dict.fromkeys(note for figure in figures if figure and (note := _note_of(figure))))
 
 
-def _note_of(figure: dict[str, Any]) -> str:
+def _note_of(figure: AnyFigure) -> str:
     """Why a figure lacks something, as a footnote; empty if it lacks nothing."""
-    note = figure["note"]
-    if figure["value"] is None:
+    note = figure.note
+    if figure.value is None:
         return f"Not resolved: {note or 'no reason was recorded'}."
-    if figure["band"] is None and figure["interval"] is None:
+    if figure.certain is None:
         return f"No interval: {note or 'none was computed'}."
-    return f"Interval of this audit alone: {note}." if note and figure["band"] is None else ""
+    return f"Interval of this audit alone: {note}." if note and figure.band is None else ""
 
 
-def _forest_low(figures: Sequence[dict[str, Any] | None]) -> float:
+def _forest_low(figures: Sequence[AnyFigure | None]) -> float:
     """Left end of a strip that holds all figures and chance, on a round tenth."""
-    certain = [figure["band"] or figure["interval"] for figure in figures if figure is not None]
-    ends = [interval["lower"] for interval in certain if interval is not None]
+    certain = [figure.certain for figure in figures if figure is not None]
+    ends = [interval.lower for interval in certain if interval is not None]
     return max(0.0, int(10 * min([0.45, *ends])) / 10)

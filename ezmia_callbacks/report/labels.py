@@ -3,19 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.functional.budget import fpr_of_metric
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 
-__all__ = [
-    "counts_line",
-    "histories_by_label",
-    "metric_label",
-    "moment",
-    "over_budget_is",
-    "percent",
-    "percents",
-    "score_label",
-]
+__all__: list[str] = []
 
 _SCORE_LABELS = {
     "ez": "EZ",
@@ -49,9 +41,20 @@ def metric_label(name: str) -> str:
     >>> metric_label("tpr_at_fpr_0.01")
     'TPR at 1 % FPR'
     """
-    if name.startswith("tpr_at_fpr_"):
-        return f"TPR at {100 * float(name.removeprefix('tpr_at_fpr_')):g} % FPR"
+    fpr = fpr_of_metric(name)
+    if fpr is not None:
+        return f"TPR at {100 * fpr:g} % FPR"
     return {"auc": "AUC", "advantage": "Membership advantage"}.get(name, name)
+
+
+def chance_of(metric: str) -> float | None:
+    """What a metric reads where nothing leaks; None for one that is not known here.
+
+    >>> chance_of("tpr_at_fpr_0.01")
+    0.01
+    """
+    fpr = fpr_of_metric(metric)
+    return fpr if fpr is not None else {"auc": 0.5, "advantage": 0.0}.get(metric)
 
 
 def score_label(name: str) -> str:
@@ -61,17 +64,6 @@ def score_label(name: str) -> str:
     'EZ'
     """
     return _SCORE_LABELS.get(name, name.replace("_", " "))
-
-
-def counts_line(history: AuditHistory) -> str:
-    """How many records stand on each side.
-
-    >>> from ezmia_callbacks.functional.budget import Decision
-    >>> result = AuditResult(9, 1.0, "failed", False, "ez", 50, 60, Decision(False, None, "failed"))
-    >>> counts_line(AuditHistory((result,)))
-    '50 members, 60 non-members'
-    """
-    return f"{history[0].n_members} members, {history[0].n_non_members} non-members"
 
 
 def moment(result: AuditResult) -> str:

@@ -2,13 +2,22 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from ezmia_callbacks.report.document import Document, to_document
+from ezmia_callbacks.report.document import report_view
 from ezmia_callbacks.report.labels import metric_label, percent, score_label
+from ezmia_callbacks.report.view import (
+    AnyFigure,
+    AuditView,
+    EdgesView,
+    IntervalView,
+    MeasuredView,
+    RefusedView,
+    RunView,
+    StatementView,
+)
 from ezmia_callbacks.results.history import AuditHistory
 
-__all__ = ["summarize"]
+__all__: list[str] = []
 
 # Beside the deciding score: what a reader knows from elsewhere.
 _COMPARED_SCORES = ("ez", "loss_difference", "loss")
@@ -35,9 +44,9 @@ def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
     True
     """
     parts = ["## Membership leakage during fine-tuning"]
-    for run in to_document(histories)["runs"]:
-        if run["label"]:
-            parts.append(f"### {_escape(run['label'])}")
+    for run in report_view(histories).runs:
+        if run.label:
+            parts.append(f"### {_escape(run.label)}")
         parts += [_introduction(run), *_warnings(run), _table(run), _legend(run), *_reading(run)]
     parts.append(
         "**Limits.** Within budget is not proof of privacy. The figures speak of this attack and these "
@@ -46,102 +55,102 @@ def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(run: Document) -> str:
-    rule = "no budget is known" if run["budget"] is None else run["budget"]["text"]
-    scored = f", {run['n_tokens']} scored tokens" if run["n_tokens"] else ""
+def _introduction(run: RunView) -> str:
+    rule = "no budget is known" if run.budget is None else run.budget.text
+    scored = f", {run.n_tokens} scored tokens" if run.n_tokens else ""
     return (
-        f"Attack: {run['score']['label']}. Canaries: {run['n_members']} members, {run['n_non_members']} "
+        f"Attack: {run.score.label}. Canaries: {run.n_members} members, {run.n_non_members} "
         f"non-members{scored}. Budget: {rule}."
     )
 
 
-def _warnings(run: Document) -> list[str]:
+def _warnings(run: RunView) -> list[str]:
     """What has to be read before any figure."""
-    return [f"> **{_escape(text)}**" for text in (run["caveat"], run["failures"]) if text]
+    return [f"> **{_escape(text)}**" for text in (run.caveat, run.failures) if text]
 
 
-def _table(run: Document) -> str:
-    has_epochs = all(audit["epoch"] is not None for audit in run["audits"])
+def _table(run: RunView) -> str:
+    has_epochs = all(audit.epoch is not None for audit in run.audits)
     metrics, compared = _columns(run)
-    score = run["score"]["label"]
+    score = run.score.label
     header = ["epoch" if has_epochs else "step", "member loss", "held-out loss"]
     header += [f"{metric_label(name)} ({score}) [{_kind(run, name)}]" for name in metrics]
     header += [f"AUC ({score_label(name)}) [interval]" for name in compared]
     header += ["edge records", "decision"]
     rows = [header, ["---"] * len(header)]
-    for audit in run["audits"]:
-        when = f"{audit['epoch']:.3g}" if has_epochs else str(audit["step"])
-        if audit["is_baseline"]:
+    for audit in run.audits:
+        when = f"{audit.epoch:.3g}" if has_epochs else str(audit.step)
+        if audit.is_baseline:
             when += " (baseline)"
         rows.append([when, *_cells(audit, metrics, compared)])
     return "\n".join(f"| {' | '.join(_escape(cell) for cell in row)} |" for row in rows)
 
 
-def _columns(run: Document) -> tuple[list[str], list[str]]:
+def _columns(run: RunView) -> tuple[list[str], list[str]]:
     """Names of the metrics, and of the other scores, that get a column."""
-    names = [metric["name"] for metric in run["metrics"]]
-    metrics = [name for name in names if name != "advantage" or name == run["decides"]]
-    known = {figure["name"] for audit in run["audits"] for figure in audit["auc_by_score"]}
+    names = [metric.name for metric in run.metrics]
+    metrics = [name for name in names if name != "advantage" or name == run.decides]
+    known = {figure.name for audit in run.audits for figure in audit.auc_by_score}
     return metrics, [name for name in _COMPARED_SCORES if name in known]
 
 
-def _kind(run: Document, name: str) -> str:
+def _kind(run: RunView, name: str) -> str:
     """What stands in the brackets of a column."""
-    looks = [audit["metrics"].get(name) for audit in run["audits"] if not audit["is_baseline"]]
-    return "band" if any(figure and figure["band"] for figure in looks) else "interval"
+    figures = [audit.metrics.get(name) for audit in run.audits_after_baseline]
+    return "band" if any(figure and figure.band for figure in figures) else "interval"
 
 
-def _cells(audit: Document, metrics: list[str], compared: list[str]) -> list[str]:
-    if audit["status"] == "failed":
+def _cells(audit: AuditView, metrics: list[str], compared: list[str]) -> list[str]:
+    if audit.status == "failed":
         unknown = ["unknown"] * (3 + len(metrics) + len(compared))
-        return [*unknown, f"AUDIT FAILED, leakage unknown: {audit['error'] or 'no reason was recorded'}"]
-    of_score = {figure["name"]: figure for figure in audit["auc_by_score"]}
-    cells = [_loss(audit["member_loss"]), _loss(audit["non_member_loss"])]
-    cells += [_figure(audit["metrics"].get(name)) for name in metrics]
+        return [*unknown, f"AUDIT FAILED, leakage unknown: {audit.error or 'no reason was recorded'}"]
+    of_score = {figure.name: figure for figure in audit.auc_by_score}
+    cells = [_loss(audit.member_loss), _loss(audit.non_member_loss)]
+    cells += [_figure(audit.metrics.get(name)) for name in metrics]
     cells += [_figure(of_score.get(name)) for name in compared]
-    decision = audit["decision"]
-    verdict = decision["message"] + (" → **STOP**" if decision["verdict"] == "stop" else "")
-    return [*cells, _edges(audit["member_edges"], audit["non_member_edges"]), verdict]
+    decision = audit.decision
+    verdict = decision.message + (" → **STOP**" if decision.verdict == "stop" else "")
+    return [*cells, _edges(audit.member_edges, audit.non_member_edges), verdict]
 
 
 def _loss(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.3f}"
 
 
-def _figure(figure: Document | None) -> str:
+def _figure(figure: AnyFigure | None) -> str:
     if figure is None:
         return _NOTHING
-    value, note = figure["value"], figure["note"]
+    value, note = figure.value, figure.note
     if value is None:
         return f"not resolved: {note or 'too few canaries'}"
-    certain = figure["band"] or figure["interval"]
+    certain = figure.certain
     if certain is None:
         return f"{value:.3f} (no interval: {note or 'none was computed'})"
-    alone = f" (this audit alone; {note})" if note and figure["band"] is None else ""
+    alone = f" (this audit alone; {note})" if note and figure.band is None else ""
     return f"{value:.3f} {_range(certain)}{alone}"
 
 
-def _range(ends: Mapping[str, Any]) -> str:
-    return f"[{ends['lower']:.3f}, {ends['upper']:.3f}]"
+def _range(ends: IntervalView | MeasuredView) -> str:
+    return f"[{ends.lower:.3f}, {ends.upper:.3f}]"
 
 
-def _edges(members: Document | None, non_members: Document | None) -> str:
+def _edges(members: EdgesView | None, non_members: EdgesView | None) -> str:
     if members is None or non_members is None:
         return _NOTHING
     return "; ".join(
-        f"{name} {edges['n_no_errors']}, {edges['n_no_negative']}, {edges['n_low_evidence']}"
+        f"{name} {edges.n_no_errors}, {edges.n_no_negative}, {edges.n_low_evidence}"
         for name, edges in (("members", members), ("non-members", non_members))
     )
 
 
-def _legend(run: Document) -> str:
+def _legend(run: RunView) -> str:
     lines = [
         "Losses are means over the canaries' scored tokens, in nats per token; the non-members give the "
         "held-out loss.",
-        f"A band holds for all audits of the run together at {percent(run['band_confidence'])}, an interval "
-        f"for its own audit alone at {percent(run['confidence'])}; the baseline has an interval only.",
+        f"A band holds for all audits of the run together at {percent(run.band_confidence)}, an interval "
+        f"for its own audit alone at {percent(run.confidence)}; the baseline has an interval only.",
     ]
-    if any(audit["member_edges"] is not None for audit in run["audits"]):
+    if any(audit.member_edges is not None for audit in run.audits):
         lines.append(
             "Edge records, on which the EZ ratio stands on its edge rules: without any error, with all error "
             "tokens moved up, with a single error token."
@@ -149,50 +158,46 @@ def _legend(run: Document) -> str:
     return " ".join(lines)
 
 
-def _reading(run: Document) -> list[str]:
-    parts = [_meaning(run), f"**What happened.** {_escape(run['outcome']['text'])}", *_validity(run)]
-    if run["about"]:
-        parts.append(f"**Canaries.** {_sentence(run['about'])}")
-    return [*parts, f"**Confidence.** {run['promise']}"]
+def _reading(run: RunView) -> list[str]:
+    parts = [_meaning(run), f"**What happened.** {_escape(run.outcome.text)}", *_validity(run)]
+    if run.about:
+        parts.append(f"**Canaries.** {_sentence(run.about)}")
+    return [*parts, f"**Confidence.** {run.promise}"]
 
 
-def _meaning(run: Document) -> str:
+def _meaning(run: RunView) -> str:
     text = (
         "**Reading.** AUC is the probability that a random member scores higher than a random non-member: "
         "0.5 is chance, 1 tells them apart without error."
     )
-    aucs = [audit["metrics"].get("auc") for audit in run["audits"] if not audit["is_baseline"]]
-    if not any(figure and figure["value"] is not None for figure in aucs):
+    aucs = [audit.metrics.get("auc") for audit in run.audits_after_baseline]
+    if not any(figure and figure.value is not None for figure in aucs):
         return text + " No audit after the baseline gave a figure: the leakage of this run is unknown."
-    statements = [run[name] for name in ("kept", "headline") if run[name] is not None]
+    statements = [stated for stated in (run.kept, run.headline) if stated is not None]
     return " ".join([text, *map(_statement, statements)])
 
 
-def _statement(stated: Document) -> str:
-    if stated["status"] == "refused":
-        return _escape(stated["text"])
+def _statement(stated: StatementView) -> str:
+    if isinstance(stated, RefusedView):
+        return _escape(stated.text)
     return (
-        f"At {stated['moment']} a random member scores higher than a random non-member with probability "
-        f"{stated['value']:.3f} {_range(stated)}, {'band' if stated['is_band'] else 'interval'} at "
-        f"{percent(stated['confidence'])}, from {stated['n_members']} members and "
-        f"{stated['n_non_members']} non-members."
+        f"At {stated.moment} a random member scores higher than a random non-member with probability "
+        f"{stated.value:.3f} {_range(stated)}, {'band' if stated.is_band else 'interval'} at "
+        f"{percent(stated.confidence)}, from {stated.n_members} members and "
+        f"{stated.n_non_members} non-members."
     )
 
 
-def _validity(run: Document) -> list[str]:
+def _validity(run: RunView) -> list[str]:
     """What was looked for: found or not, in words for what was found."""
     remarks = [
-        (f"{finding['name']}, {audit['moment']}", finding)
-        for audit in run["audits"]
-        for finding in audit["findings"]
+        (f"{finding.name}, {audit.moment}", finding) for audit in run.audits for finding in audit.findings
     ]
-    checks = [*((check["name"], check) for check in run["checks"]), *remarks]
+    checks = [*((check.name, check) for check in run.checks), *remarks]
     if not checks:
         return []
-    absent = [name for name, check in checks if not check["is_flagged"]]
-    lines = [
-        f"* {_escape(name)}: {_sentence(check['text'])}" for name, check in checks if check["is_flagged"]
-    ]
+    absent = [name for name, check in checks if not check.is_flagged]
+    lines = [f"* {_escape(name)}: {_sentence(check.text)}" for name, check in checks if check.is_flagged]
     if absent:
         lines.append(f"* Looked for and not found: {_escape('; '.join(absent))}.")
     return ["**Validity.**\n\n" + "\n".join(lines)]

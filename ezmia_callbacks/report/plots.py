@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.report.curve import (
+    LeakageCurve,
+    Losses,
+    Point,
+    has_epochs,
+    leakage_curve,
+    limits_by_label,
+    loss_curve,
+)
+from ezmia_callbacks.report.document import report_view
 from ezmia_callbacks.report.drawing import (
     FIGURE_WIDTH,
     INK,
@@ -25,21 +35,15 @@ from ezmia_callbacks.report.drawing import (
     short,
     write_caption,
 )
-from ezmia_callbacks.report.labels import (
-    counts_line,
-    histories_by_label,
-    metric_label,
-    over_budget_is,
-    score_label,
-)
+from ezmia_callbacks.report.labels import chance_of, metric_label, over_budget_is, percent
+from ezmia_callbacks.report.view import RunView
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.results.result import AuditResult, Measurement
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from matplotlib.axes import Axes
 
-__all__ = ["plot_leakage_and_loss", "plot_leakage_and_utility", "plot_leakage_curve"]
+__all__: list[str] = []
 
 
 def plot_leakage_curve(
@@ -61,16 +65,17 @@ def plot_leakage_curve(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = histories_by_label(histories)
+    runs = report_view(histories).runs
     _check_metric(runs, metric)
     if ax is None:
         _, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
-    has_epochs = _has_epochs(runs)
-    for style, (label, history) in zip(_styles(runs), runs.items(), strict=True):
-        _draw_leakage(ax, history, metric, label=label, style=style, has_epochs=has_epochs)
+    by_epoch = has_epochs(runs)
+    curves = [leakage_curve(run, metric, by_epoch=by_epoch) for run in runs]
+    for style, run, curve in zip(_styles(runs), runs, curves, strict=True):
+        _draw_leakage(ax, curve, label=run.label, style=style)
     _draw_limits(ax, runs, metric)
-    _mark_events(ax, runs, metric, has_epochs=has_epochs)
-    _finish(ax, y_label=_leakage_label(runs, metric), has_epochs=has_epochs)
+    _mark_events(ax, curves, _styles(runs))
+    _finish(ax, y_label=_leakage_label(runs, metric), by_epoch=by_epoch)
     write_caption(ax, _leakage_caption(runs, metric))
     return ax
 
@@ -90,7 +95,7 @@ def plot_leakage_and_loss(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = histories_by_label(histories)
+    runs = report_view(histories).runs
     _check_metric(runs, "auc")
     if axes is None:
         figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), sharex=True, layout="constrained")
@@ -98,13 +103,13 @@ def plot_leakage_and_loss(
     if len(axes) != 2:
         raise ConfigurationError(f"Two axes are needed, got {len(axes)}: try `pyplot.subplots(1, 2)[1]`.")
     left, right = axes
-    plot_leakage_curve(runs, ax=left)
-    has_epochs = _has_epochs(runs)
-    for style, history in zip(_styles(runs), runs.values(), strict=True):
-        _draw_losses(right, history, style=style, has_epochs=has_epochs)
+    plot_leakage_curve(histories, ax=left)
+    by_epoch = has_epochs(runs)
+    for style, run in zip(_styles(runs), runs, strict=True):
+        _draw_losses(right, run, style=style, by_epoch=by_epoch)
     for label, filled in (("members (trained on)", True), ("held out", False)):
         right.plot([], [], label=label, **_loss_look(Style(INK, "o", "-"), filled=filled))
-    _finish(right, y_label="loss (nats per token)", has_epochs=has_epochs)
+    _finish(right, y_label="loss (nats per token)", by_epoch=by_epoch)
     right.set_xlim(left.get_xlim())
     write_caption(right, f"Mean loss over the canaries' tokens: {_counts(runs)}.")
     return left, right
@@ -129,15 +134,15 @@ def plot_leakage_and_utility(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = histories_by_label(histories)
+    runs = report_view(histories).runs
     _check_metric(runs, metric)
-    if all(result.non_member_loss is None for history in runs.values() for result in history):
+    if all(audit.non_member_loss is None for run in runs for audit in run.audits):
         raise ConfigurationError("No audit has a held-out loss (`non_member_loss`) to draw leakage against.")
     if ax is None:
         _, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.9), layout="constrained")
-    has_epochs = _has_epochs(runs)
-    for style, (label, history) in zip(_styles(runs), runs.items(), strict=True):
-        _draw_path(ax, history, metric, label=label, style=style, has_epochs=has_epochs)
+    by_epoch = has_epochs(runs)
+    for style, run in zip(_styles(runs), runs, strict=True):
+        _draw_path(ax, run, metric, style=style, by_epoch=by_epoch)
     _draw_limits(ax, runs, metric)
     ax.set_xlabel("held-out loss (nats per token)", fontsize=LABEL_SIZE)
     ax.set_ylabel(_leakage_label(runs, metric), fontsize=LABEL_SIZE)
@@ -145,14 +150,14 @@ def plot_leakage_and_utility(
     ax.margins(x=0.1, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
     legend_above(ax)
-    of_dots = "Numbers: epochs. " if has_epochs else "Numbers: optimizer steps. "
+    of_dots = "Numbers: epochs. " if by_epoch else "Numbers: optimizer steps. "
     write_caption(ax, of_dots + "Left is useful, low leaks less. " + _leakage_caption(runs, metric, "Bars"))
     return ax
 
 
-def _check_metric(runs: Mapping[str, AuditHistory], metric: str) -> None:
+def _check_metric(runs: Sequence[RunView], metric: str) -> None:
     """Raise if no audit resolves the metric: empty axes would read as "no leakage"."""
-    measured = [result.metrics for history in runs.values() for result in history]
+    measured = [audit.metrics for run in runs for audit in run.audits]
     if any(metric in metrics and metrics[metric].value is not None for metrics in measured):
         return
     names = dict.fromkeys(
@@ -165,41 +170,18 @@ def _check_metric(runs: Mapping[str, AuditHistory], metric: str) -> None:
     raise ConfigurationError(f"Unknown metric {metric!r}; {available}.")
 
 
-def _styles(runs: Mapping[str, AuditHistory]) -> list[Style]:
+def _styles(runs: Sequence[RunView]) -> list[Style]:
     return [STYLES[index % len(STYLES)] for index in range(len(runs))]
 
 
-def _has_epochs(runs: Mapping[str, AuditHistory]) -> bool:
-    return all(result.epoch is not None for history in runs.values() for result in history)
+def _columns(points: Sequence[Point]) -> Float64[np.ndarray, "n_audits 4"]:
+    """Position, value and ends of each point; NaN for what is missing, which matplotlib draws as a gap."""
+    rows = [(point.x, point.value, point.lower, point.upper) for point in points]
+    return np.array([[math.nan if v is None else v for v in row] for row in rows], dtype=np.float64)
 
 
-def _position(result: AuditResult, *, has_epochs: bool) -> float:
-    return float(result.epoch) if has_epochs and result.epoch is not None else float(result.step)
-
-
-def _positions(history: AuditHistory, *, has_epochs: bool) -> list[float]:
-    return [_position(result, has_epochs=has_epochs) for result in history]
-
-
-def _ends(measurement: Measurement | None) -> tuple[float, float, float]:
-    """Value and ends of its band; NaN for what is missing, which matplotlib draws as a gap."""
-    if measurement is None or measurement.value is None:
-        return float("nan"), float("nan"), float("nan")
-    certain = measurement.band or measurement.interval
-    if certain is None:
-        return measurement.value, float("nan"), float("nan")
-    return measurement.value, certain.lower, certain.upper
-
-
-def _curve(history: AuditHistory, metric: str) -> Float64[np.ndarray, "n_audits 3"]:
-    return np.array([_ends(result.metrics.get(metric)) for result in history], dtype=np.float64)
-
-
-def _draw_leakage(
-    ax: Axes, history: AuditHistory, metric: str, *, label: str, style: Style, has_epochs: bool
-) -> None:
-    x = _positions(history, has_epochs=has_epochs)
-    values, lower, upper = _curve(history, metric).T
+def _draw_leakage(ax: Axes, curve: LeakageCurve, *, label: str, style: Style) -> None:
+    x, values, lower, upper = _columns(curve.points).T
     ax.fill_between(x, lower, upper, color=style.color, alpha=0.15, linewidth=0, zorder=1)
     # An audit between two gaps has no area to shade.
     ax.vlines(x, lower, upper, color=style.color, alpha=0.55, linewidth=1.2, zorder=2)
@@ -216,19 +198,16 @@ def _draw_leakage(
     )
 
 
-def _leakage_label(runs: Mapping[str, AuditHistory], metric: str) -> str:
-    scores = {score_label(history[0].score) for history in runs.values()}
+def _leakage_label(runs: Sequence[RunView], metric: str) -> str:
+    scores = {run.score.label for run in runs}
     attack = f"the {scores.pop()} attack" if len(scores) == 1 else "the attack"
     return f"{metric_label(metric)} of {attack}"
 
 
-def _draw_path(
-    ax: Axes, history: AuditHistory, metric: str, *, label: str, style: Style, has_epochs: bool
-) -> None:
-    x = np.array(
-        [math.nan if result.non_member_loss is None else result.non_member_loss for result in history]
-    )
-    values, lower, upper = _curve(history, metric).T
+def _draw_path(ax: Axes, run: RunView, metric: str, *, style: Style, by_epoch: bool) -> None:
+    curve = leakage_curve(run, metric, by_epoch=by_epoch)
+    x = _columns(loss_curve(run, "non_member_loss", by_epoch=by_epoch))[:, 1]
+    _, values, lower, upper = _columns(curve.points).T
     is_known = ~(np.isnan(x) | np.isnan(values))
     ax.vlines(x, lower, upper, color=style.color, alpha=0.45, linewidth=1.2, zorder=2)
     ax.plot(
@@ -239,16 +218,16 @@ def _draw_path(
         linewidth=1.8,
         marker=style.marker,
         markersize=7,
-        label=label or "_nolegend_",
+        label=run.label or "_nolegend_",
         zorder=3,
     )
     known = np.flatnonzero(is_known)
     for before, after in pairwise(known):
         if after == before + 1:
             _draw_arrow(ax, (x[before], values[before]), (x[after], values[after]), style)
-    for i in known:
-        text = f"{_position(history[int(i)], has_epochs=has_epochs):.3g}"
-        if history[int(i)].decision.stop:
+    for i in known.tolist():
+        text = f"{curve.points[i].x:.3g}"
+        if curve.points[i] == curve.stopped:
             text += " stopped"
             _draw_stop(ax, float(x[i]), float(values[i]), style)
         annotate(ax, text, float(x[i]), float(values[i]), offset=(6, 3), ha="left", va="bottom")
@@ -273,61 +252,38 @@ def _draw_arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], 
     )
 
 
-def _draw_limits(ax: Axes, runs: Mapping[str, AuditHistory], metric: str) -> None:
-    budgets = {
-        label: history.budget
-        for label, history in runs.items()
-        if history.budget is not None and history.budget.name == metric
-    }
-    limits = {budget.limit for budget in budgets.values()}
+def _draw_limits(ax: Axes, runs: Sequence[RunView], metric: str) -> None:
+    by_label = limits_by_label(runs, metric)
+    limits = set(by_label.values())
     for limit in sorted(limits):
-        names = [label for label, budget in budgets.items() if budget.limit == limit and len(limits) > 1]
+        names = [label for label, own in by_label.items() if own == limit and len(limits) > 1]
         ax.axhline(limit, color=INK, linestyle="--", linewidth=1.4, zorder=1.5, label="_budget")
         label_line(ax, limit, "\n".join([f"budget {short(limit)}", *names]), above=True)
-    chance = _chance(metric)
+    chance = chance_of(metric)
     if chance is not None:
         ax.axhline(chance, color=QUIET, linestyle="-", linewidth=0.8, zorder=0.5, label="_chance")
         label_line(ax, chance, f"chance {short(chance)}", above=False)
 
 
-def _chance(metric: str) -> float | None:
-    if metric.startswith("tpr_at_fpr_"):
-        return float(metric.removeprefix("tpr_at_fpr_"))
-    return {"auc": 0.5, "advantage": 0.0}.get(metric)
-
-
-def _mark_events(ax: Axes, runs: Mapping[str, AuditHistory], metric: str, *, has_epochs: bool) -> None:
-    everywhere = [x for history in runs.values() for x in _positions(history, has_epochs=has_epochs)]
-    middle = (min(everywhere) + max(everywhere)) / 2
-    for style, history in zip(_styles(runs), runs.values(), strict=True):
-        if history.stopped is not None:
-            _mark_stop(ax, history, history.stopped, metric, style, has_epochs=has_epochs)
-        failed = [_position(result, has_epochs=has_epochs) for result in history if result.status == "failed"]
+def _mark_events(ax: Axes, curves: Sequence[LeakageCurve], styles: Sequence[Style]) -> None:
+    positions = [point.x for curve in curves for point in curve.points]
+    middle = (min(positions) + max(positions)) / 2
+    for style, curve in zip(styles, curves, strict=True):
+        _mark_stop(ax, curve, style)
+        failed = [point.x for point in curve.points if point.is_failed]
         if failed:
             _mark_failed(ax, failed, style, middle=middle)
 
 
-def _mark_stop(
-    ax: Axes,
-    history: AuditHistory,
-    stopped: AuditResult,
-    metric: str,
-    style: Style,
-    *,
-    has_epochs: bool,
-) -> None:
-    x, y = _position(stopped, has_epochs=has_epochs), _ends(stopped.metrics.get(metric))[0]
-    if not math.isnan(y):
-        _draw_stop(ax, x, y, style)
-        annotate(ax, "stopped", x, y, offset=(-11, 4), ha="right", va="bottom")
-    kept = history.last_within_budget
-    if kept is None:
-        return
-    x, y = _position(kept, has_epochs=has_epochs), _ends(kept.metrics.get(metric))[0]
-    if not math.isnan(y):
+def _mark_stop(ax: Axes, curve: LeakageCurve, style: Style) -> None:
+    stopped, kept = curve.stopped, curve.kept
+    if stopped is not None and stopped.value is not None:
+        _draw_stop(ax, stopped.x, stopped.value, style)
+        annotate(ax, "stopped", stopped.x, stopped.value, offset=(-11, 4), ha="right", va="bottom")
+    if kept is not None and kept.value is not None:
         ax.plot(
-            [x],
-            [y],
+            [kept.x],
+            [kept.value],
             marker="o",
             markersize=14,
             markerfacecolor="none",
@@ -338,7 +294,7 @@ def _mark_stop(
             zorder=4,
         )
         # The run's own curve rises to the stop, so below and to the right is free of it.
-        annotate(ax, "last within\nbudget", x, y, offset=(9, -4), ha="left", va="top")
+        annotate(ax, "last within\nbudget", kept.x, kept.value, offset=(9, -4), ha="left", va="top")
 
 
 def _draw_stop(ax: Axes, x: float, y: float, style: Style) -> None:
@@ -384,13 +340,10 @@ def _mark_failed(ax: Axes, failed: Sequence[float], style: Style, *, middle: flo
     )
 
 
-def _draw_losses(ax: Axes, history: AuditHistory, *, style: Style, has_epochs: bool) -> None:
-    x = _positions(history, has_epochs=has_epochs)
-    for filled, losses in (
-        (True, [result.member_loss for result in history]),
-        (False, [result.non_member_loss for result in history]),
-    ):
-        y = [float("nan") if loss is None else loss for loss in losses]
+def _draw_losses(ax: Axes, run: RunView, *, style: Style, by_epoch: bool) -> None:
+    which: tuple[tuple[bool, Losses], ...] = ((True, "member_loss"), (False, "non_member_loss"))
+    for filled, losses in which:
+        x, y, _, _ = _columns(loss_curve(run, losses, by_epoch=by_epoch)).T
         ax.plot(x, y, label="_nolegend_", zorder=3, **_loss_look(style, filled=filled))
 
 
@@ -406,10 +359,10 @@ def _loss_look(style: Style, *, filled: bool) -> dict[str, Any]:
     }
 
 
-def _finish(ax: Axes, *, y_label: str, has_epochs: bool) -> None:
+def _finish(ax: Axes, *, y_label: str, by_epoch: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_xlabel("epoch" if has_epochs else "optimizer steps", fontsize=LABEL_SIZE)
+    ax.set_xlabel("epoch" if by_epoch else "optimizer steps", fontsize=LABEL_SIZE)
     ax.set_ylabel(y_label, fontsize=LABEL_SIZE)
     ax.tick_params(labelsize=LABEL_SIZE - 0.5)
     ax.margins(x=0.06, y=0.12)
@@ -420,42 +373,42 @@ def _finish(ax: Axes, *, y_label: str, has_epochs: bool) -> None:
     legend_above(ax)
 
 
-def _counts(runs: Mapping[str, AuditHistory]) -> str:
+def _counts(runs: Sequence[RunView]) -> str:
     """The records of all runs, once if they are the same."""
-    lines = {label: counts_line(history) for label, history in runs.items()}
+    lines = {run.label: f"{run.n_members} members, {run.n_non_members} non-members" for run in runs}
     if len(set(lines.values())) == 1:
         return next(iter(lines.values()))
     return "; ".join(f"{label}: {line}" for label, line in lines.items())
 
 
 def _percents(confidences: Iterable[float]) -> str:
-    return " / ".join(dict.fromkeys(f"{100 * confidence:.4g} %" for confidence in confidences))
+    return " / ".join(dict.fromkeys(percent(confidence) for confidence in confidences))
 
 
-def _leakage_caption(runs: Mapping[str, AuditHistory], metric: str, shape: str = "Bands") -> str:
-    at_bands = _percents(history.band_confidence for history in runs.values())
-    at_intervals = _percents(history.confidence for history in runs.values())
-    looks = [
-        result.metrics[metric]
-        for history in runs.values()
-        for result in history.audits_after_baseline
-        if metric in result.metrics
+def _leakage_caption(runs: Sequence[RunView], metric: str, shape: str = "Bands") -> str:
+    at_bands = _percents(run.band_confidence for run in runs)
+    at_intervals = _percents(run.confidence for run in runs)
+    figures = [
+        audit.metrics[metric]
+        for run in runs
+        for audit in run.audits_after_baseline
+        if metric in audit.metrics
     ]
     text = f"{_counts(runs)}. "
-    if any(measurement.band is not None for measurement in looks):
+    if any(figure.band is not None for figure in figures):
         text += f"{shape} hold for all audits of a run together at {at_bands} (baseline: interval)"
-        if any(measurement.band is None and measurement.interval is not None for measurement in looks):
+        if any(figure.band is None and figure.interval is not None for figure in figures):
             text += "; where none is resolved, the interval of that audit alone"
         text += "."
-    elif any(measurement.interval is not None for measurement in looks):
+    elif any(figure.interval is not None for figure in figures):
         alone = "Shaded" if shape == "Bands" else shape
         text += f"{alone}: interval of each audit alone at {at_intervals}."
-    budgets = [history.budget for history in runs.values()]
-    over = over_budget_is([b.rule for b in budgets if b is not None and b.name == metric])
+    budgets = [run.budget for run in runs]
+    over = over_budget_is([b.rule for b in budgets if b is not None and b.metric == metric])
     if over:
         text += f" {over}"
-    n_failed = sum(history.n_failed for history in runs.values())
+    n_failed = sum(run.n_failed for run in runs)
     if n_failed:
-        n_audits = sum(len(history) for history in runs.values())
+        n_audits = sum(run.n_audits for run in runs)
         text += f" {n_failed} of {n_audits} audits failed: leakage there is unknown."
     return text

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
     from matplotlib.axes import Axes
 
-__all__ = ["plot_roc", "plot_score_histograms"]
+__all__: list[str] = []
 
 _N_CURVES = 4
 _N_RATES = 40

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from matplotlib.axes import Axes
 
-__all__ = ["plot_tokens"]
+__all__: list[str] = []
 
 # Of the monospaced font, relative to its height.
 _CHARACTER_WIDTH = 0.602

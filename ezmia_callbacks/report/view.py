@@ -1,0 +1,373 @@
+"""All that a report says of its runs, as typed values: every format and every picture draws from these.
+
+Fields are named as in the JSON document, which is nothing but these values written down; `schema.json` beside
+this module describes it. A figure that is missing is None with a note, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from ezmia_callbacks.errors import ConfigurationError
+
+__all__: list[str] = []
+
+# Of the document; a change that a reader could trip over raises it.
+SCHEMA_VERSION = 1
+
+STOPPED_UNJUDGED = "Stopped: could not be judged any more"
+
+_View = TypeVar("_View")
+
+VerdictName = Literal["baseline", "within", "over", "stop", "unknown", "none"]
+
+
+@dataclass(frozen=True)
+class IntervalView:
+    """The two ends of what is known about a figure."""
+
+    lower: float
+    upper: float
+    confidence: float
+    method: str
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """One figure: its own interval, the band that decisions read, and why something of it is missing."""
+
+    value: float | None
+    interval: IntervalView | None
+    band: IntervalView | None
+    note: str | None
+
+    @property
+    def certain(self) -> IntervalView | None:
+        """The band where there is one, else the interval of the audit alone."""
+        return self.band or self.interval
+
+
+@dataclass(frozen=True)
+class NamedFigureView:
+    """The same of another score, or of a group of canaries."""
+
+    name: str
+    label: str
+    value: float | None
+    interval: IntervalView | None
+    band: IntervalView | None
+    note: str | None
+
+    @property
+    def certain(self) -> IntervalView | None:
+        """The band where there is one, else the interval of the audit alone."""
+        return self.band or self.interval
+
+
+AnyFigure = FigureView | NamedFigureView
+
+
+@dataclass(frozen=True)
+class NameView:
+    """What a program calls something, and what a reader does."""
+
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class MetricView:
+    """A metric of a run, and what it reads where nothing leaks."""
+
+    name: str
+    label: str
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class BudgetView:
+    """The budget that a run was held against."""
+
+    metric: str
+    label: str
+    limit: float
+    rule: Literal["lower", "point", "upper"]
+    confidence: float
+    patience: int
+    text: str
+
+
+@dataclass(frozen=True)
+class EpsilonView:
+    """A lower bound of epsilon, beside the largest that the canaries could have shown."""
+
+    value: float | None
+    ceiling: float | None
+    n: int
+    confidence: float
+    delta: float
+    method: str
+    text: str
+
+
+@dataclass(frozen=True)
+class EdgesView:
+    """Records on which the EZ ratio stands on its edge rules."""
+
+    n_no_errors: int
+    n_no_negative: int
+    n_low_evidence: int
+
+
+@dataclass(frozen=True)
+class CheckView:
+    """Something that was looked for, and whether it was found."""
+
+    name: str
+    is_flagged: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """What one audit means under the budget."""
+
+    verdict: VerdictName
+    label: str
+    message: str
+    compared: float | None
+    limit: float | None
+    n_over_in_a_row: int
+
+
+@dataclass(frozen=True)
+class AuditView:
+    """One audit."""
+
+    moment: str
+    step: int
+    epoch: float | None
+    status: Literal["ok", "failed"]
+    is_baseline: bool
+    metrics: Mapping[str, FigureView]
+    auc_by_score: tuple[NamedFigureView, ...]
+    auc_by_group: tuple[NamedFigureView, ...]
+    epsilon: EpsilonView | None
+    member_loss: float | None
+    non_member_loss: float | None
+    n_error_tokens: float | None
+    member_edges: EdgesView | None
+    non_member_edges: EdgesView | None
+    decision: VerdictView
+    findings: tuple[CheckView, ...]
+    error: str | None
+    seconds: float
+    overhead: float | None
+    share: float
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class MeasuredView:
+    """The one figure to remember of some weights."""
+
+    status: Literal["measured"]
+    moment: str
+    value: float
+    lower: float
+    upper: float
+    is_band: bool
+    confidence: float
+    n_members: int
+    n_non_members: int
+    percent: str
+    lower_percent: str
+    upper_percent: str
+    text: str
+    basis: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class RefusedView:
+    """Why there is no such figure."""
+
+    status: Literal["refused"]
+    text: str
+
+
+StatementView = MeasuredView | RefusedView
+
+
+@dataclass(frozen=True)
+class OutcomeView:
+    """How a run ended."""
+
+    kind: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run."""
+
+    label: str
+    score: NameView
+    n_members: int
+    n_non_members: int
+    n_tokens: int | None
+    n_audits: int
+    n_failed: int
+    seconds: float
+    confidence: float
+    band_confidence: float
+    budget: BudgetView | None
+    decides: str
+    metrics: tuple[MetricView, ...]
+    headline: StatementView
+    kept: StatementView | None
+    outcome: OutcomeView
+    failures: str
+    caveat: str
+    about: str
+    promise: str
+    checks: tuple[CheckView, ...]
+    facts: Mapping[str, str]
+    audits: tuple[AuditView, ...]
+
+    @property
+    def audits_after_baseline(self) -> tuple[AuditView, ...]:
+        """The audits of trained weights."""
+        return tuple(audit for audit in self.audits if not audit.is_baseline)
+
+    @property
+    def stopped(self) -> AuditView | None:
+        """The audit that stopped the run, if one did: over its budget, or because it could not be judged."""
+        # The verdict of the latter is "unknown", like that of an audit that failed.
+        if self.outcome.label == STOPPED_UNJUDGED:
+            return next((audit for audit in reversed(self.audits) if audit.status == "ok"), None)
+        return next((audit for audit in self.audits if audit.decision.verdict == "stop"), None)
+
+    @property
+    def last_within_budget(self) -> AuditView | None:
+        """The latest audit within the budget; the baseline counts, for nothing was trained yet."""
+        within = [audit for audit in self.audits if audit.decision.verdict in ("within", "baseline")]
+        return within[-1] if within else None
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """What stands in the way of comparing several runs."""
+
+    differs_in: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class ExposedRecordView:
+    """A record that was asked for by name."""
+
+    record_id: str
+    score: float
+    share_above: float
+    first_step: int
+    first_epoch: float | None
+    n_audits_above: int
+    text: str | None
+
+
+@dataclass(frozen=True)
+class ExposedView:
+    """The records that an attack would pick out first."""
+
+    text: str
+    n_exposed: int
+    n_expected: float
+    n_members: int
+    n_non_members: int
+    fpr: float
+    step: int
+    records: tuple[ExposedRecordView, ...]
+
+
+@dataclass(frozen=True)
+class TermView:
+    """How to read a term."""
+
+    term: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """A report on one or several runs."""
+
+    schema_version: int
+    title: str
+    runs: tuple[RunView, ...]
+    comparison: ComparisonView | None
+    exposed: ExposedView | None
+    reading: tuple[TermView, ...]
+    limits: tuple[str, ...]
+
+
+def to_plain(value: Any) -> Any:
+    """A view as plain dicts, lists, strings, numbers and None, ready for JSON.
+
+    >>> to_plain(TermView("AUC", "The share of pairs ..."))
+    {'term': 'AUC', 'text': 'The share of pairs ...'}
+    """
+    if is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(document: Mapping[str, Any]) -> ReportView:
+    """The view that `to_plain` wrote down.
+
+    Raises:
+        ConfigurationError: if the document has another schema, or something of it is missing.
+    """
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"Got a report document of schema {version!r}, need {SCHEMA_VERSION}: write it again from the "
+            "audit history."
+        )
+    try:
+        return _read(ReportView, document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"The report document lacks something that its schema asks for ({error}): write it again from "
+            "the audit history."
+        ) from error
+
+
+def _read(kind: type[_View], value: Any) -> _View:
+    """A value of a type made of these dataclasses, tuples, mappings and plain values."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is None:
+            return cast(_View, None)
+        kinds = [argument for argument in arguments if argument is not NoneType]
+        if MeasuredView in kinds:
+            kinds = [MeasuredView if value["status"] == "measured" else RefusedView]
+        return cast(_View, _read(kinds[0], value))
+    if origin is tuple:
+        return cast(_View, tuple(_read(arguments[0], item) for item in value))
+    if origin is Mapping:
+        return cast(_View, {key: _read(arguments[1], item) for key, item in value.items()})
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return cast(
+            _View, kind(**{field.name: _read(hints[field.name], value[field.name]) for field in fields(kind)})
+        )
+    return cast(_View, value)
