@@ -8,28 +8,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from public_packages import NOT_IMPORTABLE
+from public_packages import PUBLIC as IMPORTABLE
 
 import ezmia_callbacks
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = (
-    "ezmia_callbacks",
-    "ezmia_callbacks.axolotl",
-    "ezmia_callbacks.canaries",
-    "ezmia_callbacks.demo",
-    "ezmia_callbacks.errors",
-    "ezmia_callbacks.functional",
-    "ezmia_callbacks.huggingface",
-    "ezmia_callbacks.lightning",
-    "ezmia_callbacks.post_hoc",
-    "ezmia_callbacks.reference",
-    "ezmia_callbacks.report",
-    "ezmia_callbacks.results",
-    "ezmia_callbacks.scoring",
-)
-# It cannot be installed without a GPU stack; its plugin has tests of its own.
-NOT_IMPORTABLE = {"ezmia_callbacks.axolotl": {"PrivacyAuditPlugin", "PrivacyAuditArgs"}}
-
+PUBLIC = IMPORTABLE | NOT_IMPORTABLE.keys()
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".ipynb"))
 # A dotted path, but not one of a file (`ezmia_callbacks/...`), and not the attribute of a value.
@@ -40,9 +25,7 @@ _IMPORT = re.compile(r"^[ \t>]*((?:from ezmia_callbacks[\w.]* import (?:\([^)]*\
 def public_names(module):
     if module in NOT_IMPORTABLE:
         return NOT_IMPORTABLE[module]
-    found = import_module(module)
-    listed = getattr(found, "__all__", None)
-    return set(listed if listed is not None else [name for name in vars(found) if name.endswith("Error")])
+    return set(import_module(module).__all__)
 
 
 def text_of(path):
@@ -59,7 +42,7 @@ def private_imports_in(text):
         module, names = node.module, {alias.name for alias in node.names}
         is_public = module in PUBLIC and names <= public_names(module) | {"__version__"}
         # A public package may be imported from the one above it.
-        if not is_public and not {f"{module}.{name}" for name in names} <= set(PUBLIC):
+        if not is_public and not {f"{module}.{name}" for name in names} <= PUBLIC:
             found.append(statement)
     return found
 
@@ -101,6 +84,6 @@ def test_a_private_path_is_seen():
 
 
 def test_every_public_package_says_what_is_public():
-    for module in set(PUBLIC) - {"ezmia_callbacks.errors", *NOT_IMPORTABLE}:
+    for module in IMPORTABLE:
         assert public_names(module), module
     assert ezmia_callbacks.__doc__

@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 import pytest
+from public_packages import PUBLIC
 
 import ezmia_callbacks
 from ezmia_callbacks import functional
@@ -127,23 +128,6 @@ def test_the_probe_without_jaxtyping_sees_an_import_of_it():
 def test_every_module_imports_without_jaxtyping():
     assert "ezmia_callbacks.huggingface" in MODULES
     assert import_without_jaxtyping(MODULES) == ""
-
-
-# What may be imported from elsewhere; everything else is its package's own affair.
-PUBLIC = {
-    "ezmia_callbacks",
-    "ezmia_callbacks.canaries",
-    "ezmia_callbacks.demo",
-    "ezmia_callbacks.errors",
-    "ezmia_callbacks.functional",
-    "ezmia_callbacks.huggingface",
-    "ezmia_callbacks.lightning",
-    "ezmia_callbacks.post_hoc",
-    "ezmia_callbacks.reference",
-    "ezmia_callbacks.report",
-    "ezmia_callbacks.results",
-    "ezmia_callbacks.scoring",
-}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -389,13 +389,13 @@ def _refused(text: str) -> RefusedView:
 def _meaning(interval: Interval) -> str:
     if interval.lower > 0.5:
         return (
-            "Chance is 50 %. All of the interval lies above it: the attack tells members apart better than "
-            "a coin."
+            "Chance is 50 %. All of the interval lies above it: the attack tells members from non-members "
+            "better than a coin flip."
         )
     if interval.upper < 0.5:
         return (
-            "Chance is 50 %. All of the interval lies below it: the score is turned round, which hides "
-            "leakage and does not disprove it."
+            "Chance is 50 %. All of the interval lies below it: the score points the wrong way, which "
+            "hides leakage and does not rule it out."
         )
     return (
         "Chance is 50 %, and the interval contains it: leakage was not detected with this many records, "
@@ -424,7 +424,7 @@ def _outcome_of(history: AuditHistory) -> tuple[str, str]:
         weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
         return (
             name,
-            f"{text} Kept, as the last within budget: {weights} (unless restoring was switched off). "
+            f"{text} Kept: {weights}, the last within budget (unless restoring was turned off). "
             f"{dilution(kept)}".rstrip(),
         )
     if last.status == "failed":

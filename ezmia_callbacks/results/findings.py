@@ -64,7 +64,7 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
         f"Members and non-members differ before any training: {', '.join(apart)}, where 0.5 is chance. "
         "Leakage figures will include this difference. Draw both sides from one pool with "
         "hold_out_canaries, and check that the model was not trained on one of them before. A fair split "
-        "looks like this now and then; then another seed does not.",
+        "can look like this by chance; another seed then will not.",
     )
 
 
@@ -81,8 +81,8 @@ def _unseen_members(result: AuditResult, _earlier: Sequence[AuditResult]) -> Fin
     if result.is_baseline or seen is None or not 0 < seen <= 1 - NOTABLE_UNSEEN_SHARE:
         return None
     text = (
-        f"At epoch {seen:.3g} about {1 - seen:.0%} of the members have not been trained on yet, and count as "
-        "members all the same: the figure understates the leakage of those that have."
+        f"At epoch {seen:.3g} about {1 - seen:.0%} of the members have not been trained on yet, but still "
+        "count as members: the figure understates the leakage of those that have."
     )
     auc = _auc(result, result.score)
     if auc is not None:
@@ -109,9 +109,9 @@ def _saturation(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding
         "saturation",
         f"{members.n_no_errors} of {n_members} member records have no wrongly predicted token left "
         f"({others.n_no_errors} of {others.n_records or result.n_non_members} of the non-members)"
-        f"{_median(result)}. EZ looks at wrongly "
-        "predicted tokens alone: it has little left to look at, and can read too low. The model knows these "
-        "records by heart; go by the AUC of loss_difference from here on, and train less.",
+        f"{_median(result)}. EZ uses only wrongly "
+        "predicted tokens: it has little left to work with, and can read too low. The model has memorized "
+        "these records; go by the AUC of loss_difference from here on, and train less.",
     )
 
 
@@ -151,7 +151,7 @@ def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding |
     then, then_difference, other = max(before, key=lambda candidate: candidate[0].value)
     return _finding(
         "inversion",
-        f"EZ has lost sight of what it saw before: its AUC fell from {then} at "
+        f"EZ no longer detects what it detected before: its AUC fell from {then} at "
         f"step {other.step} to {ez}, while that of the loss difference went from "
         f"{then_difference.value:.3f} to {difference.value:.3f}. The model memorizes more, not less: do not "
         "read the fall as an improvement; go by loss_difference, and by the earlier figure.",
@@ -176,8 +176,8 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
     best = max(above, key=lambda auc: auc.value)
     return _finding(
         "disagreement",
-        f"{best.name} sees more leakage than {result.score}, which decides: AUC {best} against {deciding}. "
-        f"An attacker takes the better one: read the figure of {result.score} as a lower bound, and let "
+        f"{best.name} finds more leakage than {result.score}, which decides: AUC {best} against {deciding}. "
+        f"An attacker would use the better one: read the figure of {result.score} as a lower bound, and let "
         f"{best.name} decide in the next run.",
     )
 

@@ -94,7 +94,7 @@ def test_the_headline_is_that_of_the_stop_with_its_band_counts_and_plain_words()
     )
     assert stated["basis"] == "95 % band over all audits of the run; 400 members, 800 non-members"
     assert (stated["value"], stated["lower"]) == (0.684, pytest.approx(0.684 - 1.45 * 0.034))
-    assert "tells members apart better than a coin" in stated["meaning"]
+    assert "tells members from non-members better than a coin flip" in stated["meaning"]
     assert run["caveat"] == CAVEAT
 
 
@@ -112,7 +112,7 @@ def test_an_interval_around_chance_is_not_detected_and_never_absent():
 
 
 def test_an_auc_below_chance_hides_leakage():
-    assert "turned round" in headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
+    assert "points the wrong way" in headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_kept_weights_of_the_first_epoch_are_not_called_within_budget_without_wh
 
     outcome = only(to_document(history(audit(0, 0.5, (5, 5)), early, over)))["outcome"]["text"]
 
-    assert "Kept, as the last within budget: the weights of epoch 0.25" in outcome
+    assert "Kept: the weights of epoch 0.25, the last within budget" in outcome
     assert "about 75% of the members have not been trained on yet" in outcome
     assert "stands for about 0.700" in outcome
 

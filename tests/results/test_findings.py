@@ -200,7 +200,7 @@ def test_the_highest_score_above_the_deciding_one_is_named():
 
     text = only(detect(audit(ez=0.62, auc_by_score=scores)), "disagreement")
 
-    assert "wbc sees more leakage than ez, which decides: AUC 0.850 [0.800, 0.900] against 0.620" in text
+    assert "wbc finds more leakage than ez, which decides: AUC 0.850 [0.800, 0.900] against 0.620" in text
 
 
 def test_overlapping_intervals_are_no_disagreement():
