@@ -364,12 +364,15 @@ class PrivacyAuditor:
         return next(result for result in reversed(self.history.results) if result.step == step)
 
     def finish(self) -> None:
-        """Say that the run is over: the history is whole, and the kept weights are removed."""
+        """Say that the run is over: its history is whole, and the kept weights are removed.
+
+        Waits for no other process, so that one alone may call it.
+        """
         if self._kept is not None:
             self._kept.discard()
         if len(self.history):
-            self._move_to(replace(self._state, history=replace(self.history, is_complete=True)))
-            on_all_ranks(lambda: self._save_audits(is_needed=False))
+            self._state = replace(self._state, history=replace(self.history, is_complete=True))
+            self._save_audits(may_raise=False)
 
     def _before_training(self, tokenizer: Tokenizer | None, metadata: RunMetadata) -> RunState:
         """The canaries as rows, and an empty history."""
@@ -585,16 +588,17 @@ class PrivacyAuditor:
                 # Of the baseline's, the caveat says all.
                 if finding.name not in known and not result.is_baseline:
                     logger.warning("%s", finding.text)
-        on_all_ranks(lambda: self._save_audits(is_needed=result.is_baseline))
+        # Before the first step a folder that cannot be written is the user's to mend.
+        may_raise = result.is_baseline or self.settings.on_error == "raise"
+        on_all_ranks(lambda: self._save_audits(may_raise=may_raise))
 
-    def _save_audits(self, *, is_needed: bool) -> None:
-        """Write the audits; before the first step a folder that cannot be written is the user's to mend."""
+    def _save_audits(self, *, may_raise: bool) -> None:
         if self._folder is None or not is_main_process():
             return
         try:
             self._folder.save_audits(self._state)
         except OSError as error:
-            if is_needed or self.settings.on_error == "raise":
+            if may_raise:
                 raise
             logger.warning("The audit history could not be written: %s", error)
 

@@ -107,10 +107,10 @@ class RunState:
         return self.reference.select(self.subset.is_chosen)
 
     def with_result(self, result: AuditResult) -> RunState:
-        """One audit later."""
+        """One audit later, so that the run has not ended yet."""
         return replace(
             self,
-            history=self.history.with_result(result),
+            history=replace(self.history.with_result(result), is_complete=False),
             trajectories=self.trajectories.with_result(result),
         )
 

@@ -8,6 +8,7 @@ from own_loop import draw, run, train_one_epoch
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import (
+    AuditHistory,
     AuditResult,
     CanarySet,
     LeakageBudget,
@@ -340,6 +341,88 @@ def test_finish_removes_the_kept_weights_and_nothing_else(tmp_path):
 
     left = ["history.jsonl", "reference.safetensors", "trajectories.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_a_history_is_whole_once_the_run_has_said_that_it_ended(tmp_path):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, n_audits=2, output_dir=tmp_path)
+    told = [auditor.history.is_complete]
+
+    model = run(auditor, rows, n_epochs=1)
+    told += [auditor.history.is_complete, AuditHistory.load(tmp_path / "history.jsonl").is_complete]
+    auditor.finish()
+    told += [auditor.history.is_complete, AuditHistory.load(tmp_path / "history.jsonl").is_complete]
+    auditor.audit(model)
+    told += [auditor.history.is_complete, AuditHistory.load(tmp_path / "history.jsonl").is_complete]
+
+    assert told == [None, False, False, True, True, False, False]
+
+
+def test_finishing_waits_for_no_other_process(tmp_path, monkeypatch):
+    """A script may finish on its main process alone."""
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=1, output_dir=tmp_path)
+    run(auditor, rows, n_epochs=1)
+
+    def wait(*arguments, **options):
+        raise AssertionError("a collective operation")
+
+    for name in ("on_all_ranks", "broadcast_from_main", "gather"):
+        monkeypatch.setattr(f"ezmia_callbacks.audit.auditor.{name}", wait)
+
+    auditor.finish()
+
+    assert AuditHistory.load(tmp_path / "history.jsonl").is_complete
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_full_disk_at_the_end_loses_no_run(tmp_path, monkeypatch, caplog, on_error):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, n_audits=1, output_dir=tmp_path, on_error=on_error)
+    run(auditor, rows, n_epochs=1)
+
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ezmia_callbacks.results.history.write_atomically", full)
+
+    auditor.finish()
+
+    assert "could not be written: No space left on device" in caplog.text
+    assert auditor.history.is_complete
+
+
+def test_a_point_without_an_audit_is_a_gap(tmp_path):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.6), n_audits=2, output_dir=tmp_path)
+    run(auditor, rows, n_epochs=1)
+
+    result = auditor.mark_failed("OSError: the checkpoint is damaged", step=2, epoch=2.0)
+
+    assert (result.status, result.decision.is_within_budget, result.metrics) == ("failed", None, {})
+    assert AuditHistory.load(tmp_path / "history.jsonl")[-1].error == "OSError: the checkpoint is damaged"
+
+
+def test_an_auditor_that_only_judges_never_stops():
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.51, rule="point"), judge_only=True)
+
+    run(auditor, rows, n_epochs=4)
+
+    assert [result.decision.is_within_budget for result in auditor.history][-1] is False
+    assert not any(result.decision.stop for result in auditor.history)
+    assert len(auditor.history) == 5
+
+
+def test_auditing_after_a_state_was_loaded_needs_the_model_first():
+    rows, canaries = draw()
+    first = PrivacyAuditor(canaries, n_audits=2)
+    model = run(first, rows, n_epochs=1)
+    second = PrivacyAuditor(canaries, n_audits=2)
+    second.load_state_dict(first.state_dict())
+
+    with pytest.raises(ConfigurationError, match=r"`begin\(model\)` must be called"):
+        second.audit(model)
 
 
 def test_an_unwritable_history_does_not_end_training(tmp_path, caplog, monkeypatch):
