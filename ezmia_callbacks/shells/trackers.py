@@ -17,8 +17,8 @@ __all__: list[str] = []
 logger = logging.getLogger(__name__)
 
 # Private here are `_ml_flow`, `_wandb` and `_trackio` of transformers' reporting callbacks, tried with
-# transformers 4.46.3 (the first two) and 5.23.0; where one is missing its tracker is passed over. They stay in this file
-# because Lightning's loggers are told the same by the same functions.
+# transformers 4.46.3 (the first two) and 5.23.0; where one is missing its tracker is passed over. They stay
+# in this file because Lightning's loggers are told the same by the same functions.
 
 # What MLflow takes; the others take more.
 _LONGEST_SETTING, _LONGEST_TAG = 250, 5000
