@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.canaries.records import IGNORED_LABEL, Record, is_empty, record_kind, record_text
+from ezmia_callbacks.canaries.records import Record, is_empty, record_kind, record_text
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import (
     CanaryError,
@@ -24,13 +24,12 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
 )
 from ezmia_callbacks.scoring.rows import Tokenizer, encode_canaries
+from ezmia_callbacks.shells.collated import Collate, Row, collated
 from ezmia_callbacks.shells.membership_check import check_membership, is_indexable, keys_of
 
 __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
-
-Row = Mapping[str, Any]
 
 ADVICE = (
     "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
@@ -77,7 +76,7 @@ class Feed:
     """
 
     training: Source
-    collate: Callable[[list[dict[str, Any]]], Any]
+    collate: Collate
     columns: frozenset[str] | None = None
     prepare: Callable[[Sequence[Record]], PreparedRows] | None = None
     takes_raw_records: bool = False
@@ -159,7 +158,7 @@ def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) 
         OverlappingCanariesError: if a non-member is among the training rows.
     """
     prepared = _prepared(feed, canaries, max_length=max_length)
-    fed = [collated(feed, row) for row in prepared.rows]
+    fed = [_as_fed(feed, row) for row in prepared.rows]
     n_copies = Counter(tuple(row["input_ids"]) for row in fed)
     usable = [i for i, row in enumerate(fed) if not is_empty(row) and n_copies[tuple(row["input_ids"])] == 1]
     kept = [prepared.kept[i] for i in usable]
@@ -179,49 +178,18 @@ def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) 
     return as_fed
 
 
-def collated(feed: Feed, row: Row) -> Row:
-    """One row as the collator hands it to the model: input ids and labels, without padding.
-
-    Of a preference pair it is the prompt, without loss, and the chosen side.
-
-    Raises:
-        ConfigurationError: if the collator fails on the row, or returns no labels for it.
-    """
-    if feed.columns is not None:
-        row = {name: value for name, value in row.items() if name in feed.columns}
-    try:
-        batch = feed.collate([dict(row)])
-    except Exception as error:
-        raise ConfigurationError(
-            f"The trainer's collator cannot make a batch of one canary with the columns {sorted(row)}: "
-            f"{error}. Draw the canaries from the dataset that the trainer is given."
-        ) from error
-    columns = batch if isinstance(batch, Mapping) else {}
-    mask_name = "completion_mask" if "chosen_ids" in row else "labels"
-    if "input_ids" not in columns or columns.get(mask_name) is None:
-        raise ConfigurationError(
-            f"The trainer's collator returns no `labels` (got {sorted(columns)}): without them there is no "
-            "telling which tokens are trained. Use DataCollatorForLanguageModeling(tokenizer, mlm=False), "
-            "or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or newer) "
-            "and DPOTrainer (TRL 0.29 or newer) can be audited."
-        )
-    n_rows = 2 if mask_name == "completion_mask" else 1
-    ids, labels = (_first(columns[name], n_rows=n_rows) for name in ("input_ids", mask_name))
-    if mask_name == "completion_mask":
-        labels = np.where(labels != 0, ids, IGNORED_LABEL)
-    if columns.get("attention_mask") is not None:
-        is_attended = _first(columns["attention_mask"], n_rows=n_rows) != 0
-    else:
-        # Without a mask, padding can only be what the row did not have.
-        is_attended = np.arange(len(ids)) < len(row.get("input_ids", ids))
-    return {"input_ids": ids[is_attended].tolist(), "labels": labels[is_attended].tolist()}
-
-
 def as_row(record: Record, *, text_field: str) -> dict[str, Any]:
     """A record as a row of a dataset, with its text where the trainer reads text."""
     if record_kind(record) == "text":
         return {text_field: record_text(record)}
     return dict(record) if isinstance(record, Mapping) else {}
+
+
+def _as_fed(feed: Feed, row: Row) -> Row:
+    """One row as the model gets it."""
+    if feed.columns is not None:
+        row = {name: value for name, value in row.items() if name in feed.columns}
+    return collated(row, feed.collate)
 
 
 def _drawn(feed: Feed, source: Source, n: int, *, rng: np.random.Generator) -> dict[str, _DrawnRow]:
@@ -238,7 +206,7 @@ def _drawn(feed: Feed, source: Source, n: int, *, rng: np.random.Generator) -> d
             raise CanaryError(
                 f"No canaries were given and `{source.name}` is packed: a row is not a record. " + ADVICE
             )
-        as_fed = collated(feed, row)
+        as_fed = _as_fed(feed, row)
         if not is_empty(as_fed):
             rows[f"{source.name}-{index}"] = _DrawnRow(row, as_fed)
         if len(rows) == n:
@@ -291,16 +259,3 @@ def _report_membership(feed: Feed, canaries: CanarySet, rows: Mapping[str, Row])
     if is_main_process():
         for problem in problems:
             logger.warning("%s", problem)
-
-
-def _first(values: Any, *, n_rows: int) -> np.ndarray:
-    """The first row of a batch, or a bare row, from a list, an array or a tensor."""
-    array = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
-    if array.ndim == 2 and len(array) == n_rows:
-        return np.asarray(array[0])
-    if array.ndim == 1:
-        return array
-    raise ConfigurationError(
-        f"The trainer's collator makes an array of shape {array.shape} of one record, and {n_rows} rows of "
-        "tokens are needed: audit checkpoints with PrivacyAuditor and tokenized canaries instead."
-    )

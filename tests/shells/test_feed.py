@@ -17,7 +17,6 @@ from ezmia_callbacks.shells.feed import (
     Source,
     as_row,
     canaries_as_fed,
-    collated,
     draw_canaries,
 )
 
@@ -58,17 +57,21 @@ def test_labels_are_those_of_the_collator_and_padding_is_gone():
 
 
 def test_only_the_columns_that_the_run_feeds_reach_the_collator():
-    seen = []
+    rows, canaries = hold_out(make_rows(make_texts(60)))
+    seen = set()
 
     def collate(rows):
-        seen.append(set(rows[0]))
+        seen.update(rows[0])
         return without_first_loss(rows)
 
-    feed = Feed(Source("train_dataset", []), collate, columns=frozenset({"input_ids"}))
+    canaries_as_fed(
+        Feed(Source("train_dataset", rows), collate, columns=frozenset({"input_ids"})),
+        canaries,
+        max_length=None,
+    )
 
-    collated(feed, {"input_ids": [3, 4, 5], "title": "of no use"})
-
-    assert seen == [{"input_ids"}]
+    assert "attention_mask" in rows[0]
+    assert seen == {"input_ids"}
 
 
 def test_text_becomes_rows_by_the_tokenizer_of_the_run():
@@ -188,42 +191,6 @@ def test_one_record_on_both_sides_is_refused():
 def test_what_holds_no_records_one_by_one_is_refused(source, message):
     with pytest.raises(CanaryError, match=message):
         draw_canaries(make_feed(make_rows(make_texts(40, seed=3))), source, **SIZES)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ([{"input_ids": [1, 2]}], "returns no `labels`"),
-        ({"input_ids": [[1, 2]]}, r"returns no `labels` \(got \['input_ids'\]\)"),
-        ({"input_ids": [[1, 2]] * 3, "labels": [[1, 2]] * 3}, r"array of shape \(3, 2\) of one record"),
-    ],
-)
-def test_a_collator_that_does_not_make_one_labeled_row_is_refused(batch, message):
-    feed = Feed(Source("train_dataset", []), lambda rows: batch)
-
-    with pytest.raises(ConfigurationError, match=message):
-        collated(feed, {"input_ids": [1, 2]})
-
-
-def test_a_collator_that_fails_is_named_with_the_columns():
-    def collate(rows):
-        raise KeyError("pixels")
-
-    with pytest.raises(ConfigurationError, match=r"with the columns \['input_ids'\]: 'pixels'"):
-        collated(Feed(Source("train_dataset", []), collate), {"input_ids": [1, 2]})
-
-
-def test_of_a_preference_pair_the_chosen_side_is_fed_and_the_prompt_carries_no_loss():
-    batch = {
-        "input_ids": [[5, 6, 7, 8], [5, 6, 9, 0]],
-        "completion_mask": [[0, 0, 1, 1], [0, 0, 1, 0]],
-        "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],
-    }
-    feed = Feed(Source("train_dataset", []), lambda rows: batch)
-
-    row = collated(feed, {"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]})
-
-    assert row == {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
 
 
 def test_a_text_stands_where_the_trainer_reads_text():
