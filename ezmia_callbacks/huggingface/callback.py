@@ -3,7 +3,6 @@
 It translates hooks, obeys the decision, logs, and keeps state; measuring is the auditor's work.
 """
 
-import logging
 import math
 import weakref
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from ezmia_callbacks.huggingface.checkpoints import (
     is_best_by_leakage,
     may_save_next,
     n_planned_audits,
+    set_aside_unaudited,
     steps_between,
 )
 from ezmia_callbacks.huggingface.trainer_access import (
@@ -38,6 +38,8 @@ from ezmia_callbacks.huggingface.trainer_access import (
     is_in_pieces,
     log_plainly,
     run_folder,
+    save_state,
+    saved_state,
     splits_records,
     sums_all_metrics,
     tokenizer_of,
@@ -53,7 +55,7 @@ from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
 from ezmia_callbacks.shells import console
-from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, set_aside, step_of
+from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
 from ezmia_callbacks.shells.messages import (
     check_canaries,
     log_not_restored,
@@ -67,8 +69,6 @@ from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_fo
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
 __all__: list[str] = []
-
-logger = logging.getLogger(__name__)
 
 # With the prefix no class name, so that Trainer leaves it alone and still saves it with every checkpoint.
 _STATE_KEY = "ezmia/privacy_audit:"
@@ -219,7 +219,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, state, model))
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
-            saved = state.stateful_callbacks.get(self._state_key, {})
+            saved = saved_state(state, self._state_key)
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(model, saved.get("history", []), step=state.global_step)
             return
@@ -427,31 +427,14 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             state.best_model_checkpoint = state.best_global_step = state.best_metric = None
             self._hidden_best = None
         if is_main_process():
-            self._set_aside(after_step=kept.step)
+            trainer = self._find_trainer()
+            set_aside_unaudited(
+                run_folder(trainer),
+                after_step=kept.step,
+                into=self._folder(trainer) / "over_budget",
+                older=self._older_checkpoints,
+            )
         log_restored(kept, self.history, step=state.global_step)
-
-    def _set_aside(self, *, after_step: int) -> None:
-        """Move away what was saved without an audit: one had failed, or another callback asked for it."""
-        trainer = self._find_trainer()
-        into = self._folder(trainer) / "over_budget"
-        try:
-            moved = set_aside(
-                run_folder(trainer), after_step=after_step, into=into, older=self._older_checkpoints
-            )
-        except OSError as error:
-            logger.error(
-                "Checkpoints newer than step %d may be OVER BUDGET and could not be moved to %s: %s",
-                after_step,
-                into,
-                error,
-            )
-            return
-        for path in moved:
-            logger.warning(
-                "A checkpoint newer than the last audit within the budget was moved to %s: it was never "
-                "audited and may be OVER BUDGET.",
-                path,
-            )
 
     def _folder(self, trainer: Trainer) -> Path:
         run = run_folder(trainer)
@@ -479,14 +462,14 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             self._is_publishing = False
         if is_main_process():
             log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
-        state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
+        save_state(state, self._state_key, {"history": self.history.to_dicts()})
 
     def _restart(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
         log_restarted()
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=self._n_audits(args, state))
-            state.stateful_callbacks[self._state_key] = {"history": self.history.to_dicts()}
+            save_state(state, self._state_key, {"history": self.history.to_dicts()})
 
     def _make_auditor(
         self, trainer: Trainer, args: TrainingArguments, state: TrainerState, model: nn.Module

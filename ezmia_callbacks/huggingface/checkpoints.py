@@ -1,16 +1,22 @@
-"""What a trainer's checkpoints mean for the audit: when one may follow, and how many audits that makes.
+"""What a trainer's checkpoints mean for the audit: when one may follow, and where one over budget goes.
 
 Under a budget every checkpoint is audited before it is written, so that none on the disk is over it.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
+from ezmia_callbacks.shells.checkpoint_folders import set_aside
 
 __all__: list[str] = []
+
+logger = logging.getLogger(__name__)
 
 Interval = Literal["epoch"] | int | float
 """Every epoch, every so many optimizer steps, or every fraction of an epoch in (0, 1)."""
@@ -82,3 +88,30 @@ def n_planned_audits(intervals: list[Interval], state: TrainerState) -> int | No
         else:
             steps.update(round(n_steps * epoch / n_epochs) for epoch in range(1, n_epochs))
     return len(steps)
+
+
+def set_aside_unaudited(folder: Path, *, after_step: int, into: Path, older: Mapping[Path, float]) -> None:
+    """Move away what was saved without an audit: one had failed, or another callback asked for it.
+
+    Args:
+        folder: Folder that holds the checkpoints.
+        after_step: Checkpoints of later steps are moved, the others stay.
+        into: Folder to move them to.
+        older: What `checkpoints_in` found before the run: what did not change since is another run's.
+    """
+    try:
+        moved = set_aside(folder, after_step=after_step, into=into, older=older)
+    except OSError as error:
+        logger.error(
+            "Checkpoints newer than step %d may be OVER BUDGET and could not be moved to %s: %s",
+            after_step,
+            into,
+            error,
+        )
+        return
+    for path in moved:
+        logger.warning(
+            "A checkpoint newer than the last audit within the budget was moved to %s: it was never "
+            "audited and may be OVER BUDGET.",
+            path,
+        )

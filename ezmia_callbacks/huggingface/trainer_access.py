@@ -1,8 +1,8 @@
 """What is borrowed of a Hugging Face trainer; the one file that touches its and TRL's private parts.
 
-Every private name stands in `PRIVATE`, with what it is for. All were tried with transformers 4.46.3 and
-5.23.0 and with TRL 0.17.0 and 1.16.0, the oldest and the newest that the tests run with. The protocols name
-the public attributes that are read.
+Every private or undocumented name stands in `PRIVATE`: whose it is, what for, the releases it was tried with
+(the oldest and the newest that the tests run with) and what follows if it is missing. The protocols name the
+public attributes that are read.
 """
 
 from __future__ import annotations
@@ -32,14 +32,54 @@ __all__: list[str] = []
 TrainerCallback = transformers.TrainerCallback
 
 PRIVATE: Mapping[str, str] = {
-    "_get_output_dir": "Trainer: the folder of this run; the trials of a search have one each",
-    "_trial": "Trainer: the trial of a hyper-parameter search that is running; absent before the first",
-    "_set_signature_columns_if_needed": "Trainer: finds out which columns reach the collator",
-    "_signature_columns": "Trainer: those columns",
-    "_prepare_dataset": "TRL: makes training rows of a dataset's records",
-    "_formatting_func": "TRL: the user's function that makes text of a record; absent where there is none",
-    "_skip_prepare_dataset": "TRL: whether the dataset is taken as it is; absent in older releases",
-    "_is_vision_dataset": "TRL: whether rows hold images; absent in older releases",
+    "_getframe": (
+        "sys: the stack of the hook that is called. Tried: CPython 3.11. "
+        "Missing: no training begins, unless the callback is given `trainer=`."
+    ),
+    "_get_output_dir": (
+        "Trainer: the folder of this run; the trials of a search have one each. "
+        "Tried: transformers 4.46.3, 5.23.0. Missing: no training begins."
+    ),
+    "_trial": (
+        "Trainer: the trial that a hyper-parameter search runs. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing, as it is before the first trial: the run is no trial, and its folder the trainer's own."
+    ),
+    "_set_signature_columns_if_needed": (
+        "Trainer: finds out which columns reach the collator. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing: no training begins where the trainer removes unused columns."
+    ),
+    "_signature_columns": (
+        "Trainer: those columns. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing: no training begins where the trainer removes unused columns."
+    ),
+    "hp_search_backend": (
+        "Trainer: what runs a hyper-parameter search, None outside one. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing: the first evaluation in training fails."
+    ),
+    "compute_objective": (
+        "Trainer: what a search minimizes; read in a search alone. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing: the first evaluation in a search fails."
+    ),
+    "stateful_callbacks": (
+        "TrainerState: what goes into each checkpoint beside the state. Tried: transformers 4.46.3, 5.23.0. "
+        "Missing: no training begins."
+    ),
+    "_prepare_dataset": (
+        "SFTTrainer, DPOTrainer: makes training rows of a dataset's records. Tried: TRL 0.17.0, 1.16.0. "
+        "Missing: the trainer is taken for a plain one."
+    ),
+    "_formatting_func": (
+        "SFTTrainer: the user's function that makes text of a record. Tried: TRL 1.16.0; 0.17.0 has none. "
+        "Missing: canaries are prepared without it, and members are reported as not found."
+    ),
+    "_skip_prepare_dataset": (
+        "SFTTrainer: whether the dataset is taken as it is. Tried: TRL 1.16.0; 0.17.0 has none. "
+        "Missing: `dataset_kwargs` alone tells."
+    ),
+    "_is_vision_dataset": (
+        "SFTTrainer, DPOTrainer: whether rows hold images. Tried: TRL 1.16.0; 0.17.0 has none. "
+        "Missing: they do not."
+    ),
 }
 
 
@@ -178,6 +218,17 @@ def sums_all_metrics(trainer: Trainer) -> bool:
     """Whether a hyper-parameter search minimizes the sum of whatever is among the metrics."""
     is_search = trainer.hp_search_backend is not None
     return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
+
+
+def saved_state(state: TrainerState, key: str) -> Mapping[str, Any]:
+    """What a checkpoint kept under a key; empty if it has none."""
+    found: Mapping[str, Any] = state.stateful_callbacks.get(key, {})
+    return found
+
+
+def save_state(state: TrainerState, key: str, value: Mapping[str, Any]) -> None:
+    """Have every checkpoint from here on keep a value under a key."""
+    state.stateful_callbacks[key] = value
 
 
 def splits_records(trainer: Trainer) -> bool:

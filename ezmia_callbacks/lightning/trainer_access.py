@@ -1,8 +1,8 @@
 """What is borrowed of a Lightning trainer; the one file that touches what Lightning keeps private.
 
-Every private or undocumented name stands in `PRIVATE`, with what it is for. All were tried with Lightning
-2.4.0 and 2.6.6, the oldest and the newest that the tests run with, under both names of the package. The
-protocols name the public attributes that are read.
+Every private or undocumented name stands in `PRIVATE`: whose it is, what for, the releases it was tried with
+(the oldest and the newest that the tests run with) and what follows if it is missing. The protocols name the
+public attributes that are read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,36 @@ from ezmia_callbacks.errors import MissingDependencyError
 __all__: list[str] = []
 
 PRIVATE: Mapping[str, str] = {
-    "_every_n_train_steps": "ModelCheckpoint: saves every so many steps; 0 for never",
-    "_last_global_step_saved": "ModelCheckpoint: skips a step that it believes to have saved",
-    "_train_time_interval": "ModelCheckpoint: saves every so often; None for never",
-    "fit_loop.total_batch_idx": "Trainer: number of batches fed so far, less one",
-    "precision_plugin.forward_context": "Trainer: the context under which training runs its forward pass",
-    "strategy.restore_checkpoint_after_setup": "Trainer: true of strategies that hold weights in pieces",
-    "val_check_batch": "Trainer: validates every so many batches; None where that is not by batches",
+    "_every_n_train_steps": (
+        "ModelCheckpoint: saves every so many steps, 0 for never. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: such saves are not planned for, and with `save_weights_only=True` not audited first."
+    ),
+    "_last_global_step_saved": (
+        "ModelCheckpoint: skips a step that it believes to have saved. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: while over budget a file is written all the same; with `save_weights_only=True` of the "
+        "weights over budget."
+    ),
+    "_train_time_interval": (
+        "ModelCheckpoint: saves every so often, None for never. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: weights saved by the clock are not refused."
+    ),
+    "fit_loop.total_batch_idx": (
+        "Trainer: number of batches fed so far, less one. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: the first audit after the baseline fails, and training with it."
+    ),
+    "precision_plugin.forward_context": (
+        "Trainer: the context under which training runs its forward pass. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: no training begins."
+    ),
+    "strategy.restore_checkpoint_after_setup": (
+        "Trainer: true of strategies that hold weights in pieces. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: no training begins."
+    ),
+    "val_check_batch": (
+        "Trainer: validates every so many batches, None where that is not by batches; 2.4.0 has it only once "
+        "training begins. Tried: Lightning 2.4.0, 2.6.6. "
+        "Missing: no training begins where there are audits at validations."
+    ),
 }
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")

@@ -2,12 +2,21 @@
 
 import inspect
 import pickle
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 from huggingface_tiny import make_trainer
-from private_names import private_names_in, private_names_outside
+from private_names import (
+    PACKAGE,
+    borrowed_names_in,
+    files_that_touch,
+    private_names_in,
+    private_names_outside,
+)
 from tiny import make_rows, make_texts
 
 from ezmia_callbacks.errors import ConfigurationError
@@ -17,51 +26,111 @@ from ezmia_callbacks.huggingface.trainer_access import (
     TrainerReference,
     columns_kept,
     run_folder,
+    save_state,
+    saved_state,
     tokenizer_of,
 )
 
-PACKAGE = Path(trainer_access.__file__).parent
+FILE = Path(trainer_access.__file__)
 TRAINERS = inspect.getsource(transformers.Trainer)
+# What TRL 0.17.0, the oldest, does not have yet, and what is not in the DPOTrainer of any release.
+NEWER_THAN_OLDEST = {"_formatting_func", "_skip_prepare_dataset", "_is_vision_dataset"}
 
 
-def test_no_other_file_touches_what_is_private():
+def borrowed_of(owner):
+    return [name for name, told in PRIVATE.items() if owner in told.partition(":")[0].split(", ")]
+
+
+def test_no_other_file_of_the_package_touches_what_is_borrowed():
+    assert files_that_touch(PRIVATE, but=FILE) == {}
+
+
+def test_no_other_file_for_hugging_face_touches_anything_private():
     # One callback asks another of its kind.
-    own = {"_folder"}
+    assert private_names_outside(FILE.parent, file=FILE.name, own={"_folder"}) == {}
+    assert list(private_names_in((PACKAGE / "axolotl.py").read_text("utf-8"))) == []
 
-    assert private_names_outside(PACKAGE, file="trainer_access.py", own=own) == {}
+
+def test_what_the_shells_share_touches_nothing_private_but_the_trackers_clients():
+    found = private_names_outside(PACKAGE / "shells", file="")
+
+    assert found == {"trackers.py": ["_ml_flow", "_trackio", "_wandb"]}
 
 
 def test_every_private_name_that_is_touched_is_listed_and_every_listed_one_is_touched():
-    touched = set(private_names_in(Path(trainer_access.__file__).read_text("utf-8"))) - {"_getframe"}
+    source = FILE.read_text("utf-8")
 
-    assert touched == set(PRIVATE)
+    assert set(private_names_in(source)) == {name for name in PRIVATE if name.startswith("_")}
+    assert set(PRIVATE) <= set(borrowed_names_in(source))
 
 
-@pytest.mark.parametrize("name", [name for name, of in PRIVATE.items() if of.startswith("Trainer")])
+@pytest.mark.parametrize("name", PRIVATE)
+def test_of_every_name_it_is_said_whose_it_is_what_was_tried_and_what_follows_without_it(name):
+    assert re.fullmatch(r"\w+(, \w+)*: .+\. Tried: \w+ \d.+\. Missing.+\.", PRIVATE[name])
+
+
+def test_every_name_belongs_to_somebody_whose_release_is_looked_at():
+    owners = ("sys", "Trainer", "TrainerState", "SFTTrainer", "DPOTrainer")
+
+    assert {name for owner in owners for name in borrowed_of(owner)} == set(PRIVATE)
+
+
+@pytest.mark.parametrize("name", borrowed_of("Trainer"))
 def test_the_trainer_of_this_release_has_what_is_borrowed(name):
-    if name == "_trial":
-        # Set when a search begins.
-        assert "self._trial" in TRAINERS
-    else:
-        assert name in TRAINERS
+    assert hasattr(transformers.Trainer, name) or f"self.{name} =" in TRAINERS
 
 
-@pytest.mark.parametrize("name", [name for name, of in PRIVATE.items() if of.startswith("TRL")])
-def test_trl_of_this_release_has_what_is_borrowed(name):
+def test_the_stack_and_the_state_of_this_release_have_what_is_borrowed():
+    assert [hasattr(sys, name) for name in borrowed_of("sys")] == [True]
+    assert [hasattr(transformers.TrainerState(), name) for name in borrowed_of("TrainerState")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner in ("SFTTrainer", "DPOTrainer") for name in borrowed_of(owner)],
+)
+def test_trl_of_this_release_has_what_is_borrowed(owner, name):
     trl = pytest.importorskip("trl")
+    trainer = getattr(trl, owner)
+    # TRL moved most of a trainer to a base class and back.
+    source = "".join(inspect.getsource(base) for base in trainer.__mro__ if base.__module__.startswith("trl"))
 
-    if PRIVATE[name].endswith("older releases"):
-        # What is absent there is false.
-        assert trainer_access.skips_preparation.__doc__
-    else:
-        assert name in inspect.getsource(trl.SFTTrainer) or name == "_formatting_func"
-        assert hasattr(trl.SFTTrainer, "_prepare_dataset")
+    has_it = hasattr(trainer, name) or f"self.{name} =" in source
+
+    assert has_it == (name not in NEWER_THAN_OLDEST or trl.__version__ != "0.17.0")
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "is_skipped"),
+    [
+        ({}, {}, False),
+        ({"skip_prepare_dataset": True}, {}, True),
+        ({}, {"_skip_prepare_dataset": True}, True),
+        ({}, {"_is_vision_dataset": True}, True),
+    ],
+)
+def test_preparation_is_skipped_where_the_user_or_the_trainer_says_so(options, flags, is_skipped):
+    trainer = SimpleNamespace(args=SimpleNamespace(dataset_kwargs=options), **flags)
+
+    assert trainer_access.skips_preparation(trainer) is is_skipped
 
 
 def test_the_scan_sees_a_private_name():
     assert list(private_names_in("trainer._trial")) == ["_trial"]
+    assert list(private_names_in("other._trial")) == ["_trial"]
     assert list(private_names_in("getattr(trainer, '_trial', None)")) == ["_trial"]
     assert list(private_names_in("self._own, trainer.args, trainer.__dict__")) == []
+    assert list(borrowed_names_in("self.own, trainer.args.packing")) == ["packing", "args"]
+
+
+def test_a_state_is_kept_under_its_key():
+    state = transformers.TrainerState()
+
+    save_state(state, "ezmia/one", {"history": [1]})
+
+    assert saved_state(state, "ezmia/one") == {"history": [1]}
+    assert saved_state(state, "ezmia/two") == {}
+    assert state.stateful_callbacks["ezmia/one"] == {"history": [1]}
 
 
 class Hook:
