@@ -15,33 +15,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo docs test test-oldest test-slow test-gpu check format build clean
 
+##@ Start here
 help: ## Show this list
-	@echo "New here? 'make demo' shows what the package does; 'make test' shows that it works here."
-	@echo "Both set up everything that they need in .venv, on first use."
+	@echo "Measures membership leakage of language models while they are fine-tuned. New here? Run 'make demo'."
+	@echo "Python 3.10 or newer is needed; everything else is set up in .venv, on first use."
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
-	@echo
-	@echo "Before a pull request: make format check test. Where does it live? See CONTRIBUTING.md."
+	@echo "Before a pull request: make format check test docs. Where does it live? See CONTRIBUTING.md."
 
 demo: $(INSTALLED) ## Fine-tune and audit a small model on real text, without a network
 	env -u OMP_NUM_THREADS $(BIN)/ezmia demo
 
+##@ While you work
 test: $(INSTALLED) ## Run the tests and the doctests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported releases
-	$(BIN_OLDEST)/python -m pytest -q -n 2 --dist worksteal
-
-test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
-	$(BIN)/python -m pytest -q -m slow
-
-docs: $(INSTALLED) ## Build the documentation site into build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-test-gpu: $(INSTALLED) ## Run the tests that need a GPU
-	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
-
-check: $(INSTALLED) ## Check lint, formatting, types and the import layers
+check: $(INSTALLED) ## Check lint, formatting, types and who imports what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,22 +41,37 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Built in an environment of its own; the wheel is installed into another one, in a folder elsewhere, and tried there.
+docs: $(INSTALLED) ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+##@ Less often
+test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported releases, in .venv-oldest
+	$(BIN_OLDEST)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(INSTALLED) ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
+
+# The wheel is made from the sdist, installed into an environment of its own and tried from another folder: all that it
+# needs beside the code must have come along.
 build: ## Build sdist and wheel into dist/, and try the wheel in a clean environment
 	rm -rf dist build/try && mkdir -p build/try
 	$(PYTHON) -m venv build/try/builder
-	build/try/builder/bin/python -m pip install --quiet build
-	build/try/builder/bin/python -m build --outdir dist .
+	build/try/builder/bin/python -m pip install --quiet -c constraints.txt build hatchling
+	build/try/builder/bin/python -m build --no-isolation --outdir dist .
 	$(PYTHON) -m venv build/try/user
 	build/try/user/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/*.whl)[report]"
-	cd build/try && user/bin/python -W error::ImportWarning -c "import ezmia_callbacks, ezmia_callbacks.report as r; \
+	cd build/try && user/bin/python -c "import ezmia_callbacks, ezmia_callbacks.report; \
 		from importlib.resources import files; here = files('ezmia_callbacks'); \
-		missing = [n for n in ('py.typed', 'report/schema.json', 'report/templates/report.html.jinja') \
-			if not here.joinpath(n).is_file()]; \
-		assert not missing, missing; assert 'build/try/user' in ezmia_callbacks.__file__, ezmia_callbacks.__file__"
+		assert 'build/try/user' in str(here), here; \
+		needed = ['py.typed', 'report/schema.json', 'report/templates/report.html.jinja']; \
+		missing = [name for name in needed if not here.joinpath(name).is_file()]; \
+		assert not missing, missing"
 	cd build/try && user/bin/ezmia --version && user/bin/ezmia plan --help >/dev/null
 
-clean: ## Remove the environment, caches and built files
+clean: ## Remove the environments, caches and built files
 	rm -rf $(VENV) $(VENV_OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
