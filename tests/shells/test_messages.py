@@ -1,0 +1,115 @@
+"""What the shells say when a run ends, from audits made of plain values."""
+
+import logging
+
+import pytest
+
+from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget
+from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.functional import Decision
+from ezmia_callbacks.shells.messages import (
+    check_canaries,
+    log_not_restored,
+    log_restored,
+    warn_of_failed_audits,
+)
+
+LOGGER = "ezmia_callbacks.shells.messages"
+DECISIONS = {
+    "baseline": Decision(False, True, "baseline"),
+    "within": Decision(False, True, "within budget"),
+    "over": Decision(False, False, "over budget"),
+    "stop": Decision(True, False, "over budget"),
+    "unjudged": Decision(True, None, "cannot be judged any more"),
+    "failed": Decision(False, None, "failed"),
+}
+
+
+def make_history(*states):
+    audits = [
+        AuditResult(
+            step=3 * i,
+            epoch=2.0 + i,
+            status="failed" if state == "failed" else "ok",
+            is_baseline=state == "baseline",
+            score="ez",
+            n_members=20,
+            n_non_members=30,
+            decision=DECISIONS[state],
+            error="RuntimeError: no" if state == "failed" else None,
+        )
+        for i, state in enumerate(states)
+    ]
+    return AuditHistory(tuple(audits), LeakageBudget(limit=0.6))
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (
+            ("baseline", "within", "within", "stop"),
+            "Stopped at step 9: leakage exceeded the budget. Restored the weights of step 6, the last audit "
+            "within it.",
+        ),
+        (
+            ("baseline", "within", "over"),
+            "Training ended at step 9: leakage exceeded the budget. Restored the weights of step 3, the last "
+            "audit within it.",
+        ),
+        (
+            ("baseline", "within", "unjudged"),
+            "Stopped at step 9: leakage could no longer be judged against the budget. Restored the weights "
+            "of step 3, the last audit within it.",
+        ),
+        (
+            ("baseline", "stop"),
+            "Stopped at step 9: leakage exceeded the budget. Restored the starting weights, the last ones "
+            "within it. To keep part of the training, audit more often (`every=0.25`), or give the model "
+            "less room to memorize: LoRA, a smaller learning rate.",
+        ),
+    ],
+    ids=["stopped", "ended while patience lasted", "not to be judged", "starting weights"],
+)
+def test_it_is_said_where_the_run_ended_why_and_what_the_model_holds(states, message, caplog):
+    history = make_history(*states)
+
+    log_restored(history.last_within_budget, history, step=9)
+
+    assert caplog.record_tuples == [(LOGGER, logging.WARNING, message)]
+
+
+@pytest.mark.parametrize(
+    ("last", "why", "verdict"),
+    [
+        ("stop", "leakage exceeded the budget", "is OVER BUDGET."),
+        ("unjudged", "leakage could no longer be judged against the budget", "may be OVER BUDGET."),
+    ],
+)
+def test_a_model_that_stays_over_budget_is_an_error_in_capitals(last, why, verdict, caplog):
+    log_not_restored(AuditError("The file is gone."), make_history("baseline", "within", last), step=6)
+
+    message = (
+        f"Stopped at step 6: {why}, and earlier weights could not be restored: The file is gone. "
+        f"The model {verdict}"
+    )
+    assert caplog.record_tuples == [(LOGGER, logging.ERROR, message)]
+
+
+def test_failed_audits_are_counted_as_unknown(caplog):
+    warn_of_failed_audits(make_history("baseline", "failed", "within", "failed"))
+
+    message = "2 of 3 privacy audits failed: at those points leakage is unknown, not absent."
+    assert caplog.record_tuples == [(LOGGER, logging.WARNING, message)]
+
+
+def test_without_a_failed_audit_nothing_is_said(caplog):
+    warn_of_failed_audits(make_history("baseline", "within"))
+
+    assert caplog.record_tuples == []
+
+
+def test_what_is_no_canary_set_is_refused_with_where_they_come_from():
+    check_canaries(None)
+
+    with pytest.raises(ConfigurationError, match="must be a CanarySet, got list: use `hold_out_canaries`"):
+        check_canaries([])
