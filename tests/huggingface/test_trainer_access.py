@@ -33,7 +33,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
 
 FILE = Path(trainer_access.__file__)
 TRAINERS = inspect.getsource(transformers.Trainer)
-# What TRL 0.17.0, the oldest, does not have yet, and what is not in the DPOTrainer of any release.
+# What TRL 0.17.0, the oldest, does not have.
 NEWER_THAN_OLDEST = {"_formatting_func", "_skip_prepare_dataset", "_is_vision_dataset"}
 
 
@@ -92,7 +92,7 @@ def test_the_stack_and_the_state_of_this_release_have_what_is_borrowed():
 def test_trl_of_this_release_has_what_is_borrowed(owner, name):
     trl = pytest.importorskip("trl")
     trainer = getattr(trl, owner)
-    # TRL moved most of a trainer to a base class and back.
+    # Base classes of TRL's own count, too.
     source = "".join(inspect.getsource(base) for base in trainer.__mro__ if base.__module__.startswith("trl"))
 
     has_it = hasattr(trainer, name) or f"self.{name} =" in source
