@@ -37,8 +37,7 @@ def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
     Raises:
         ConfigurationError: if there is no history, or one has no audits.
 
-    >>> from ezmia_callbacks.functional.budget import Decision
-    >>> from ezmia_callbacks.results.result import AuditResult
+    >>> from ezmia_callbacks import AuditResult, Decision
     >>> failed = AuditResult(9, 1.0, "failed", False, "ez", 50, 50, Decision(False, None, "failed"))
     >>> "1 of 1 audits FAILED" in summarize(AuditHistory((failed,)))
     True
