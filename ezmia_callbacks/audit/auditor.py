@@ -258,7 +258,7 @@ class PrivacyAuditor:
                 on_all_ranks(lambda: folder.load(results, state) if is_main_process() else None)
             )
             if saved is not None:  # the main process's, on every one
-                self._move_to(state.resumed(saved, step=step))
+                self._move_to(state.resumed(saved))
             self._go_on(unwrapped(model), step=step)
 
     def state_dict(self) -> dict[str, Any]:
