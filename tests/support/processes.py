@@ -1,7 +1,9 @@
 """Real processes that train together; what each does stands in a module that a spawned process can import."""
 
 import datetime
+import faulthandler
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,18 @@ def run_processes(bodies: Sequence[Body], n: int, folder: Path) -> dict[str, lis
 
     One group runs all bodies, one after the other: starting processes is what takes time.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _attempt(bodies, n, folder / "first")
+    except mp.ProcessExitedException as error:
+        # Gloo's own threads abort a process now and then, on a loaded machine. A fault of ours aborts again.
+        if error.signal_name != "SIGABRT":
+            raise
+        sys.stderr.write(f"{error}; once more. {_tracebacks(folder / 'first')}\n")
+        return _attempt(bodies, n, folder / "second")
+
+
+def _attempt(bodies: Sequence[Body], n: int, folder: Path) -> dict[str, list[Any]]:
+    folder.mkdir(parents=True)
     context = mp.spawn(_run, args=(n, folder, bodies), nprocs=n, join=False)
     deadline = datetime.datetime.now() + datetime.timedelta(seconds=_LIMIT)
     try:
@@ -37,7 +50,13 @@ def run_processes(bodies: Sequence[Body], n: int, folder: Path) -> dict[str, lis
     return {body.__name__: [own[body.__name__] for own in returned] for body in bodies}
 
 
+def _tracebacks(folder: Path) -> str:
+    """What the processes of a failed attempt were doing when a signal ended them."""
+    return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(folder.glob("crash-*.txt")))
+
+
 def _run(rank: int, n: int, folder: Path, bodies: Sequence[Body]) -> None:
+    faulthandler.enable((folder / f"crash-{rank}.txt").open("w"))
     torch.set_num_threads(1)
     # What torchrun sets; Accelerate and Lightning look for it.
     os.environ |= {
@@ -63,4 +82,9 @@ def _run(rank: int, n: int, folder: Path, bodies: Sequence[Body]) -> None:
         own.mkdir(exist_ok=True)
         returned[body.__name__] = body(rank, own)
     torch.save(returned, folder / f"returned-{rank}.pt")
-    dist.destroy_process_group()
+    # Whoever closes its connections first makes the threads of the others throw: all arrive, then all leave,
+    # and without the interpreter's own end, in which those threads still run.
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
