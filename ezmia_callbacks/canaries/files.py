@@ -35,7 +35,9 @@ def save_canaries(canaries: CanarySet, path: str | Path) -> None:
         OSError: if the file cannot be written.
     """
     content = {"schema": _SCHEMA, "fingerprint": canaries.fingerprint}
-    content |= {entry.name: _plain(getattr(canaries, entry.name)) for entry in fields(CanarySet)}
+    content |= {
+        entry.name: _plain(getattr(canaries, entry.name)) for entry in fields(CanarySet) if entry.compare
+    }
     try:
         lines = [f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from ezmia_callbacks.canaries.records import (
     record_key,
     record_kind,
 )
-from ezmia_callbacks.canaries.sets import CanarySet, Provenance
+from ezmia_callbacks.canaries.sets import CanarySet, Provenance, RowsByNumber
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
@@ -205,6 +205,7 @@ def hold_out_canaries(
             pool_fingerprint=fingerprint(str(keys[i]) for i in pool),
         ),
         groups=None if group_by is None else tuple(f"group-{units[i]}" for i in chosen),
+        rows=RowsByNumber(source, chosen),
     )
     return select(source, np.flatnonzero(~is_held_out).tolist()), canaries
 

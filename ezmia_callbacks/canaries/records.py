@@ -17,6 +17,14 @@ RecordKind: TypeAlias = Literal["text", "tokenized", "preference", "prompt_compl
 LOSS_MASKS = ("completion_mask", "assistant_masks")
 """Fields of a tokenized row that are 1 where a token carries loss."""
 
+FURTHER_INPUTS = "further_inputs"
+"""Field of a row as it is fed: inputs of the model besides the token ids, by name, one value per token.
+
+With it the row is scored as it stands, its padding included; without it padding is taken away.
+"""
+INPUTS_DIGEST = "inputs_digest"
+"""Field of a row as it is fed: stands for inputs that are no values of tokens, such as its images."""
+
 # From the most to the least processed column: the first kind a row satisfies is what was trained.
 _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "tokenized": ("input_ids",),
@@ -26,7 +34,7 @@ _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "text": ("text",),
 }
 _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
-    "tokenized": ("labels", "attention_mask", *LOSS_MASKS),
+    "tokenized": ("labels", "attention_mask", *LOSS_MASKS, FURTHER_INPUTS, INPUTS_DIGEST),
     # Without a prompt, it is the common beginning of both sides.
     "preference": ("prompt", "tools", "chat_template_kwargs"),
     "prompt_completion": ("tools", "chat_template_kwargs"),
@@ -110,7 +118,10 @@ def record_key(record: Record) -> str:
     if isinstance(record, str):
         content = _normalized(record)
     elif kind == "tokenized":
-        content = _attended_tokens(record)
+        content = attended_tokens(record)
+        # The same words about another image are another record.
+        if record.get(INPUTS_DIGEST) is not None:
+            content = [content, str(record[INPUTS_DIGEST])]
     elif kind == "text":
         content = _normalized(_plain_text(record, "text"))
     else:
@@ -147,7 +158,7 @@ def is_empty(record: Record) -> bool:
     if kind == "tokenized":
         labels = _optional_integers(record, "labels")
         has_target = labels is None or any(label != IGNORED_LABEL for label in labels)
-        return not (_attended_tokens(record) and has_target)
+        return not (attended_tokens(record) and has_target)
     return not _plain_text(record, _scored_fields(record, kind)[-1]).strip()
 
 
@@ -173,14 +184,18 @@ def canonical_record(record: Record) -> Record:
     ]
     if kind != "tokenized":
         return {field: record[field] for field in fields}
-    columns = {field: _integers(record, field) for field in fields}
-    lengths = {field: len(column) for field, column in columns.items()}
+    columns = {
+        field: _integers(record, field) for field in fields if field not in (FURTHER_INPUTS, INPUTS_DIGEST)
+    }
+    inputs = _further_inputs(record)
+    lengths = {field: len(column) for field, column in (columns | inputs).items()}
     if len(set(lengths.values())) > 1:
         raise ConfigurationError(
             f"Got token columns of different lengths, {lengths}; they need one value per token: "
             "tokenize the row again."
         )
-    return columns
+    digest = {} if record.get(INPUTS_DIGEST) is None else {INPUTS_DIGEST: str(record[INPUTS_DIGEST])}
+    return columns | ({FURTHER_INPUTS: inputs} if inputs else {}) | digest
 
 
 def fingerprint(keys: Iterable[str]) -> str:
@@ -249,9 +264,19 @@ def _message_text(message: Mapping[str, object]) -> str:
     return "\n".join(parts)
 
 
-def _attended_tokens(record: Mapping[str, object]) -> list[int]:
+def attended_tokens(record: Mapping[str, object]) -> list[int]:
+    """Return the token ids of a tokenized record that are no padding.
+
+    Raises:
+        ConfigurationError: if the attention mask has another length.
+
+    >>> attended_tokens({"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1]})
+    [5, 6]
+    """
     tokens = _integers(record, "input_ids")
     mask = _optional_integers(record, "attention_mask")
+    if mask is None:
+        mask = _optional_integers(_further_inputs(record), "attention_mask")
     if mask is None:
         return tokens
     if len(mask) != len(tokens):
@@ -260,6 +285,18 @@ def _attended_tokens(record: Mapping[str, object]) -> list[int]:
             "needs one per token: tokenize the row again."
         )
     return [token for token, is_attended in zip(tokens, mask, strict=True) if is_attended]
+
+
+def _further_inputs(record: Mapping[str, object]) -> dict[str, list[float]]:
+    """Return the further inputs, whatever arrays they came as, as plain lists."""
+    inputs = record.get(FURTHER_INPUTS)
+    if inputs is None:
+        return {}
+    columns = cast(Mapping[str, Iterable[float]], inputs)
+    return {
+        name: list(values.tolist() if hasattr(values, "tolist") else values)
+        for name, values in columns.items()
+    }
 
 
 def _optional_integers(record: Mapping[str, object], field: str) -> list[int] | None:

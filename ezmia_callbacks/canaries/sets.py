@@ -1,13 +1,14 @@
 """The canaries of one audit: the records, which of them are trained on, and who decided it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ezmia_callbacks.canaries.batch_inputs import BatchInputs
 from ezmia_callbacks.canaries.records import (
     Record,
     canonical_record,
@@ -171,6 +172,29 @@ def by_group(scores: ArrayLike, groups: Sequence[str], is_member: NDArray[np.boo
     return GroupScores(means, sides, tuple(number_of))
 
 
+class RowsByNumber(Sequence[Any]):
+    """Some rows of a dataset, read when they are asked for: images fill no memory until then.
+
+    Args:
+        rows: The dataset.
+        numbers: Which of its rows.
+    """
+
+    def __init__(self, rows: Any, numbers: Iterable[int]) -> None:
+        self._rows = rows
+        self._numbers = [int(number) for number in numbers]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[self._numbers[index]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not with the whole dataset.
+        return {"_rows": list(self), "_numbers": list(range(len(self)))}
+
+
 class _Sizes(NamedTuple):
     members: int
     non_members: int
@@ -191,6 +215,10 @@ class CanarySet:
         details: How each synthetic canary was made; None for records of the user's own.
         groups: Name of the group that each record belongs to, such as the person it is about; None if each
             stands for itself. Records of a group are not independent: score groups with `by_group`.
+        rows: The rows that the records were taken from, with all their columns (images among them), one
+            per record; None if unknown. Neither saved nor compared.
+        batch_inputs: Inputs that the model is given for whole batches; None if there are none. Neither saved
+            nor compared.
 
     Raises:
         ConfigurationError: if lengths differ, ids repeat, a record has no accepted shape, the details
@@ -206,6 +234,8 @@ class CanarySet:
     provenance: Provenance
     details: tuple[CanaryDetails, ...] | None = None
     groups: tuple[str, ...] | None = None
+    rows: Sequence[object] | None = field(default=None, repr=False, compare=False)
+    batch_inputs: BatchInputs | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         is_member = np.array(self.is_member)
@@ -298,6 +328,7 @@ class CanarySet:
                 n_duplicates_removed=len(records) - len(kept),
                 pool_fingerprint=None,
             ),
+            rows=[records[i] for i in kept],
         )
 
     @property
@@ -394,6 +425,8 @@ class CanarySet:
             provenance=self.provenance,
             details=None if self.details is None else tuple(self.details[i] for i in indices),
             groups=None if self.groups is None else tuple(self.groups[i] for i in indices),
+            rows=None if self.rows is None else RowsByNumber(self.rows, indices),
+            batch_inputs=self.batch_inputs,
         )
 
     @property
@@ -456,6 +489,10 @@ class CanarySet:
             raise ConfigurationError(
                 f"Got is_member of dtype {self.is_member.dtype} and shape {self.is_member.shape} "
                 f"for {n_records} records; one boolean per record is needed."
+            )
+        if self.rows is not None and len(self.rows) != n_records:
+            raise ConfigurationError(
+                f"Got {len(self.rows)} rows for {n_records} records; one per record is needed."
             )
         if len(self.record_ids) != n_records:
             raise ConfigurationError(

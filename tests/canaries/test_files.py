@@ -126,3 +126,17 @@ def test_what_json_cannot_say_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
         save_canaries(held_out(rows), tmp_path / "canaries.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_with_other_columns_are_not_written_and_further_inputs_are(tmp_path):
+    rows = [
+        {"input_ids": [0, 5, 6 + i], "further_inputs": {"attention_mask": [0, 1, 1]}, "image": b"secret"}
+        for i in range(20)
+    ]
+    canaries = CanarySet.from_lists(rows[:10], rows[10:])
+
+    save_canaries(canaries, tmp_path / "canaries.json")
+
+    loaded = load_canaries(tmp_path / "canaries.json")
+    assert (loaded.records, loaded.rows) == (canaries.records, None)
+    assert "secret" not in (tmp_path / "canaries.json").read_text()

@@ -221,3 +221,23 @@ def test_fingerprint_depends_on_order_and_borders() -> None:
 
     assert len(fingerprints) == 4
     assert {len(digits) for digits in fingerprints} == {16}
+
+
+def test_a_row_as_it_is_fed_is_the_same_record_as_without_padding():
+    fed = {"input_ids": [0, 5, 6], "further_inputs": {"attention_mask": np.array([0, 1, 1])}}
+
+    assert canonical_record(fed) == {"input_ids": [0, 5, 6], "further_inputs": {"attention_mask": [0, 1, 1]}}
+    assert record_key(fed) == record_key({"input_ids": [5, 6]})
+    assert exact_key(fed) != exact_key({"input_ids": [5, 6]})
+
+
+def test_further_inputs_of_another_length_are_refused():
+    with pytest.raises(ConfigurationError, match="token columns of different lengths"):
+        canonical_record({"input_ids": [5, 6], "further_inputs": {"token_type_ids": [0]}})
+
+
+def test_the_same_tokens_about_another_image_are_another_record():
+    first, second = ({"input_ids": [5, 6], "inputs_digest": digest} for digest in ("a", "b"))
+
+    assert record_key(first) != record_key(second)
+    assert record_key(first) != record_key({"input_ids": [5, 6]})

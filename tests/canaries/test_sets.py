@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from ezmia_callbacks.canaries import CanaryDetails, CanarySet, Provenance
+from ezmia_callbacks.canaries import CanaryDetails, CanarySet, Provenance, hold_out_canaries
 from ezmia_callbacks.canaries.sets import by_group
 from ezmia_callbacks.errors import (
     ConfigurationError,
@@ -365,3 +365,30 @@ def test_intervals_of_group_scores_hold_where_those_of_records_do_not() -> None:
 
     assert n_covered["group"] >= 0.9 * 200
     assert n_covered["record"] < 0.75 * 200
+
+
+def test_rows_that_records_were_taken_from_are_kept_with_all_columns():
+    rows = [{"text": f"text {i}", "image": i} for i in range(40)]
+
+    _, canaries = hold_out_canaries(rows, n_members=10, n_non_members=12, seed=0)
+
+    for chosen in (canaries, canaries.select(range(22)), pickle.loads(pickle.dumps(canaries))):
+        assert [row["text"] for row in chosen.rows] == [record["text"] for record in canaries.records]
+        assert all("image" in row for row in chosen.rows)
+    assert all("image" not in record for record in canaries.records)
+
+
+def test_a_pickled_set_does_not_carry_the_whole_dataset():
+    rows = [{"text": f"text {i}", "image": "x" * 1000} for i in range(400)]
+
+    _, canaries = hold_out_canaries(rows, n_members=10, n_non_members=10, seed=0)
+
+    assert len(pickle.dumps(canaries)) < 100_000
+
+
+def test_as_many_rows_as_records_are_needed():
+    texts = [f"text {i}" for i in range(20)]
+    canaries = CanarySet.from_lists(texts[:10], texts[10:])
+
+    with pytest.raises(ConfigurationError, match="19 rows for 20 records"):
+        dataclasses.replace(canaries, rows=texts[:19])

@@ -171,6 +171,7 @@ def insert_canaries(
             CanaryDetails(family, n_repeats, name.pair_id, tuple(places), canary.log2_n_candidates)
             for (family, n_repeats), name, places, canary in zip(cells, names, row_indices, made, strict=True)
         ),
+        rows=[canary.row for canary in made],
     )
     joined = _joined(source, [made[i].row for i in copies])
     return cast(DatasetT, select(joined, order.tolist())), canaries

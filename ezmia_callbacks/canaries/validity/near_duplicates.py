@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ezmia_callbacks.canaries.records import Record, canonical_record, record_text
+from ezmia_callbacks.canaries.records import Record, attended_tokens, canonical_record, record_text
 from ezmia_callbacks.errors import MissingDependencyError
 
 __all__: list[str] = []
@@ -92,8 +92,7 @@ def record_units(record: Record) -> list[str]:
     if text is not None:
         return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     row: Any = canonical_record(record)
-    mask = row.get("attention_mask", [1] * len(row["input_ids"]))
-    return [str(token) for token, is_attended in zip(row["input_ids"], mask, strict=True) if is_attended]
+    return [str(token) for token in attended_tokens(row)]
 
 
 def _hashing() -> tuple[Any, Any]:
