@@ -90,7 +90,8 @@ class PrivacyAuditor:
             non-members are looked for among them before the first step.
         show_progress: Show a bar while an audit takes longer than two seconds.
         logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
-            input ids and the attention mask; the default calls it like a Hugging Face model.
+            input ids and the attention mask; the default calls it like a Hugging Face model. With a parameter
+            `**inputs` it is also given what else training feeds, by name.
         autocast: Makes the context under which training runs its forward pass.
         run_metadata: What is known about the run besides; by default its time, machine, versions and command.
 
@@ -448,7 +449,46 @@ class PrivacyAuditor:
         self._take_up_kept_weights(model, step=step, is_within=is_within)
         self._state = replace(self._state, is_resumed=False)
 
+    def settle_inputs(self, model: nn.Module) -> None:
+        """Settle what the model is given of the canaries besides token ids; `begin` does it, too.
+
+        Raises:
+            ConfigurationError: if a budget is to decide and training feeds what the canaries, or the model as
+                it is called here, cannot be given.
+        """
+        subset = self._state.subset
+        encoded = subset.all_encoded
+        names = self._scorer.inputs_not_taken(model, encoded)
+        lacking = encoded.lacking_inputs
+        problems = [
+            f"The trainer's collator returns {_listed(each)}, {reason}."
+            for each, reason in (
+                (
+                    names,
+                    "which cannot be handed to the model: its forward pass, or the `logits_fn`, does not "
+                    "take it. Leave it out of the batches if the model does not read it, name it as the "
+                    "forward pass does, or pass a `logits_fn` with `**inputs`, which is handed all",
+                ),
+                (
+                    lacking,
+                    "and for the canaries it does not: draw them with `hold_out_canaries` from the very "
+                    "dataset that the trainer is given, with all its columns",
+                ),
+            )
+            if each
+        ]
+        if not problems:
+            return
+        if self.settings.budget is not None:
+            raise ConfigurationError(" ".join([*problems, "Scored without, the canaries carry no verdict."]))
+        if is_main_process():
+            for problem in problems:
+                logger.warning("%s The canaries are scored WITHOUT: leakage may read too low.", problem)
+        stripped = replace(subset, all_encoded=encoded.without_inputs(names))
+        self._state = replace(self._state, subset=stripped)
+
     def _prepare(self, model: nn.Module) -> None:
+        self.settle_inputs(model)
         projection = self._scorer.prepare(model, self._state.subset.all_encoded.rows)
         self._state = self._state.with_metadata(logits=projection.describe())
 
@@ -644,6 +684,10 @@ class PrivacyAuditor:
             refuse_blind_split(report)
         if report.headline and is_main_process():
             logger.warning("%s", report.headline)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def _check_attack_fits(attack: Attack | None, canaries: CanarySet) -> None:

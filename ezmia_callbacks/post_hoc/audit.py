@@ -152,10 +152,7 @@ def _distinct_rows(canaries: CanarySet, tokenizer: Tokenizer | None, *, max_leng
         )
     return canaries.select(
         canaries.indices_of(encoded.record_ids[i] for i in kept),
-        records=[
-            {"input_ids": encoded.rows[i].input_ids.tolist(), "labels": encoded.rows[i].labels.tolist()}
-            for i in kept
-        ],
+        records=[encoded.rows[i].as_record() for i in kept],
     )
 
 

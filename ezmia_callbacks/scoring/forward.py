@@ -7,11 +7,11 @@ autocast cache are restored exactly as they were found.
 from __future__ import annotations
 
 import inspect
-import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from ezmia_callbacks.errors import (
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.scoring import dynamic_positions
+from ezmia_callbacks.scoring.memory import is_out_of_memory
 from ezmia_callbacks.scoring.projection import (
     LogitsFunction,
     Projection,
@@ -32,7 +34,7 @@ from ezmia_callbacks.scoring.projection import (
     scored_logits,
     try_projection,
 )
-from ezmia_callbacks.scoring.rows import TokenRow
+from ezmia_callbacks.scoring.rows import MASK, TokenRow
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def evaluation_without_side_effects(model: nn.Module) -> Iterator[None]:
     packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.get_rng_state()
+    positions = dynamic_positions.remembered(model)
     has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
     for module, _ in flags:
@@ -82,6 +85,7 @@ def evaluation_without_side_effects(model: nn.Module) -> Iterator[None]:
             module.training = was_training
         for module in packing:
             setattr(module, _PACKS_IN_PLACE, True)
+        dynamic_positions.restore(positions)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
@@ -91,21 +95,68 @@ def evaluation_without_side_effects(model: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+class InputNotTakenError(ConfigurationError):
+    """The model's forward pass does not take some of what training's batches hold.
+
+    Args:
+        names: Their names.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(f"The model's forward pass does not take {', '.join(sorted(names))}.")
+        self.names = names
+
+
+def takes_further_inputs(logits_fn: LogitsFunction) -> bool:
+    """Whether a function that gets logits also takes what else training feeds, as `**inputs`."""
+    parameters = inspect.signature(logits_fn).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
     """Logits of a Hugging Face causal language model, or of a module that returns them directly.
 
     No labels are passed: fused losses would return no logits.
+
+    Raises:
+        InputNotTakenError: if the model does not take one of the further inputs.
     """
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    # Whoever takes any name reads numbers at most: names of files, say, are for somebody else.
+    unknown = frozenset(
+        name
+        for name, value in inputs.items()
+        if name not in parameters and not (takes_any and _holds_numbers(value))
+    )
+    if unknown:
+        raise InputNotTakenError(unknown)
     # Old releases of PEFT hand a prefix over as a cache, which then has to be on.
     has_prefix = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     takes_use_cache = ("use_cache" in parameters or takes_any) and not has_prefix
     options = {"use_cache": False} if takes_use_cache else {}
-    output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
+    try:
+        output = model(input_ids=input_ids, attention_mask=attention_mask, **inputs, **options)
+    except TypeError as error:
+        # Adapters take any name and hand it on.
+        refused = frozenset(name for name in inputs if f"argument '{name}'" in str(error))
+        if refused:
+            raise InputNotTakenError(refused) from error
+        raise
     # Anything else is refused by its shape.
     logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output)
     return logits
+
+
+def inputs_not_named(model: nn.Module, names: frozenset[str]) -> frozenset[str]:
+    """Names that the forward pass of a model does not name itself, though it may take any.
+
+    What a training step of the user's hands the model cannot be seen from outside. A language model inside
+    the user's own, which sees the images for it, would swallow them without a word.
+    """
+    inner: Any = getattr(model, "_orig_mod", model)
+    inner = getattr(inner, "get_base_model", lambda: inner)()
+    return names - set(inspect.signature(inner.forward).parameters)
 
 
 def check_model(
@@ -134,7 +185,11 @@ def check_model(
         )
     longest = max(rows, key=lambda row: len(row.input_ids))
     limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < len(longest.input_ids):
+    if (
+        isinstance(limit, int)
+        and 0 < limit < len(longest.input_ids)
+        and not _takes_length(model, longest, limit, logits_fn=logits_fn, autocast=autocast)
+    ):
         raise ConfigurationError(
             f"A canary has {len(longest.input_ids)} tokens, the model takes {limit}: pass `max_length=`, the "
             "truncation that training uses."
@@ -147,16 +202,24 @@ def check_model(
             f"A canary holds token id {largest}, the model has {n_vocabulary} embeddings: was it encoded "
             "with this model's tokenizer?"
         )
-    ids = _probe_ids(rows, _device_of(model))
-    changed = ids.clone()
-    first, last = ids[:, 0], ids[:, -1]
-    changed[:, -1] = torch.where(last != first, first, (last + 1) % (n_vocabulary or 2))
-    mask = torch.ones_like(ids)
     with evaluation_without_side_effects(model):
+        probe = _probe(rows, _device_of(model))
+        ids, mask = probe.input_ids, probe.attention_mask
+        changed = ids.clone()
+        # Of rows with images the first token may stand for one; the last but one is text.
+        first, last = ids[:, -2 if probe.inputs else 0], ids[:, -1]
+        changed[:, -1] = torch.where(last != first, first, (last + 1) % (n_vocabulary or 2))
         with autocast():
-            before = aligned(logits_fn(model, ids, mask), ids, model)[:, :-1].float()
-            after = aligned(logits_fn(model, changed, mask), ids, model)[:, :-1].float()
-        projection = try_projection(model, ids, logits_fn=logits_fn, autocast=autocast)
+            before, after = (
+                aligned(logits_fn(model, each, mask, **probe.inputs), ids, model)[:, :-1].float()
+                for each in (ids, changed)
+            )
+            # Padding that attends to nothing may be made to attend to everything.
+            is_token = mask[:, :-1].bool().to(before.device)
+            before, after = before[is_token], after[is_token]
+        projection = try_projection(
+            model, ids, logits_fn=logits_fn, autocast=autocast, attention_mask=mask, inputs=probe.inputs
+        )
     # A causal model computes the earlier positions from the same numbers and hits the same bits.
     if bool((before - after).abs().max() > 1e-3 * before.std()):
         raise UnsupportedModelError(
@@ -166,10 +229,81 @@ def check_model(
     return projection
 
 
-def _probe_ids(rows: Sequence[TokenRow], device: torch.device) -> Int[Tensor, "2 length"]:
-    """The first tokens of two records: their logits take no memory to speak of."""
+def _takes_length(
+    model: nn.Module,
+    row: TokenRow,
+    limit: int,
+    *,
+    logits_fn: LogitsFunction,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> bool:
+    """Whether the model takes a row longer than its configuration says; rotary ones do.
+
+    Learned positions are a table of that length. On a GPU a row that is looked up beyond it would end the
+    process's use of it, so that they are not tried; whatever else has an end is.
+    """
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        # Some tables begin with two rows of their own.
+        if is_table and module.num_embeddings < len(row.input_ids) + (module.num_embeddings > limit) * 2:
+            return False
+    with evaluation_without_side_effects(model), autocast():
+        batch = _collate([row], _device_of(model))
+        try:
+            logits_fn(model, batch.input_ids, batch.attention_mask, **batch.inputs)
+        except (IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+    return True
+
+
+def check_inputs(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    *,
+    logits_fn: LogitsFunction = call_for_logits,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> frozenset[str]:
+    """Names of further inputs of the rows that the model cannot be given; empty if it takes them all.
+
+    They are tried: adapters and wrappers take any name and hand it on.
+    """
+    names = {name for row in rows for name in row.inputs} - {MASK}
+    # Not every record has an image.
+    tried = [row for row in rows if row.batch_inputs is not None][:1] or [_shortest(rows)]
+    with evaluation_without_side_effects(model), autocast():
+        batch = _collate(tried, _device_of(model))
+        names |= set(batch.inputs)
+        if names and not takes_further_inputs(logits_fn):
+            return frozenset(names)
+        inputs, refused = dict(batch.inputs), frozenset[str]()
+        while inputs:
+            try:
+                logits_fn(model, batch.input_ids, batch.attention_mask, **inputs)
+            except InputNotTakenError as error:
+                refused |= error.names
+                inputs = {name: value for name, value in inputs.items() if name not in refused}
+            else:
+                break
+    return refused
+
+
+def _shortest(rows: Sequence[TokenRow]) -> TokenRow:
+    return min(rows, key=lambda row: len(row.input_ids))
+
+
+def _probe(rows: Sequence[TokenRow], device: torch.device) -> _Batch:
+    """The first tokens of two records, whose logits take no memory to speak of; else the shortest record.
+
+    Where there are further inputs a part of a record may not go with them.
+    """
+    if any(row.has_further_inputs for row in rows):
+        return _collate([_shortest(rows)], device)
     length = min(_N_PROBE_TOKENS, *(len(row.input_ids) for row in rows))
-    return torch.from_numpy(np.stack([row.input_ids[:length] for row in (rows[0], rows[-1])])).to(device)
+    ids = torch.from_numpy(np.stack([row.input_ids[:length] for row in (rows[0], rows[-1])])).to(device)
+    nothing = torch.empty(0, dtype=torch.int64)
+    return _Batch(ids, torch.ones_like(ids), nothing, nothing, {})
 
 
 def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> list[list[int]]:
@@ -179,20 +313,32 @@ def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> li
     With fewer batches than processes the surplus ones repeat the first batch, so that none is idle while
     others wait for it.
 
-    >>> from ezmia_callbacks.scoring.rows import TokenRow
+    >>> from ezmia_callbacks.scoring import dynamic_positions
+    from ezmia_callbacks.scoring.memory import is_out_of_memory
+    from ezmia_callbacks.scoring.rows import MASK, TokenRow
     >>> rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3, 4)]
     >>> deal_rows(rows, batch_size=1, n_shares=2)
     [[1, 2], [3, 0]]
     """
-    order = _longest_first(rows)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = batches_of(rows, batch_size=batch_size)
     return [
         [i for batch in batches[share::n_shares] or batches[:1] for i in batch] for share in range(n_shares)
     ]
 
 
-def _longest_first(rows: Sequence[TokenRow]) -> list[int]:
-    return sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+def batches_of(rows: Sequence[TokenRow], *, batch_size: int) -> list[list[int]]:
+    """Indices of the rows of each forward pass, the longest first.
+
+    Rows with padding of their own stand with rows of their length only: more padding on the right could
+    change what theirs predicts, and the first token of a record is predicted by it.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+    groups = [order]
+    if any(MASK in row.inputs for row in rows):
+        groups = [list(group) for _, group in groupby(order, key=lambda i: len(rows[i].input_ids))]
+    return [
+        group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
+    ]
 
 
 def token_statistics(
@@ -228,7 +374,7 @@ def token_statistics(
         NonFiniteLogitsError: if a logit that matters is NaN or infinite.
         UnsupportedModelError: if the model returns no logits.
     """
-    longest_first = _longest_first(rows)
+    batches = batches_of(rows, batch_size=batch_size)
     n_scored = np.array([row.n_scored for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64)
     log_probs = np.empty(offsets[-1], dtype=np.float32)
@@ -238,17 +384,24 @@ def token_statistics(
     device = _device_of(model)
     with evaluation_without_side_effects(model):
         if projection is None:
-            ids = _probe_ids(rows, device)
-            projection = try_projection(model, ids, logits_fn=logits_fn, autocast=autocast)
-        for start in tqdm(
-            range(0, len(rows), batch_size),
+            probe = _probe(rows, device)
+            projection = try_projection(
+                model,
+                probe.input_ids,
+                logits_fn=logits_fn,
+                autocast=autocast,
+                attention_mask=probe.attention_mask,
+                inputs=probe.inputs,
+            )
+        for chosen in tqdm(
+            batches,
             desc="privacy audit",
             leave=False,
             delay=2.0,
             disable=not show_progress,
         ):
-            chosen = longest_first[start : start + batch_size]
             batch = _collate([rows[i] for i in chosen], device)
+            dynamic_positions.forget(model)
             with autocast():
                 pieces = scored_logits(
                     model,
@@ -257,6 +410,7 @@ def token_statistics(
                     batch.positions,
                     projection=projection,
                     logits_fn=logits_fn,
+                    inputs=batch.inputs,
                 )
                 reduced = _reduce(pieces, batch.targets)
             position = 0
@@ -267,9 +421,9 @@ def token_statistics(
                 means[into] = reduced.means[out]
                 deviations[into] = reduced.standard_deviations[out]
                 position += int(n_scored[i])
-        for _ in range(math.ceil(len(rows) / batch_size), n_batches):
+        for _ in range(len(batches), n_batches):
             with autocast():
-                logits_fn(model, batch.input_ids, batch.attention_mask)
+                logits_fn(model, batch.input_ids, batch.attention_mask, **batch.inputs)
     return TokenStatistics(log_probs, is_correct, means, deviations, offsets)
 
 
@@ -279,21 +433,63 @@ class _Batch(NamedTuple):
     # Of the flattened batch: where the logits of scored tokens are, row by row.
     positions: Int[Tensor, " n_scored"]
     targets: Int[Tensor, " n_scored"]
+    # What else the model is given, by name.
+    inputs: dict[str, Any]
 
 
 def _collate(rows: Sequence[TokenRow], device: torch.device) -> _Batch:
-    length = max(len(row.input_ids) for row in rows)
+    of_batch = rows[0].batch_inputs
+    made: dict[str, Any] = {}
+    if of_batch is not None:
+        made.update(of_batch.make([row.record_id for row in rows]))
+    # What is made for a batch may have the collator's width.
+    width = np.shape(made["input_ids"])[-1] if made else 0
+    length = max(width, *(len(row.input_ids) for row in rows))
     ids = np.zeros((len(rows), length), dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=np.int64)
     is_scored = np.zeros((len(rows), length), dtype=np.bool_)
+    names = {name: values.dtype for row in rows for name, values in row.inputs.items() if name != MASK}
+    further = {name: np.zeros((len(rows), length), dtype=dtype) for name, dtype in names.items()}
     for i, row in enumerate(rows):
         n = len(row.input_ids)
-        ids[i, :n], mask[i, :n] = row.input_ids, 1
+        ids[i, :n], mask[i, :n] = row.input_ids, row.attention_mask
+        for name in further:
+            if name in row.inputs:
+                further[name][i, :n] = row.inputs[name]
         is_scored[i, : n - 1] = row.labels[1:] != IGNORED_LABEL
     # Position t predicts token t + 1.
     positions = np.flatnonzero(is_scored)
     targets = ids.ravel()[positions + 1]
-    return _Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, positions, targets)))
+    inputs: dict[str, Any] = {name: torch.from_numpy(array) for name, array in further.items()}
+    if of_batch is not None:
+        inputs |= {name: value for name, value in made.items() if name in of_batch.names}
+
+    def moved(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return _Batch(
+        moved(ids),
+        moved(mask),
+        moved(positions),
+        moved(targets),
+        {name: _moved(value, device) for name, value in inputs.items()},
+    )
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a tensor or a number, or holds nothing else."""
+    if isinstance(value, Mapping | list | tuple):
+        return all(map(_holds_numbers, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, Tensor | int | float | None)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A further input on the model's device, whatever its tensors lie in."""
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _reduce(

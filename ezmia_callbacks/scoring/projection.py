@@ -9,7 +9,7 @@ adapter in the head) it does itself. Whether that gives the same numbers is trie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-LogitsFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V)."""
+LogitsFunction = Callable[..., Tensor]
+"""(model, input_ids (B, T), attention_mask (B, T)) -> logits (B, T, V).
+
+One that takes `**inputs` is also given what else training feeds, by name.
+"""
+
+NO_INPUTS: Mapping[str, Any] = {}
 
 # Logits in float32 that are computed at once; a soft-capped head holds them twice, the reduction in part.
 _PIECE_BYTES = 32 * 2**20
@@ -62,25 +67,33 @@ def try_projection(
     *,
     logits_fn: LogitsFunction,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    attention_mask: Int[Tensor, "batch length"] | None = None,
+    inputs: Mapping[str, Any] = NO_INPUTS,
 ) -> Projection:
     """Find out, on a few real tokens, whether pieces give the same logits as the whole.
 
     Args:
         model: The model, in evaluation mode and without gradients.
-        input_ids: Some token ids, at least four in all.
+        input_ids: Some token ids, at least three in all.
         logits_fn: How to get logits out of the model.
         autocast: Makes the context under which training runs its forward pass.
+        attention_mask: 1 for tokens, 0 for padding; None if there is no padding.
+        inputs: What else the model is given, by name.
     """
     obstacle = _obstacle(model)
     if obstacle is not None:
         return Projection(None, obstacle)
-    mask = torch.ones_like(input_ids)
-    positions = torch.arange(input_ids.numel(), device=input_ids.device)[1:]
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    # What padding predicts need not be a number.
+    positions = mask.flatten().nonzero().flatten()[1:]
     with autocast():
-        whole = aligned(logits_fn(model, input_ids, mask), input_ids, model).flatten(0, 1)[positions]
+        whole = aligned(logits_fn(model, input_ids, mask, **inputs), input_ids, model)
+        whole = whole.flatten(0, 1)[positions.to(whole.device)]
         size = math.ceil(len(positions) / 3)
         try:
-            pieces = list(_pieces(model, input_ids, mask, positions, size=size, logits_fn=logits_fn))
+            pieces = list(
+                _pieces(model, input_ids, mask, positions, size=size, logits_fn=logits_fn, inputs=inputs)
+            )
         except Exception as error:  # whatever a model may say to a body that answers something else
             return Projection(None, f"its head cannot be called in pieces: {type(error).__name__}")
         is_coarse = torch.is_autocast_enabled(whole.device.type)
@@ -105,6 +118,7 @@ def scored_logits(
     *,
     projection: Projection,
     logits_fn: LogitsFunction,
+    inputs: Mapping[str, Any] = NO_INPUTS,
 ) -> Iterator[Float[Tensor, "n_piece vocabulary"]]:
     """Logits at some positions of a batch, in their order, a piece at a time.
 
@@ -115,18 +129,22 @@ def scored_logits(
         positions: Indices into the flattened batch.
         projection: What `try_projection` found.
         logits_fn: How to get logits out of the model.
+        inputs: What else the model is given, by name.
 
     Raises:
         UnsupportedModelError: if the model returns no logits.
     """
     if projection.n_vocabulary is None:
-        logits = aligned(logits_fn(model, input_ids, attention_mask), input_ids, model).flatten(0, 1)
+        logits = aligned(logits_fn(model, input_ids, attention_mask, **inputs), input_ids, model)
+        logits = logits.flatten(0, 1)
         size, positions = _n_at_once(logits.shape[-1]), positions.to(logits.device)
         for start in range(0, len(positions), size):
             yield logits[positions[start : start + size]]
         return
     size = _n_at_once(projection.n_vocabulary)
-    yield from _pieces(model, input_ids, attention_mask, positions, size=size, logits_fn=logits_fn)
+    yield from _pieces(
+        model, input_ids, attention_mask, positions, size=size, logits_fn=logits_fn, inputs=inputs
+    )
 
 
 def _n_at_once(n_vocabulary: int) -> int:
@@ -187,6 +205,7 @@ def _pieces(
     *,
     size: int,
     logits_fn: LogitsFunction,
+    inputs: Mapping[str, Any],
 ) -> Iterator[Tensor]:
     body = _body_of(model)
     if body is None:
@@ -209,7 +228,7 @@ def _pieces(
 
         # Put back before anything is given out: an error outside must not leave the model like this.
         with _forward_as(body, first if start == 0 else again):
-            logits = logits_fn(model, input_ids, attention_mask)
+            logits = logits_fn(model, input_ids, attention_mask, **inputs)
         if len(answers) != 1 or logits.ndim != 3 or logits.shape[0] != 1:
             raise UnsupportedModelError(f"{type(model).__name__} calls its body more or less than once.")
         yield logits[0]

@@ -8,15 +8,25 @@ anything else to its records should draw its canaries after tokenization.
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from ezmia_callbacks.canaries.records import IGNORED_LABEL, LOSS_MASKS, Record, record_kind, record_text
+from ezmia_callbacks.canaries.batch_inputs import BatchInputs
+from ezmia_callbacks.canaries.records import (
+    FURTHER_INPUTS,
+    IGNORED_LABEL,
+    INPUTS_DIGEST,
+    LOSS_MASKS,
+    Record,
+    record_kind,
+    record_text,
+)
 from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 MINIMUM_SCORED_TOKENS = 2
+MASK = "attention_mask"
 
 
 class Tokenizer(Protocol):
@@ -47,12 +58,30 @@ class TokenRow:
     """One record as the model sees it.
 
     Attributes:
-        input_ids: int64, (length,).
+        input_ids: int64, (length,), with the padding that belongs to the row.
         labels: int64, (length,): the input ids where they carry loss, -100 elsewhere.
+        inputs: Further inputs of the model, by name, one value per token. The attention mask is among them
+            only where padding belongs to the row, as it does on the left of absolute positions.
+        batch_inputs: Inputs that are made for whole batches, such as images; None if there are none.
+        record_id: The name by which these are made.
     """
 
     input_ids: Int64[np.ndarray, " length"]
     labels: Int64[np.ndarray, " length"]
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    batch_inputs: BatchInputs | None = None
+    record_id: str = ""
+
+    @property
+    def attention_mask(self) -> Int64[np.ndarray, " length"]:
+        """1 for tokens, 0 for padding that belongs to the row."""
+        own = self.inputs.get(MASK)
+        return np.ones(len(self.input_ids), dtype=np.int64) if own is None else own
+
+    @property
+    def has_further_inputs(self) -> bool:
+        """Whether token ids alone are not what the model is trained on."""
+        return bool(self.inputs) or self.batch_inputs is not None
 
     @property
     def is_scored(self) -> Bool[np.ndarray, " length_minus_1"]:
@@ -64,6 +93,13 @@ class TokenRow:
     def n_scored(self) -> int:
         """Number of scored tokens."""
         return int(self.is_scored.sum())
+
+    def as_record(self) -> dict[str, Any]:
+        """The same as a tokenized record; what is made for whole batches is not in it."""
+        record: dict[str, Any] = {"input_ids": self.input_ids.tolist(), "labels": self.labels.tolist()}
+        if self.inputs:
+            record[FURTHER_INPUTS] = {name: values.tolist() for name, values in self.inputs.items()}
+        return record
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +143,49 @@ class EncodedCanaries:
         )
 
     @cached_property
+    def input_names(self) -> frozenset[str]:
+        """The further inputs that scoring hands to the model, besides token ids and attention mask."""
+        found = {name for row in self.rows for name in row.inputs} - {MASK}
+        return frozenset(found.union(*(row.batch_inputs.names for row in self.rows if row.batch_inputs)))
+
+    @cached_property
+    def padding_side(self) -> Literal["right", "left"]:
+        """Where padding stands: on the left only where the model may tell by its positions."""
+        return (
+            "left" if any(len(row.input_ids) and not row.attention_mask[0] for row in self.rows) else "right"
+        )
+
+    @property
+    def lacking_inputs(self) -> frozenset[str]:
+        """Inputs that training rows have, and of which the canaries have none."""
+        return frozenset().union(*(row.batch_inputs.lacking for row in self.rows if row.batch_inputs))
+
+    def without_inputs(self, names: frozenset[str]) -> EncodedCanaries:
+        """The same records, and the same fingerprint, without some of the further inputs."""
+        rows = []
+        for row in self.rows:
+            of_batch = None if row.batch_inputs is None else row.batch_inputs.without(names)
+            rows.append(
+                replace(
+                    row,
+                    inputs={name: values for name, values in row.inputs.items() if name not in names},
+                    batch_inputs=of_batch if of_batch is not None and of_batch.names else None,
+                )
+            )
+        stripped = replace(self, rows=tuple(rows))
+        vars(stripped)["fingerprint"] = self.fingerprint
+        return stripped
+
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any token, label or membership."""
+        """16 hexadecimal digits that change with any token, label, further input or membership."""
         digest = hashlib.sha256(self.is_member.tobytes())
         for row in self.rows:
             digest.update(len(row.input_ids).to_bytes(8, "little"))
             digest.update(row.input_ids.tobytes())
             digest.update(row.labels.tobytes())
+            for name, values in sorted(row.inputs.items()):
+                digest.update(name.encode() + values.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -129,13 +201,26 @@ def encode_canaries(
             never cut.
 
     Raises:
-        ConfigurationError: if a tokenizer is needed and missing, or a row's labels are not its tokens.
+        ConfigurationError: if a tokenizer is needed and missing, a row's labels are not its tokens, or the
+            images that it was trained with are not there.
         TooFewCanariesError: if too few records of a class have two scored tokens.
     """
     rows = [
         _encode(record, tokenizer, max_length=max_length, record_id=record_id)
         for record, record_id in zip(canaries.records, canaries.record_ids, strict=True)
     ]
+    if canaries.batch_inputs is None:
+        n_without = sum(isinstance(r, Mapping) and r.get(INPUTS_DIGEST) is not None for r in canaries.records)
+        if n_without:
+            raise ConfigurationError(
+                f"{n_without} canaries were trained on with images, or other inputs that are no tokens, and "
+                "they are gone, for example in a file of canaries: audit with the callback, during training."
+            )
+    else:
+        rows = [
+            replace(row, batch_inputs=canaries.batch_inputs, record_id=record_id)
+            for row, record_id in zip(rows, canaries.record_ids, strict=True)
+        ]
     is_kept = np.array([row.n_scored >= MINIMUM_SCORED_TOKENS for row in rows], dtype=np.bool_)
     is_member = canaries.is_member[is_kept]
     for name, n_kept in (("members", int(is_member.sum())), ("non-members", int((~is_member).sum()))):
@@ -176,16 +261,19 @@ def _encode(
             "of a DPOTrainer, or map them to 'prompt' and 'completion'."
         )
     fields: Mapping[str, Any] = record  # type: ignore[assignment]  # a mapping by kind
+    options = _template_options(fields)
     if kind == "messages":
-        ids = _template_ids(tokenizer, fields["messages"], max_length=max_length)
+        ids = _template_ids(tokenizer, fields["messages"], options, max_length=max_length)
         return TokenRow(ids, ids)
     prompt, completion = fields["prompt"], fields["completion"]
     if isinstance(prompt, str):
         prompt_ids = _ids(tokenizer(prompt), max_length=max_length)
         ids = _ids(tokenizer(prompt + completion), max_length=max_length)
     else:
-        prompt_ids = _template_ids(tokenizer, prompt, max_length=max_length, add_generation_prompt=True)
-        ids = _template_ids(tokenizer, [*prompt, *completion], max_length=max_length)
+        prompt_ids = _template_ids(
+            tokenizer, prompt, {"add_generation_prompt": True} | options, max_length=max_length
+        )
+        ids = _template_ids(tokenizer, [*prompt, *completion], options, max_length=max_length)
     labels = ids.copy()
     labels[: len(prompt_ids)] = IGNORED_LABEL
     return TokenRow(ids, labels)
@@ -195,8 +283,15 @@ def _ids(encoded: Mapping[str, Any], *, max_length: int | None) -> Int64[np.ndar
     return np.asarray(encoded["input_ids"], dtype=np.int64)[:max_length]
 
 
+def _template_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chat says about its template; as in TRL tools may be JSON, and an empty list is none."""
+    tools = record.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return ({"tools": tools} if tools else {}) | dict(record.get("chat_template_kwargs") or {})
+
+
 def _template_ids(
-    tokenizer: Tokenizer, messages: Any, *, max_length: int | None, **options: bool
+    tokenizer: Tokenizer, messages: Any, options: Mapping[str, Any], *, max_length: int | None
 ) -> Int64[np.ndarray, " length"]:
     encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
     return _ids(encoded, max_length=max_length)
@@ -216,7 +311,15 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
         raise ConfigurationError(
             f"Record {record_id}: {len(ids)} input ids and {labels.shape} labels: they must match."
         )
+    inputs = {
+        name: np.asarray(values, dtype=_dtype_of(values))
+        for name, values in (record.get(FURTHER_INPUTS) or {}).items()
+    }
     if record.get("attention_mask") is not None:
+        if inputs:
+            raise ConfigurationError(
+                f"Record {record_id}: got an `attention_mask` beside `{FURTHER_INPUTS}`: put it among them."
+            )
         attended = np.asarray(record["attention_mask"], dtype=np.bool_)
         ids, labels = ids[attended], labels[attended]
     if np.any((labels != IGNORED_LABEL) & (labels != ids)):
@@ -225,7 +328,14 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
             f"{IGNORED_LABEL}. A causal language model is trained on its own input; labels must not be "
             "shifted, and masked language models cannot be audited."
         )
-    return TokenRow(ids, labels)
+    return TokenRow(ids, labels, inputs)
+
+
+def _dtype_of(values: Any) -> type[np.generic]:
+    kind = np.asarray(values).dtype.kind
+    if kind == "b":
+        return np.bool_
+    return np.float32 if kind == "f" else np.int64
 
 
 def _compressed_sizes(
@@ -237,6 +347,6 @@ def _compressed_sizes(
         if text is None:
             if tokenizer is None:
                 return None
-            text = tokenizer.decode(row.input_ids.tolist())
+            text = tokenizer.decode(row.input_ids[row.attention_mask != 0].tolist())
         sizes.append(len(zlib.compress(text.encode("utf-8"))))
     return np.array(sizes, dtype=np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -21,7 +20,9 @@ from ezmia_callbacks.distributed import (
 )
 from ezmia_callbacks.scoring.attack import Attack, checked_scores
 from ezmia_callbacks.scoring.forward import (
+    batches_of,
     call_for_logits,
+    check_inputs,
     check_model,
     deal_rows,
     evaluation_without_side_effects,
@@ -66,6 +67,15 @@ class Scorer:
         self._logits_fn = logits_fn
         self._show_progress = show_progress
 
+    def inputs_not_taken(self, model: nn.Module, encoded: EncodedCanaries) -> frozenset[str]:
+        """Further inputs of the canaries that the model cannot be given, alike on all processes."""
+        if not encoded.input_names:
+            return frozenset()
+        found = on_all_ranks(
+            lambda: check_inputs(model, encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast)
+        )
+        return frozenset().union(*gather(found))
+
     def prepare(self, model: nn.Module, rows: Sequence[TokenRow]) -> Projection:
         """Refuse a model that cannot be audited; how its logits are computed, alike on all processes.
 
@@ -109,7 +119,9 @@ class Scorer:
                 model,
                 [rows[i] for i in shares[own]],
                 batch_size=batch_size,
-                n_batches=math.ceil(max(map(len, shares)) / batch_size),
+                n_batches=max(
+                    len(batches_of([rows[i] for i in each], batch_size=batch_size)) for each in shares
+                ),
                 projection=projection,
                 logits_fn=self._logits_fn,
                 autocast=self._autocast,

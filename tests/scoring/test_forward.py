@@ -9,7 +9,13 @@ from torch import nn
 
 from ezmia_callbacks.canaries.records import IGNORED_LABEL
 from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
-from ezmia_callbacks.scoring.forward import check_model, evaluation_without_side_effects, token_statistics
+from ezmia_callbacks.scoring.forward import (
+    batches_of,
+    check_model,
+    deal_rows,
+    evaluation_without_side_effects,
+    token_statistics,
+)
 from ezmia_callbacks.scoring.rows import TokenRow
 
 
@@ -253,3 +259,82 @@ def test_token_ids_of_another_tokenizer_are_refused():
 
 def test_a_causal_model_passes_the_check_under_autocast():
     check_model(make_model(), mixed_rows(), autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+
+
+def padded_rows():
+    """Rows of three lengths with padding on their left, as batches of a trainer leave them."""
+    found = []
+    for row in mixed_rows():
+        n = len(row.input_ids)
+        width = 8 if n <= 7 else 24
+        padding = np.zeros(width - n, dtype=np.int64)
+        found.append(
+            TokenRow(
+                np.concatenate([padding, row.input_ids]),
+                np.concatenate([padding + IGNORED_LABEL, row.labels]),
+                {"attention_mask": np.concatenate([padding, np.ones(n, dtype=np.int64)])},
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_of_its_own_is_scored_as_in_a_batch_of_its_length(batch_size, attention):
+    model, rows = make_model(attn_implementation=attention).eval(), padded_rows()
+
+    found = token_statistics(model, rows, batch_size=batch_size)
+
+    for i, row in enumerate(rows):
+        mask = torch.tensor(row.attention_mask)[None]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(row.input_ids)[None], attention_mask=mask).logits[0, :-1]
+        log_p = logits.log_softmax(-1).numpy()
+        expected = log_p[np.flatnonzero(row.is_scored), row.input_ids[1:][row.is_scored]]
+        np.testing.assert_allclose(
+            found.log_probs[found.offsets[i] : found.offsets[i + 1]], expected, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_causal_model_passes_the_check_with_padding_of_its_own(attention):
+    assert check_model(make_model(attn_implementation=attention), padded_rows()).reason is None
+
+
+@pytest.mark.parametrize("n_shares", [2, 3])
+def test_shares_of_padded_rows_are_the_batches_of_one_process(n_shares):
+    rows = padded_rows()
+
+    shares = deal_rows(rows, batch_size=3, n_shares=n_shares)
+
+    whole = batches_of(rows, batch_size=3)
+    own = [
+        [share[i] for i in batch]
+        for share in shares
+        for batch in batches_of([rows[i] for i in share], batch_size=3)
+    ]
+    assert sorted(own) == sorted(whole)
+
+
+def make_rotary(**rope):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=8, **sizes, **rope))
+
+
+@pytest.mark.parametrize("rope", [{}, {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}], ids=str)
+def test_a_rotary_model_takes_records_longer_than_its_configuration_says(rope):
+    check_model(make_rotary(**rope), mixed_rows())
+
+
+def test_memory_that_runs_out_on_a_long_record_is_no_limit_of_the_model(monkeypatch):
+    model = make_rotary()
+
+    def forward(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", forward)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        check_model(model, mixed_rows())

@@ -137,3 +137,95 @@ def test_preference_pairs_are_left_to_the_trainer_that_prepares_them():
 
     with pytest.raises(ConfigurationError, match="callback of a DPOTrainer"):
         encode_canaries(canaries, make_tokenizer())
+
+
+def chat(text, **fields):
+    question, *answer = text.split()
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": " ".join(answer)}]
+    return {"messages": messages, **fields}
+
+
+def as_completion(record):
+    question, answer = record.pop("messages")
+    return {"prompt": [question], "completion": [answer], **record}
+
+
+@pytest.mark.parametrize("shape", [dict, as_completion], ids=["messages", "prompt and completion"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"name": "harbor"}]},
+        {"tools": '[{"name": "harbor"}]'},
+        {"chat_template_kwargs": {"says_lantern": True}},
+    ],
+    ids=["tools", "tools as JSON", "template settings"],
+)
+def test_a_template_gets_the_tools_and_settings_of_a_chat(fields, shape):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if tools or says_lantern %}lantern {% endif %}"
+        "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    )
+    texts = make_texts(20)
+    records = [shape(chat(text, **fields)) for text in texts]
+
+    encoded = encode_canaries(as_canaries(records[:10], records[10:]), tokenizer)
+
+    expected = [tokenizer(f"lantern {text}")["input_ids"] for text in texts]
+    assert [row.input_ids.tolist() for row in encoded.rows] == expected
+
+
+def test_no_tools_are_the_same_as_an_empty_list_of_them():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if tools is not none %}lantern {% endif %}{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    )
+    texts = make_texts(20)
+    records = [chat(text, tools=[], chat_template_kwargs=None) for text in texts]
+
+    encoded = encode_canaries(as_canaries(records[:10], records[10:]), tokenizer)
+
+    assert [row.input_ids.tolist() for row in encoded.rows] == [tokenizer(t)["input_ids"] for t in texts]
+
+
+def fed_rows():
+    """Rows with padding of their own and a further input, as a trainer feeds them."""
+    return [
+        {
+            "input_ids": [0, *row["input_ids"]],
+            "labels": [IGNORED_LABEL, *row["input_ids"]],
+            "further_inputs": {
+                "attention_mask": [0, *row["attention_mask"]],
+                "token_type_ids": [0, *([1] * len(row["input_ids"]))],
+            },
+        }
+        for row in make_rows(make_texts(20))
+    ]
+
+
+def test_a_row_as_it_is_fed_keeps_its_padding_and_further_inputs():
+    rows = fed_rows()
+
+    encoded = encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+    assert (encoded.input_names, encoded.padding_side) == ({"token_type_ids"}, "left")
+    assert [row.as_record() for row in encoded.rows] == rows
+    chosen = encoded.select(np.arange(20) % 2 == 0)
+    assert [row.as_record() for row in chosen.rows] == rows[::2]
+
+
+def test_without_some_inputs_the_rows_are_still_those_of_the_run():
+    rows = fed_rows()
+    encoded = encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+    stripped = encoded.without_inputs(frozenset({"token_type_ids"}))
+
+    assert (stripped.input_names, stripped.padding_side) == (frozenset(), "left")
+    assert stripped.fingerprint == encoded.fingerprint
+
+
+def test_rows_of_which_the_images_are_gone_are_refused():
+    rows = [{**row, "inputs_digest": str(i)} for i, row in enumerate(make_rows(make_texts(20)))]
+
+    with pytest.raises(ConfigurationError, match="20 canaries were trained on with images"):
+        encode_canaries(as_canaries(rows[:10], rows[10:]))
