@@ -92,6 +92,7 @@ class TrainingArguments(Protocol):
     load_best_model_at_end: bool
     metric_for_best_model: str | None
     per_device_eval_batch_size: int
+    per_device_train_batch_size: int
     save_strategy: str
 
 

@@ -25,6 +25,7 @@ def feed_of(trainer: Trainer) -> Feed:
         tokenizer_advice="`processing_class=tokenizer` to the trainer",
         text_field=getattr(trainer.args, "dataset_text_field", "text"),
         cuts_records=is_cut_by_packing(trainer),
+        batch_size=trainer.args.per_device_train_batch_size,
     )
 
 

@@ -47,7 +47,14 @@ from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
-from ezmia_callbacks.scoring.forward import call_for_logits, check_model, evaluation_without_side_effects
+from ezmia_callbacks.scoring.forward import (
+    InputNotTakenError,
+    call_for_logits,
+    check_model,
+    evaluation_without_side_effects,
+    inputs_not_named,
+    takes_further_inputs,
+)
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import Tokenizer
 from ezmia_callbacks.shells import console
@@ -420,6 +427,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
 
     def _begin(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         log_start(auditor, self.settings.budget)
+        auditor.settle_inputs(pl_module)
         if self.logits_fn is None:
             # The LightningModule itself has no configuration to check the canaries against.
             check_model(language_model_in(pl_module), auditor.encoded.rows, autocast=self._training_context)
@@ -449,6 +457,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         # Tokenizers, collators and datasets may draw random numbers.
         with evaluation_without_side_effects(pl_module):
             canaries = self._prepare_canaries(trainer, tokenizer)
+        takes_inputs = self.logits_fn is None or takes_further_inputs(self.logits_fn)
         batch_size = getattr(trainer.train_dataloader, "batch_size", None)
         settings = replace(
             self.settings,
@@ -463,7 +472,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             tokenizer=tokenizer,
             training_records=sample_training_rows(getattr(trainer.train_dataloader, "dataset", None)),
             show_progress=trainer.progress_bar_callback is not None,
-            logits_fn=self._logits,
+            logits_fn=self._logits if takes_inputs else self._logits_of_tokens,
             autocast=self._training_context,
         )
 
@@ -488,11 +497,18 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             raise ConfigurationError("No Trainer trains with this callback: pass it in `callbacks=[...]`.")
         return self._forward_context()
 
-    def _logits(self, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _logits(self, module: nn.Module, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
         # A reference of the user's may be a bare model.
         if self.logits_fn is not None and hasattr(module, "training_step"):
-            return self.logits_fn(module, input_ids, attention_mask)
-        return call_for_logits(language_model_in(module), input_ids, attention_mask)
+            return self.logits_fn(module, input_ids, attention_mask, **inputs)
+        model = language_model_in(module)
+        unknown = inputs_not_named(model, frozenset(inputs))
+        if unknown:
+            raise InputNotTakenError(unknown)
+        return call_for_logits(model, input_ids, attention_mask, **inputs)
+
+    def _logits_of_tokens(self, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._logits(module, input_ids, attention_mask)
 
     def _n_audits(self, trainer: LightningTrainer) -> int | None:
         return n_planned_audits(

@@ -15,6 +15,9 @@ __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 
+# Where none is known.
+_BATCH_SIZE = 8
+
 
 def draw_from_loaders(
     train: Any, validation: Any, *, n_members: int, n_non_members: int, seed: int
@@ -54,7 +57,9 @@ def draw_from_loaders(
             )
     (training,), (validating,) = loaders.values()
     return draw_canaries(
-        Feed(Source("train_dataset", training.dataset), training.collate_fn),
+        Feed(
+            Source("train_dataset", training.dataset), training.collate_fn, batch_size=_batch_size(training)
+        ),
         Source("eval_dataset", validating.dataset),
         n_members=n_members,
         n_non_members=n_non_members,
@@ -97,6 +102,7 @@ def as_fed_by_loaders(
         found[0].collate_fn,
         tokenizer=tokenizer,
         tokenizer_advice="`tokenizer=`, give the LightningModule a `tokenizer` attribute",
+        batch_size=_batch_size(found[0]),
     )
     return canaries_as_fed(feed, canaries, max_length=max_length)
 
@@ -108,6 +114,12 @@ def _loaders(loaders: Any) -> list[Any]:
         return list(loaders.values())
     is_several = isinstance(loaders, Sequence) and not hasattr(loaders, "dataset")
     return list(loaders) if is_several else [loaders]
+
+
+def _batch_size(loader: Any) -> int:
+    """Rows in a batch of a loader; a sampler of batches of the user's own may not say."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None) or _BATCH_SIZE
 
 
 def _has_rows(dataset: Any) -> bool:

@@ -1,13 +1,16 @@
-"""What a run's collator makes of one row: the tokens that the model gets, and which of them are trained."""
+"""What a run's collator makes of rows: the tokens that the model gets, what else, and which are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from ezmia_callbacks.canaries.records import IGNORED_LABEL
+from ezmia_callbacks.canaries.records import FURTHER_INPUTS, IGNORED_LABEL
 from ezmia_callbacks.errors import ConfigurationError
 
 __all__: list[str] = []
@@ -15,24 +18,56 @@ __all__: list[str] = []
 Row = Mapping[str, Any]
 Collate = Callable[[list[dict[str, Any]]], Any]
 
+MASK = "attention_mask"
 
-def collated(row: Row, collate: Collate) -> Row:
-    """One row as the collator hands it to the model: input ids and labels, without padding.
+# Of a batch, what says which tokens are trained, or how many; the model reads the records without.
+_TRAINING_ONLY = frozenset(
+    {
+        "input_ids",
+        MASK,
+        "labels",
+        "completion_mask",
+        "assistant_masks",
+        "loss_mask",
+        "shift_labels",
+        "num_items_in_batch",
+        "length",
+        "return_loss",
+        "use_cache",
+    }
+)
+
+# Where batches are one row of all records, what says where each begins: of one record alone it says nothing.
+BORDERS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"})
+
+
+class FedRow(NamedTuple):
+    """One row as the collator hands it to the model.
+
+    Attributes:
+        record: Input ids and labels without padding.
+        padded: The same with the padding that it was given, and further inputs of its tokens.
+        is_plain: Whether `record` is all that the model learns from, so that it can be scored alone.
+        batch_names: Further inputs that are no values of tokens.
+    """
+
+    record: Row
+    padded: Row
+    is_plain: bool
+    batch_names: frozenset[str]
+
+
+def fed_row(row: Row, collate: Collate) -> FedRow:
+    """One row as the collator hands it to the model in a batch of its own.
 
     Of a preference pair it is the prompt, without loss, and the chosen side.
 
     Raises:
         ConfigurationError: if the collator fails on the row, or returns no labels for it.
     """
-    try:
-        batch = collate([dict(row)])
-    except Exception as error:
-        raise ConfigurationError(
-            f"The trainer's collator cannot make a batch of one canary with the columns {sorted(row)}: "
-            f"{error}. Draw the canaries from the dataset that the trainer is given."
-        ) from error
-    columns = batch if isinstance(batch, Mapping) else {}
-    mask_name = "completion_mask" if "chosen_ids" in row else "labels"
+    columns = _columns([row], collate)
+    is_pair = "chosen_ids" in row
+    mask_name = "completion_mask" if is_pair else "labels"
     if "input_ids" not in columns or columns.get(mask_name) is None:
         raise ConfigurationError(
             f"The trainer's collator returns no `labels` (got {sorted(columns)}): without them there is no "
@@ -40,21 +75,149 @@ def collated(row: Row, collate: Collate) -> Row:
             "or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or newer) "
             "and DPOTrainer (TRL 0.29 or newer) can be audited."
         )
-    n_rows = 2 if mask_name == "completion_mask" else 1
+    n_rows = 2 if is_pair else 1
     ids, labels = (_first(columns[name], n_rows=n_rows) for name in ("input_ids", mask_name))
-    if mask_name == "completion_mask":
+    if is_pair:
         labels = np.where(labels != 0, ids, IGNORED_LABEL)
-    if columns.get("attention_mask") is not None:
-        is_attended = _first(columns["attention_mask"], n_rows=n_rows) != 0
+    if columns.get(MASK) is not None:
+        is_attended = _first(columns[MASK], n_rows=n_rows) != 0
     else:
         # Without a mask, padding can only be what the row did not have.
         is_attended = np.arange(len(ids)) < len(row.get("input_ids", ids))
-    return {"input_ids": ids[is_attended].tolist(), "labels": labels[is_attended].tolist()}
+    if is_pair:
+        # The trainer takes the batch apart, and what else is in it is its own.
+        record = {"input_ids": ids[is_attended].tolist(), "labels": labels[is_attended].tolist()}
+        return FedRow(record, record, True, frozenset())
+    return _fed(ids, labels, is_attended, columns, shape=_shape(columns["input_ids"]), index=0)
+
+
+def fed_batch(rows: Sequence[Row], collate: Collate) -> list[FedRow] | None:
+    """Several rows as the collator hands them to the model in one batch; None if it makes one row of them.
+
+    Raises:
+        ConfigurationError: if the collator fails on the rows.
+    """
+    columns = _columns(rows, collate)
+    shape = _shape(columns["input_ids"])
+    if len(shape) != 2 or shape[0] != len(rows) or columns.get(MASK) is None:
+        return None
+    ids, labels, masks = (np.asarray(_list_of(columns[name])) for name in ("input_ids", "labels", MASK))
+    return [_fed(ids[i], labels[i], masks[i] != 0, columns, shape=shape, index=i) for i in range(len(rows))]
+
+
+def made_for_batch(rows: Iterable[Row], collate: Collate) -> dict[str, Any]:
+    """The token ids of a batch and its further inputs, as the collator makes them; each time the same.
+
+    Collators and datasets may draw random numbers, as image augmentation does: from the same seed for every
+    batch, for what is compared has to be made alike. To be called where random states are put back.
+    """
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    # Of the processor alone: `torch.manual_seed` would reach generators that nobody puts back.
+    torch.default_generator.manual_seed(0)
+    columns = _columns(list(rows), collate)
+    return {name: columns[name] for name in ["input_ids", *_further(columns)]}
+
+
+def digest_of(value: Any) -> str:
+    """16 hexadecimal digits that stand for an image, a tensor, or whatever holds some."""
+    digest = hashlib.sha256()
+    _update(digest, value)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name, item in sorted(value.items()):
+            digest.update(str(name).encode())
+            _update(digest, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _update(digest, item)
+    elif isinstance(value, str | bytes | int | float | None):
+        digest.update(repr(value).encode())
+    else:
+        # Tensors of bfloat16 are no arrays.
+        array = np.asarray(value.float().cpu() if isinstance(value, torch.Tensor) else value)
+        digest.update(str(array.shape).encode() + array.tobytes())
+
+
+def _columns(rows: Sequence[Row], collate: Collate) -> Mapping[str, Any]:
+    try:
+        batch = collate([dict(row) for row in rows])
+    except Exception as error:
+        names = sorted({str(name) for row in rows for name in row})
+        n_canaries = "one canary" if len(rows) == 1 else f"{len(rows)} canaries"
+        raise ConfigurationError(
+            f"The trainer's collator cannot make a batch of {n_canaries} with the columns {names}: "
+            f"{error}. Draw the canaries from the dataset that the trainer is given."
+        ) from error
+    return batch if isinstance(batch, Mapping) else {}
+
+
+def _fed(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    is_attended: np.ndarray,
+    columns: Mapping[str, Any],
+    *,
+    shape: tuple[int, ...],
+    index: int,
+) -> FedRow:
+    attended = np.flatnonzero(is_attended)
+    record = {"input_ids": ids[attended].tolist(), "labels": labels[attended].tolist()}
+    further = _further(columns)
+    of_tokens = {
+        name: np.asarray(_list_of(columns[name])).reshape(shape[0] if len(shape) == 2 else 1, -1)[index]
+        for name in further
+        if _is_of_tokens(columns[name], shape)
+    }
+    positions = of_tokens.get("position_ids")
+    counts_from_0 = positions is not None and np.array_equal(positions[attended], np.arange(len(attended)))
+    # To the last token that is no padding: what follows changes nothing before it.
+    n = int(attended[-1]) + 1 if len(attended) else 0
+    has_own_padding = n > len(attended) and not counts_from_0
+    kept = slice(0, n) if has_own_padding else attended
+    inputs = {name: values[kept].tolist() for name, values in of_tokens.items()}
+    if has_own_padding:
+        inputs[MASK] = is_attended[kept].astype(int).tolist()
+    padded = {
+        "input_ids": ids[kept].tolist(),
+        "labels": np.where(is_attended, labels, IGNORED_LABEL)[kept].tolist(),
+        **({FURTHER_INPUTS: inputs} if inputs else {}),
+    }
+    batch_names = frozenset(further) - set(of_tokens)
+    if counts_from_0:
+        batch_names -= BORDERS
+    changes_something = set(inputs) - ({"position_ids"} if counts_from_0 else set())
+    return FedRow(record, padded, not (changes_something or batch_names), batch_names)
+
+
+def _further(columns: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in columns.items() if name not in _TRAINING_ONLY and value is not None]
+
+
+def _is_of_tokens(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it is a number for each token."""
+    is_array = isinstance(value, torch.Tensor | np.ndarray | list)
+    return is_array and _shape(value) == shape and np.asarray(_list_of(value)).dtype.kind in "biuf"
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Its shape as an array; of lists of different lengths the empty one."""
+    try:
+        return tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+    except ValueError:
+        return ()
+
+
+def _list_of(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _first(values: Any, *, n_rows: int) -> np.ndarray:
     """The first row of a batch, or a bare row, from a list, an array or a tensor."""
-    array = np.asarray(values.tolist() if hasattr(values, "tolist") else values)
+    array = np.asarray(_list_of(values))
     if array.ndim == 2 and len(array) == n_rows:
         return np.asarray(array[0])
     if array.ndim == 1:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.canaries.records import Record, is_empty, record_kind, record_text
+from ezmia_callbacks.canaries.batch_inputs import BatchInputs
+from ezmia_callbacks.canaries.records import (
+    FURTHER_INPUTS,
+    INPUTS_DIGEST,
+    Record,
+    is_empty,
+    record_kind,
+    record_text,
+)
+from ezmia_callbacks.canaries.sets import RowsByNumber
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import (
     CanaryError,
@@ -24,12 +33,24 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
 )
 from ezmia_callbacks.scoring.rows import Tokenizer, encode_canaries
-from ezmia_callbacks.shells.collated import Collate, Row, collated
+from ezmia_callbacks.shells.collated import (
+    BORDERS,
+    Collate,
+    FedRow,
+    Row,
+    digest_of,
+    fed_batch,
+    fed_row,
+    made_for_batch,
+)
 from ezmia_callbacks.shells.membership_check import check_membership, is_indexable, keys_of
 
 __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
+
+# Training rows of which it is looked what the collator returns for them.
+_N_ROWS_TRIED = 4
 
 ADVICE = (
     "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
@@ -73,6 +94,7 @@ class Feed:
         tokenizer_advice: What to do where there is none, to follow "pass".
         text_field: Column of the text where the trainer reads text.
         cuts_records: Whether packing cut records wherever a row was full, so that none can be found again.
+        batch_size: Rows in a training batch, which are padded to one length.
     """
 
     training: Source
@@ -84,6 +106,11 @@ class Feed:
     tokenizer_advice: str = "`tokenizer=`"
     text_field: str = "text"
     cuts_records: bool = False
+    batch_size: int = 8
+
+    def read(self, row: Row) -> Row:
+        """A row as the collator gets it."""
+        return row if self.columns is None else {k: v for k, v in row.items() if k in self.columns}
 
     @property
     def first_row(self) -> Any:
@@ -91,12 +118,39 @@ class Feed:
         dataset = self.training.rows
         return dataset[0] if is_indexable(dataset) and len(dataset) else None
 
+    @property
+    def row_columns(self) -> frozenset[str]:
+        """The columns of the training rows, as far as they are known."""
+        first = self.first_row
+        names = first if isinstance(first, Mapping) else getattr(self.training.rows, "column_names", None)
+        return frozenset(names or ())
+
 
 class _DrawnRow(NamedTuple):
-    """A row as the dataset has it, and as the collator hands it to the model."""
+    """Which row of a dataset it is, by what it is found there, and as the collator hands it to the model."""
 
-    as_stored: Row
-    as_fed: Row
+    number: int
+    keys: Sequence[bytes]
+    as_fed: FedRow
+
+
+class _FedRows(NamedTuple):
+    """Rows in the form in which they are scored."""
+
+    records: Sequence[dict[str, Any]]
+    batch_names: frozenset[str]
+    lacking: frozenset[str]
+
+    def batch_inputs(self, feed: Feed, rows: Sequence[Row], record_ids: Sequence[str]) -> BatchInputs | None:
+        """How the inputs of batches are made, of rows as stored; None if there are none, and none lack."""
+        if not (self.batch_names or self.lacking):
+            return None
+        index_of = {record_id: i for i, record_id in enumerate(record_ids)}
+
+        def make(wanted: Sequence[str]) -> Mapping[str, object]:
+            return made_for_batch((feed.read(rows[index_of[name]]) for name in wanted), feed.collate)
+
+        return BatchInputs(self.batch_names, make, self.lacking)
 
 
 def draw_canaries(
@@ -123,11 +177,16 @@ def draw_canaries(
     members = _drawn(feed, feed.training, n_members, rng=rng)
     non_members = _drawn(feed, evaluation, n_non_members, rng=rng)
     drawn = members | non_members
+    record_ids = list(drawn)
+    sources = {name: feed.training.rows for name in members} | {name: evaluation.rows for name in non_members}
+    stored = [RowsByNumber(sources[name], [row.number]) for name, row in drawn.items()]
+    rows: Sequence[Row] = _Flattened(stored)
+    fed = _in_scored_form(feed, rows, [row.as_fed for row in drawn.values()])
     try:
         canaries = CanarySet.from_lists(
-            [row.as_fed for row in members.values()],
-            [row.as_fed for row in non_members.values()],
-            record_ids=list(drawn),
+            fed.records[: len(members)],
+            fed.records[len(members) :],
+            record_ids=record_ids,
             method="trainer_datasets",
         )
     except OverlappingCanariesError as error:
@@ -137,8 +196,8 @@ def draw_canaries(
         ) from error
     except TooFewCanariesError as error:
         raise TooFewCanariesError(f"{error} " + ADVICE) from error
-    _report_membership(feed, canaries, {name: row.as_stored for name, row in drawn.items()})
-    return canaries
+    _report_membership(feed, canaries, {name: row.keys for name, row in drawn.items()})
+    return replace(canaries, rows=None, batch_inputs=fed.batch_inputs(feed, rows, record_ids))
 
 
 def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> CanarySet:
@@ -158,24 +217,26 @@ def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) 
         OverlappingCanariesError: if a non-member is among the training rows.
     """
     prepared = _prepared(feed, canaries, max_length=max_length)
-    fed = [_as_fed(feed, row) for row in prepared.rows]
-    n_copies = Counter(tuple(row["input_ids"]) for row in fed)
-    usable = [i for i, row in enumerate(fed) if not is_empty(row) and n_copies[tuple(row["input_ids"])] == 1]
+    fed = _in_scored_form(feed, prepared.rows, [_as_fed(feed, row) for row in prepared.rows])
+    identities = [_identity(row) for row in fed.records]
+    n_copies = Counter(identities)
+    usable = [i for i, row in enumerate(fed.records) if not is_empty(row) and n_copies[identities[i]] == 1]
     kept = [prepared.kept[i] for i in usable]
-    record_ids = tuple(canaries.record_ids[i] for i in kept)
     left_out = (
         f"{len(canaries) - len(kept)} of {len(canaries)} canaries are left out: as the trainer prepares them "
         "(template, label mask, truncation to `max_length`), no token of theirs carries loss, or they are "
         "the same as another."
     )
     try:
-        as_fed = canaries.select(kept, records=[fed[i] for i in usable])
+        as_fed = canaries.select(kept, records=[fed.records[i] for i in usable])
     except TooFewCanariesError as error:
         raise TooFewCanariesError(f"{left_out} {error}") from error
     if len(kept) < len(canaries) and is_main_process():
         logger.warning("%s", left_out)
-    _report_membership(feed, as_fed, dict(zip(record_ids, (prepared.rows[i] for i in usable), strict=True)))
-    return as_fed
+    keys = {canaries.record_ids[prepared.kept[i]]: keys_of(prepared.rows[i]) for i in usable}
+    _report_membership(feed, as_fed, keys)
+    record_ids = [canaries.record_ids[i] for i in prepared.kept]
+    return replace(as_fed, rows=None, batch_inputs=fed.batch_inputs(feed, prepared.rows, record_ids))
 
 
 def as_row(record: Record, *, text_field: str) -> dict[str, Any]:
@@ -185,11 +246,105 @@ def as_row(record: Record, *, text_field: str) -> dict[str, Any]:
     return dict(record) if isinstance(record, Mapping) else {}
 
 
-def _as_fed(feed: Feed, row: Row) -> Row:
-    """One row as the model gets it."""
-    if feed.columns is not None:
-        row = {name: value for name, value in row.items() if name in feed.columns}
-    return collated(row, feed.collate)
+class _Flattened(Sequence[Any]):
+    """Rows of several datasets, each read when it is asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._parts[index][0]
+
+
+def _as_fed(feed: Feed, row: Row) -> FedRow:
+    """One row as the model gets it, in a batch of its own."""
+    return fed_row(feed.read(row), feed.collate)
+
+
+def _identity(record: Row) -> tuple[Any, ...]:
+    """What makes a record another than the next: its tokens without padding, and its images."""
+    mask = record.get(FURTHER_INPUTS, {}).get("attention_mask")
+    ids = record["input_ids"]
+    tokens = ids if mask is None else [token for token, is_in in zip(ids, mask, strict=True) if is_in]
+    return (*tokens, record.get(INPUTS_DIGEST))
+
+
+def _in_scored_form(feed: Feed, rows: Sequence[Row], alone: Sequence[FedRow]) -> _FedRows:
+    """Rows as they are scored: token ids and labels where these are all that the model is trained on.
+
+    Otherwise they carry what training gives the model besides. Padding is then that of batches of the
+    training's size, drawn at random as those of training are, and stays with the row: reference and audits
+    score the same, whatever the batches of an audit are.
+
+    Args:
+        feed: How the run feeds its model.
+        rows: The rows as stored.
+        alone: Each of them in a batch of its own.
+    """
+    lacking = _lacking(feed, alone)
+    if all(row.is_plain for row in alone) and not _is_padded_in_batches(feed, rows, alone):
+        return _FedRows([dict(row.record) for row in alone], frozenset(), lacking)
+    fed = list(alone)
+    order = np.random.default_rng(0).permutation(len(rows))
+    for start in range(0, len(order), feed.batch_size):
+        chosen = [int(i) for i in order[start : start + feed.batch_size]]
+        batch = fed_batch([feed.read(rows[i]) for i in chosen], feed.collate)
+        for i, row_in_batch in zip(chosen, batch or [], strict=batch is not None):
+            fed[i] = row_in_batch
+    # A name that is not a value of tokens everywhere is so nowhere.
+    batch_names = frozenset[str]().union(*(row.batch_names for row in (*fed, *alone)))
+    records = [_without(row.padded, batch_names) for row in fed]
+    if batch_names:
+        for record, row in zip(records, rows, strict=True):
+            made = made_for_batch([feed.read(row)], feed.collate)
+            of_row = {name: value for name, value in made.items() if name in batch_names}
+            record[INPUTS_DIGEST] = digest_of(of_row)
+    return _FedRows(records, batch_names, lacking)
+
+
+def _without(record: Row, names: frozenset[str]) -> dict[str, Any]:
+    inputs = {name: v for name, v in record.get(FURTHER_INPUTS, {}).items() if name not in names}
+    bare = {name: value for name, value in record.items() if name != FURTHER_INPUTS}
+    return bare | ({FURTHER_INPUTS: inputs} if inputs else {})
+
+
+def _is_padded_in_batches(feed: Feed, rows: Sequence[Row], alone: Sequence[FedRow]) -> bool:
+    """Whether rows of different lengths are padded so that it changes what the model learns from them."""
+    lengths = [len(row.record["input_ids"]) for row in alone]
+    if len(set(lengths)) < 2:
+        return False
+    batch = [rows[int(np.argmin(lengths))], rows[int(np.argmax(lengths))]]
+    if any("chosen_ids" in row for row in batch):
+        return False
+    fed = fed_batch([feed.read(row) for row in batch], feed.collate)
+    return fed is not None and not all(row.is_plain for row in fed)
+
+
+def _lacking(feed: Feed, alone: Sequence[FedRow]) -> frozenset[str]:
+    """Further inputs that training rows have and the canaries do not, which then are fed otherwise."""
+    dataset = feed.training.rows
+    if feed.training.is_packed or not is_indexable(dataset):
+        return frozenset()
+    found = frozenset[str]()
+    for index in range(min(_N_ROWS_TRIED, len(dataset))):
+        row = dataset[index]
+        if not isinstance(row, Mapping) or "seq_lengths" in row:
+            continue
+        try:
+            fed = _as_fed(feed, row)
+        except ConfigurationError:
+            # Rows of another shape than the canaries' are not to be compared with.
+            continue
+        found |= frozenset() if fed.is_plain else _names(fed)
+    # Where several records stand in a row, positions begin anew with each; a canary has its row for itself.
+    return found.difference(BORDERS, {"position_ids"}, *(_names(row) for row in alone))
+
+
+def _names(row: FedRow) -> frozenset[str]:
+    return row.batch_names | (frozenset(row.padded.get(FURTHER_INPUTS, {})) - {"attention_mask"})
 
 
 def _drawn(feed: Feed, source: Source, n: int, *, rng: np.random.Generator) -> dict[str, _DrawnRow]:
@@ -207,8 +362,8 @@ def _drawn(feed: Feed, source: Source, n: int, *, rng: np.random.Generator) -> d
                 f"No canaries were given and `{source.name}` is packed: a row is not a record. " + ADVICE
             )
         as_fed = _as_fed(feed, row)
-        if not is_empty(as_fed):
-            rows[f"{source.name}-{index}"] = _DrawnRow(row, as_fed)
+        if not is_empty(as_fed.record):
+            rows[f"{source.name}-{index}"] = _DrawnRow(int(index), keys_of(row), as_fed)
         if len(rows) == n:
             break
     return rows
@@ -224,7 +379,33 @@ def _prepared(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> Pre
     if not (is_tokenized or is_tokenized_later or feed.takes_raw_records):
         return _tokenized(feed, canaries, max_length=max_length)
     rows = [as_row(record, text_field=feed.text_field) for record in canaries.records]
-    return PreparedRows(rows, range(len(canaries)))
+    return PreparedRows(_with_other_columns(rows, canaries.rows, feed.row_columns), range(len(canaries)))
+
+
+class _WithOtherColumns(Sequence[Row]):
+    """Rows with other columns of those that they were taken from, read when they are asked for."""
+
+    def __init__(self, rows: Sequence[Row], stored: Sequence[Any], columns: frozenset[str]) -> None:
+        self._rows = rows
+        self._stored = stored
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        stored = self._stored[index]
+        if not isinstance(stored, Mapping):
+            return self._rows[index]
+        return {k: v for k, v in stored.items() if k in self._columns} | dict(self._rows[index])
+
+
+def _with_other_columns(
+    rows: Sequence[Row], stored: Sequence[Any] | None, columns: frozenset[str]
+) -> Sequence[Row]:
+    """Such as images: the collator gets of canaries what it gets of training rows, and no more."""
+    known = {name for row in rows for name in row}
+    return rows if stored is None or columns <= known else _WithOtherColumns(rows, stored, columns)
 
 
 def _tokenized(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> PreparedRows:
@@ -234,28 +415,34 @@ def _tokenized(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> Pr
             "canaries from the tokenized dataset."
         )
     encoded = encode_canaries(canaries, feed.tokenizer, max_length=max_length)
-    first = feed.first_row
-    has_labels = isinstance(first, Mapping) and "labels" in first
+    kept = canaries.indices_of(encoded.record_ids)
+    has_labels = "labels" in feed.row_columns
     rows: list[dict[str, Any]] = []
-    for row in encoded.rows:
+    for row, index in zip(encoded.rows, kept, strict=True):
         fields = {"input_ids": row.input_ids.tolist(), "attention_mask": [1] * len(row.input_ids)}
         if has_labels:
             fields["labels"] = row.labels.tolist()
-        rows.append(fields)
-    return PreparedRows(rows, canaries.indices_of(encoded.record_ids))
+        rows.append(fields | _token_types(feed, canaries.records[index], len(row.input_ids)))
+    return PreparedRows(rows, kept)
 
 
-def _report_membership(feed: Feed, canaries: CanarySet, rows: Mapping[str, Row]) -> None:
+def _token_types(feed: Feed, record: Record, length: int) -> dict[str, Any]:
+    """What else the tokenizer says of each token of a text, where training rows have it, too."""
+    if "token_type_ids" not in feed.row_columns or record_kind(record) != "text" or feed.tokenizer is None:
+        return {}
+    found = feed.tokenizer(str(record_text(record))).get("token_type_ids")
+    return {} if found is None else {"token_type_ids": list(found)[:length]}
+
+
+def _report_membership(feed: Feed, canaries: CanarySet, keys: Mapping[str, Sequence[bytes]]) -> None:
     if feed.cuts_records:
         problems = [
             "Packing with the strategy 'wrapped' cuts training records: it cannot be checked that members "
             "are among them and non-members are not. The strategy 'bfd' keeps records whole."
         ]
     else:
-        keys = {record_id: keys_of(rows[record_id]) for record_id in canaries.record_ids}
-        problems = check_membership(
-            feed.training.rows, canaries, {name: found[0] for name, found in keys.items() if found}
-        )
+        own = {name: keys[name][0] for name in canaries.record_ids if keys[name]}
+        problems = check_membership(feed.training.rows, canaries, own)
     if is_main_process():
         for problem in problems:
             logger.warning("%s", problem)

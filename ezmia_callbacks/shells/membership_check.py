@@ -4,6 +4,7 @@ Used by the shells alone. The mistakes that this catches read as "no leakage": k
 training set from before the hold-out, or training on rows that were made in another way.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -22,6 +23,7 @@ _ROWS_READ_AT_ONCE = 1000
 # Some ten seconds of work.
 _MAX_TOKENS_COMPARED = 2_000_000
 _TOKEN_COLUMNS = ("input_ids", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids")
+_IMAGE_COLUMNS = ("image", "images", "pixel_values")
 
 
 def sample_training_rows(dataset: Any) -> list[dict[str, list[int]]] | None:
@@ -98,7 +100,7 @@ def keys_of(row: Any) -> list[bytes]:
     """One key for each record in a training row: several if it is packed, none if it is not readable.
 
     Keys are the attended token ids, of a preference pair those of prompt and chosen side; of a row that is
-    tokenized later they are `record_key`.
+    tokenized later they are `record_key`. The same words about another image have another key.
     """
     if not isinstance(row, Mapping):
         return []
@@ -114,10 +116,37 @@ def keys_of(row: Any) -> list[bytes]:
         records = [np.concatenate([_array(row["prompt_ids"]), _array(row["chosen_ids"])])]
     else:
         try:
-            return [record_key(row).encode()]
+            return [record_key(row).encode() + _image_key(row)]
         except ConfigurationError:
             return []
-    return [record.tobytes() for record in records]
+    return [record.tobytes() + _image_key(row) for record in records]
+
+
+def _image_key(row: Mapping[str, Any]) -> bytes:
+    """Stands for the images of a row, in whatever form they are stored; empty if it has none."""
+    images = [row[name] for name in _IMAGE_COLUMNS if row.get(name) is not None]
+    if not images:
+        return b""
+    digest = hashlib.sha256()
+    for image in images:
+        _add_image(digest, image)
+    return digest.digest()
+
+
+def _add_image(digest: Any, image: Any) -> None:
+    if isinstance(image, Mapping):
+        for _, item in sorted(image.items()):
+            _add_image(digest, item)
+    elif isinstance(image, list | tuple) and not all(isinstance(item, int | float) for item in image):
+        for item in image:
+            _add_image(digest, item)
+    elif isinstance(image, str | bytes | None):
+        digest.update(repr(image).encode())
+    else:
+        is_tensor = hasattr(image, "tolist") and not isinstance(image, np.ndarray)
+        # Lists of lists, arrays and tensors of the same numbers are the same image.
+        values = np.asarray(image.tolist() if is_tensor else image, dtype=np.float32)
+        digest.update(values.tobytes())
 
 
 def is_indexable(dataset: Any) -> bool:
@@ -133,7 +162,9 @@ def _array(values: Any) -> np.ndarray:
 
 def _rows(dataset: Any) -> Iterator[Any]:
     """All rows; of a dataset with columns of tokens, these only."""
-    columns = [name for name in getattr(dataset, "column_names", None) or () if name in _TOKEN_COLUMNS]
+    names = getattr(dataset, "column_names", None) or ()
+    columns = [name for name in names if name in _TOKEN_COLUMNS]
+    columns += [name for name in names if columns and name in _IMAGE_COLUMNS]
     # A transform may replace any column when a row is read.
     if columns and dataset.format["type"] != "custom":
         # Five times as fast as row by row.

@@ -207,3 +207,48 @@ def test_a_split_of_the_users_stays_one():
     fed = canaries_as_fed(feed, canaries, max_length=None)
 
     assert fed.provenance == canaries.provenance
+
+
+def left_padded(rows):
+    """Pads on the left, as absolute positions see it."""
+    batch = without_first_loss(rows)
+    for i, row in enumerate(rows):
+        n = len(batch["input_ids"][i]) - len(row["input_ids"])
+        for name in ("input_ids", "attention_mask"):
+            batch[name][i] = np.roll(batch[name][i], n)
+    batch["labels"] = np.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
+    return batch
+
+
+def mixed_rows():
+    return [row for n in (5, 8, 12) for row in make_rows(make_texts(30, seed=n, n_words=n))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_padding_that_counts_is_that_of_batches_of_the_trainings_size(batch_size):
+    rows, canaries = hold_out(mixed_rows())
+
+    feed = Feed(Source("train_dataset", rows), left_padded, batch_size=batch_size)
+    fed = canaries_as_fed(feed, canaries, max_length=None)
+
+    lengths = [
+        (len(row["input_ids"]), len(raw["input_ids"]))
+        for row, raw in zip(fed.records, canaries.records, strict=True)
+    ]
+    assert all(padded >= own for padded, own in lengths)
+    assert any(padded > own for padded, own in lengths) == (batch_size > 1)
+    assert fed.fingerprint == canaries_as_fed(feed, canaries, max_length=None).fingerprint
+
+
+def test_columns_that_training_rows_do_not_have_do_not_reach_the_collator():
+    rows, canaries = hold_out([row | {"source": "web"} for row in make_rows(make_texts(60))])
+    seen = set()
+
+    def collate(rows):
+        seen.update(*rows)
+        return without_first_loss(rows)
+
+    stripped = [{name: value for name, value in row.items() if name != "source"} for row in rows]
+    canaries_as_fed(Feed(Source("train_dataset", stripped), collate), canaries, max_length=None)
+
+    assert seen == {"input_ids", "attention_mask"} | (set(rows[0]) - {"source"})

@@ -129,3 +129,28 @@ def test_streams_cannot_be_indexed():
     assert is_indexable(TRAINING)
     assert not is_indexable(Stream())
     assert not is_indexable(Dataset.from_list(TRAINING).to_iterable_dataset())
+
+
+@pytest.mark.parametrize("form", [list, Dataset.from_list], ids=["list", "datasets"])
+def test_the_same_words_about_another_image_are_not_trained_on(form):
+    def with_image(row, value):
+        return {**row, "image": [[float(value), 0.5], [0.25, 1.0]]}
+
+    members, others = [with_image(row, 1) for row in ROWS[:10]], [with_image(row, 2) for row in ROWS[:12]]
+    canaries = CanarySet.from_lists(ROWS[:10], ROWS[10:22])
+    keys = {name: keys_of(row)[0] for name, row in zip(canaries.record_ids, [*members, *others], strict=True)}
+
+    assert check_membership(form(members), canaries, keys) == []
+    with pytest.raises(OverlappingCanariesError):
+        check_membership(form([*members, others[0]]), canaries, keys)
+
+
+def test_one_image_has_one_key_in_whatever_form_it_is_stored():
+    pixels = torch.arange(6).reshape(2, 3)
+
+    found = {
+        keys_of({"input_ids": [5, 6], "pixel_values": image})[0]
+        for image in (pixels, pixels.numpy(), pixels.tolist(), pixels.float())
+    }
+
+    assert len(found) == 1
