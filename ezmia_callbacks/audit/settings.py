@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ezmia_callbacks.audit.cadence import Cadence
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.scoring.attack import Attack
@@ -48,7 +49,9 @@ class AuditSettings:
     Attributes:
         budget: When to stop; None only measures.
         every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
-            (0, 1). The last step is always audited.
+            (0, 1). `"auto"` audits at the end of each epoch, and under a budget also after an eighth, a
+            quarter and half of the first, so that a run over budget keeps a part of it. The last step is
+            always audited.
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
@@ -78,7 +81,7 @@ class AuditSettings:
     """
 
     budget: LeakageBudget | None = None
-    every: Literal["epoch"] | int | float = "epoch"
+    every: Cadence = "auto"
     reference: ReferenceSource | str | Path = "auto"
     score: str | Attack = "ez"
     fpr_levels: Sequence[float] = (0.01, 0.1)
@@ -141,6 +144,11 @@ class AuditSettings:
         return self.confidence if self.budget is None else self.budget.confidence
 
     @property
+    def cadence(self) -> Cadence:
+        """When to audit, for this budget: `"auto"` only where there are early audits."""
+        return "epoch" if self.every == "auto" and self.budget is None else self.every
+
+    @property
     def keeps_weights(self) -> bool:
         """Whether the weights of the last audit within the budget are kept, and checkpoints guarded."""
         return self.restore and self.budget is not None
@@ -174,8 +182,8 @@ class AuditSettings:
         every = self.every
         is_steps = isinstance(every, int) and not isinstance(every, bool) and every >= 1
         is_fraction = isinstance(every, float) and 0.0 < every < 1.0
-        if not (every == "epoch" or is_steps or is_fraction):
+        if not (every in ("auto", "epoch") or is_steps or is_fraction):
             raise ConfigurationError(
-                "`every` must be 'epoch', a number of steps >= 1, or a fraction of an epoch in (0, 1), got "
-                f"{every!r}."
+                "`every` must be 'auto', 'epoch', a number of steps >= 1, or a fraction of an epoch in "
+                f"(0, 1), got {every!r}."
             )

@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
+from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, early_steps, ends_epochs
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process, on_all_ranks
@@ -23,9 +24,10 @@ from ezmia_callbacks.huggingface.checkpoints import (
     evaluation_intervals,
     is_best_by_leakage,
     may_save_next,
-    n_planned_audits,
+    planned_audits,
     set_aside_unaudited,
     steps_between,
+    steps_per_epoch,
 )
 from ezmia_callbacks.huggingface.trainer_access import (
     Trainer,
@@ -37,6 +39,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     autocast,
     is_in_pieces,
     log_plainly,
+    n_batches,
     run_folder,
     save_state,
     saved_state,
@@ -58,6 +61,7 @@ from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
 from ezmia_callbacks.shells.messages import (
     check_canaries,
+    log_first_audit,
     log_not_restored,
     log_restarted,
     log_restored,
@@ -95,7 +99,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             and figures include any difference between the two sets.
         budget: When to stop; None only measures.
         every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
-            (0, 1). The last step is always audited.
+            (0, 1). `"auto"` audits at the end of each epoch, and under a budget also after an eighth, a
+            quarter and half of the first, so that a run over budget keeps a part of it. The last step is
+            always audited.
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
@@ -141,7 +147,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         canaries: CanarySet | None = None,
         *,
         budget: LeakageBudget | None = None,
-        every: Literal["epoch"] | int | float = "epoch",
+        every: Cadence = "auto",
         reference: ReferenceSource | str | Path = "auto",
         score: str | Attack = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
@@ -185,6 +191,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._begun_with: weakref.ref[nn.Module] | None = None
         self._is_publishing = False
         self._is_ended = False
+        self._early_steps: frozenset[int] = frozenset()
         self._older_checkpoints: dict[Path, float] = {}
         self._restored_result: AuditResult | None = None
         self._hidden_best: tuple[float | None] | None = None
@@ -212,11 +219,12 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._is_ended = False
         self._restored_result = None
         self._hidden_best = None
+        plan = self._plan(args, state, kwargs.get("train_dataloader"))
         is_restart = self._begun_with is not None and self._begun_with() is model
         if state.global_step == 0 and is_restart and self.auditor is not None:
-            self._restart(args, state, model)
+            self._restart(state, model, plan)
             return
-        self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, state, model))
+        self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, model, plan))
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
             saved = saved_state(state, self._state_key)
@@ -226,13 +234,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         log_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
         self._publish(trainer, state, control, result)
+        log_first_audit(plan, self.settings)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
-        interval = steps_between(self.settings.every, state)
-        is_due = interval is not None and state.global_step % interval == 0
+        """Audit early, every `every` steps or every fraction of an epoch, and before a checkpoint."""
+        interval = steps_between(self.settings.cadence, state)
+        is_due = state.global_step in self._early_steps
+        is_due |= interval is not None and state.global_step % interval == 0
         if is_due or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         self._veto_save(control)
@@ -243,7 +253,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
         self._show_best(state)
         is_last = control.should_training_stop or state.global_step >= state.max_steps
-        if self.settings.every == "epoch" or is_last or self._needs_figures(args, control):
+        if ends_epochs(self.settings.cadence) or is_last or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         if is_last and self._is_past_budget:
             self._restore(args, state, **kwargs)
@@ -464,15 +474,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
         save_state(state, self._state_key, {"history": self.history.to_dicts()})
 
-    def _restart(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+    def _restart(self, state: TrainerState, model: nn.Module, plan: AuditPlan) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
         log_restarted()
         if self.auditor is not None:
-            self.auditor.restart(model, n_audits=self._n_audits(args, state))
+            self.auditor.restart(model, n_audits=plan.n_audits)
             save_state(state, self._state_key, {"history": self.history.to_dicts()})
 
     def _make_auditor(
-        self, trainer: Trainer, args: TrainingArguments, state: TrainerState, model: nn.Module
+        self, trainer: Trainer, args: TrainingArguments, model: nn.Module, plan: AuditPlan
     ) -> PrivacyAuditor:
         # Tokenizers, collators and datasets may draw random numbers.
         with evaluation_without_side_effects(model):
@@ -486,7 +496,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         return PrivacyAuditor(
             canaries,
             **settings.auditor_arguments(),
-            n_audits=self._n_audits(args, state),
+            n_audits=plan.n_audits,
             tokenizer=tokenizer_of(trainer),
             training_records=training_records(trainer),
             show_progress=not args.disable_tqdm,
@@ -503,13 +513,17 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             )
         return as_fed_by_trainer(trainer, self.canaries, max_length=self.settings.max_length)
 
-    def _n_audits(self, args: TrainingArguments, state: TrainerState) -> int | None:
-        intervals = [self.settings.every]
+    def _plan(self, args: TrainingArguments, state: TrainerState, loader: Any) -> AuditPlan:
+        """When this run will be audited; the early steps are kept."""
+        per_epoch = steps_per_epoch(args, state, n_batches(loader))
+        n_steps = int(state.max_steps)
+        self._early_steps = early_steps(self.settings.cadence, n_steps=min(per_epoch or n_steps, n_steps))
+        intervals = [self.settings.cadence]
         if self._guards_checkpoints:
             intervals += checkpoint_intervals(args, state)
         if is_best_by_leakage(args):
             intervals += evaluation_intervals(args, state)
-        return n_planned_audits(intervals, state)
+        return planned_audits(intervals, state, early=self._early_steps, per_epoch=per_epoch)
 
     def _find_trainer(self) -> Trainer:
         return self._trainer.of(self)

@@ -6,10 +6,11 @@ Under a budget every checkpoint is audited before it is written, so that none on
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
+from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, ends_epochs, plan_audits
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
 from ezmia_callbacks.shells.checkpoint_folders import set_aside
@@ -17,9 +18,6 @@ from ezmia_callbacks.shells.checkpoint_folders import set_aside
 __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
-
-Interval = Literal["epoch"] | int | float
-"""Every epoch, every so many optimizer steps, or every fraction of an epoch in (0, 1)."""
 
 # Streams report their number of epochs as a huge integer.
 _MANY_EPOCHS = 10_000
@@ -36,25 +34,25 @@ def may_save_next(args: TrainingArguments, control: TrainerControl) -> bool:
     return bool(control.should_save or (control.should_evaluate and args.save_strategy == "best"))
 
 
-def checkpoint_intervals(args: TrainingArguments, state: TrainerState) -> list[Interval]:
+def checkpoint_intervals(args: TrainingArguments, state: TrainerState) -> list[Cadence]:
     """How often `may_save_next` will be true; empty for never."""
     if args.save_strategy == "best":
         return evaluation_intervals(args, state)
     return _intervals(args.save_strategy, state.save_steps)
 
 
-def evaluation_intervals(args: TrainingArguments, state: TrainerState) -> list[Interval]:
+def evaluation_intervals(args: TrainingArguments, state: TrainerState) -> list[Cadence]:
     """How often the trainer will evaluate; empty for never."""
     return _intervals(args.eval_strategy, state.eval_steps)
 
 
-def _intervals(strategy: str, steps: int | None) -> list[Interval]:
+def _intervals(strategy: str, steps: int | None) -> list[Cadence]:
     if strategy == "epoch":
         return ["epoch"]
     return [int(steps)] if strategy == "steps" and steps else []
 
 
-def steps_between(every: Interval, state: TrainerState) -> int | None:
+def steps_between(every: Cadence, state: TrainerState) -> int | None:
     """Optimizer steps from one audit to the next; None for the ends of epochs.
 
     Raises:
@@ -72,22 +70,37 @@ def steps_between(every: Interval, state: TrainerState) -> int | None:
     return max(1, round(every * int(state.max_steps) / int(state.num_train_epochs)))
 
 
-def n_planned_audits(intervals: list[Interval], state: TrainerState) -> int | None:
-    """Number of audits that a run will make after the baseline, the last step included; None if unknown.
+def steps_per_epoch(args: TrainingArguments, state: TrainerState, n_batches: int | None) -> int | None:
+    """Optimizer steps in an epoch; None for a stream.
 
-    Audits that several intervals ask for at one step count once.
+    Args:
+        args: The trainer's settings.
+        state: Its state, when training begins.
+        n_batches: Length of the training dataloader; None if unknown.
     """
-    n_steps, n_epochs = int(state.max_steps), int(state.num_train_epochs)
-    steps = {n_steps}
-    for every in intervals:
-        interval = steps_between(every, state)
-        if interval is not None:
-            steps.update(range(interval, n_steps, interval))
-        elif n_epochs >= _MANY_EPOCHS:
-            return None
-        else:
-            steps.update(round(n_steps * epoch / n_epochs) for epoch in range(1, n_epochs))
-    return len(steps)
+    if state.num_train_epochs >= _MANY_EPOCHS:
+        return None
+    if args.max_steps <= 0 and args.num_train_epochs >= 1:
+        # The run is the epochs asked for, rounded up to a step; what remains of accumulation is in it.
+        return max(1, math.floor(state.max_steps / args.num_train_epochs + 1e-6))
+    if n_batches is not None:
+        return max(1, math.ceil(n_batches / args.gradient_accumulation_steps))
+    return max(1, math.ceil(state.max_steps / state.num_train_epochs))
+
+
+def planned_audits(
+    intervals: Iterable[Cadence], state: TrainerState, *, early: Collection[int], per_epoch: int | None
+) -> AuditPlan:
+    """When a run will be audited after the baseline, as far as that is known.
+
+    Args:
+        intervals: How often, for each reason there is.
+        state: The trainer's state, when training begins.
+        early: Steps of early audits.
+        per_epoch: As `steps_per_epoch` gives it.
+    """
+    lengths = [per_epoch if ends_epochs(every) else steps_between(every, state) for every in intervals]
+    return plan_audits(early, lengths, n_steps=int(state.max_steps), steps_per_epoch=per_epoch)
 
 
 def set_aside_unaudited(folder: Path, *, after_step: int, into: Path, older: Mapping[Path, float]) -> None:

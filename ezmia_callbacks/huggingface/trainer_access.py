@@ -89,8 +89,11 @@ class TrainingArguments(Protocol):
     output_dir: str
     disable_tqdm: bool
     eval_strategy: str
+    gradient_accumulation_steps: int
     load_best_model_at_end: bool
+    max_steps: int
     metric_for_best_model: str | None
+    num_train_epochs: float
     per_device_eval_batch_size: int
     per_device_train_batch_size: int
     save_strategy: str
@@ -207,6 +210,11 @@ def columns_kept(trainer: Trainer) -> frozenset[str] | None:
         return None
     owner._set_signature_columns_if_needed()
     return frozenset(owner._signature_columns)
+
+
+def n_batches(loader: object) -> int | None:
+    """Length of a dataloader; None if unknown."""
+    return len(loader) if transformers.trainer_utils.has_length(loader) else None  # type: ignore[arg-type]
 
 
 def autocast(trainer: Trainer) -> AbstractContextManager[object]:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
+from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, early_steps, ends_epochs
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process, on_all_ranks
@@ -31,9 +32,10 @@ from ezmia_callbacks.lightning.checkpoints import checkpoints_of, set_aside
 from ezmia_callbacks.lightning.loaders import as_fed_by_loaders, draw_from_loaders
 from ezmia_callbacks.lightning.trainer import (
     epochs_done,
+    first_epoch_in_steps,
     intervals_in_steps,
     language_model_in,
-    n_planned_audits,
+    planned_audits,
 )
 from ezmia_callbacks.lightning.trainer_access import (
     LightningTrainer,
@@ -61,6 +63,7 @@ from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.membership_check import sample_training_rows
 from ezmia_callbacks.shells.messages import (
     check_canaries,
+    log_first_audit,
     log_not_restored,
     log_restarted,
     log_restored,
@@ -106,7 +109,9 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             user's, and figures include any difference between the two sets.
         budget: When to stop; None only measures.
         every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
-            (0, 1). The last step is always audited.
+            (0, 1). `"auto"` audits at the end of each epoch, and under a budget also after an eighth, a
+            quarter and half of the first, so that a run over budget keeps a part of it. The last step is
+            always audited.
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
@@ -155,7 +160,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         canaries: CanarySet | None = None,
         *,
         budget: LeakageBudget | None = None,
-        every: Literal["epoch"] | int | float = "epoch",
+        every: Cadence = "auto",
         reference: ReferenceSource | str | Path = "auto",
         score: str | Attack = "ez",
         fpr_levels: Sequence[float] = (0.01, 0.1),
@@ -205,6 +210,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self._is_running = False
         self._is_audited_for_others = False
         self._step_intervals: list[int] = []
+        self._early_steps: frozenset[int] = frozenset()
         self._older_checkpoints: dict[Path, float] = {}
         self._restored_step: int | None = None
         console.show_audit_lines()
@@ -272,8 +278,9 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             for callback in trainer.callbacks
         )
         self._step_intervals = intervals_in_steps(
-            trainer, self.settings.every, is_saving_guarded=self._guards
+            trainer, self.settings.cadence, is_saving_guarded=self._guards
         )
+        self._early_steps = early_steps(self.settings.cadence, n_steps=first_epoch_in_steps(trainer))
         with torch.inference_mode(False), _weights_for_use(trainer):
             if saved is None and is_known and self.auditor is not None:
                 self._restart(trainer, pl_module, self.auditor)
@@ -289,9 +296,10 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def on_train_batch_end(
         self, trainer: LightningTrainer, pl_module: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Audit every `every` steps, or every fraction of an epoch, and before a checkpoint."""
+        """Audit early, every `every` steps or every fraction of an epoch, and before a checkpoint."""
         if self._is_running:
-            if any(trainer.global_step % interval == 0 for interval in self._step_intervals):
+            is_due = trainer.global_step in self._early_steps
+            if is_due or any(trainer.global_step % interval == 0 for interval in self._step_intervals):
                 self._audit(trainer, pl_module)
             self._veto_saves(trainer)
 
@@ -310,7 +318,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             or trainer.current_epoch + 1 == trainer.max_epochs
             or trainer.global_step == trainer.max_steps
         )
-        if self.settings.every == "epoch" or is_last or self._is_audited_for_others:
+        if ends_epochs(self.settings.cadence) or is_last or self._is_audited_for_others:
             self._audit(trainer, pl_module)
         self._veto_saves(trainer)
 
@@ -432,6 +440,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             # The LightningModule itself has no configuration to check the canaries against.
             check_model(language_model_in(pl_module), auditor.encoded.rows, autocast=self._training_context)
         self._publish(trainer, auditor.begin(pl_module, step=0, epoch=0.0))
+        log_first_audit(self._plan(trainer), self.settings)
 
     def _resume(
         self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
@@ -450,7 +459,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def _restart(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         """The same weights train on from step 0, under a new trainer."""
         log_restarted()
-        auditor.restart(pl_module, n_audits=self._n_audits(trainer))
+        auditor.restart(pl_module, n_audits=self._plan(trainer).n_audits)
 
     def _make_auditor(self, trainer: LightningTrainer, pl_module: nn.Module) -> PrivacyAuditor:
         tokenizer = self.tokenizer or getattr(pl_module, "tokenizer", None)
@@ -468,7 +477,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         return PrivacyAuditor(
             canaries,
             **settings.auditor_arguments(),
-            n_audits=self._n_audits(trainer),
+            n_audits=self._plan(trainer).n_audits,
             tokenizer=tokenizer,
             training_records=sample_training_rows(getattr(trainer.train_dataloader, "dataset", None)),
             show_progress=trainer.progress_bar_callback is not None,
@@ -510,11 +519,12 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def _logits_of_tokens(self, module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self._logits(module, input_ids, attention_mask)
 
-    def _n_audits(self, trainer: LightningTrainer) -> int | None:
-        return n_planned_audits(
+    def _plan(self, trainer: LightningTrainer) -> AuditPlan:
+        return planned_audits(
             trainer,
             self._step_intervals,
-            is_at_epoch_end=self.settings.every == "epoch" or self._is_audited_for_others,
+            early=self._early_steps,
+            is_at_epoch_end=ends_epochs(self.settings.cadence) or self._is_audited_for_others,
             is_at_validation=self._is_audited_for_others,
         )
 

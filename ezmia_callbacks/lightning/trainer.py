@@ -4,11 +4,11 @@ It works on their attributes and imports no framework.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
+from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, plan_audits
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.lightning.trainer_access import (
     LightningTrainer,
@@ -20,9 +20,7 @@ from ezmia_callbacks.lightning.trainer_access import (
 __all__: list[str] = []
 
 
-def intervals_in_steps(
-    trainer: LightningTrainer, every: Literal["epoch"] | int | float, *, is_saving_guarded: bool
-) -> list[int]:
+def intervals_in_steps(trainer: LightningTrainer, every: Cadence, *, is_saving_guarded: bool) -> list[int]:
     """Every so many optimizer steps an audit is made in mid-epoch, for each reason there is.
 
     Args:
@@ -47,30 +45,41 @@ def intervals_in_steps(
     return intervals
 
 
-def n_planned_audits(
-    trainer: LightningTrainer, step_intervals: Sequence[int], *, is_at_epoch_end: bool, is_at_validation: bool
-) -> int | None:
-    """Number of audits that the run will make after the baseline; None if unknown.
+def first_epoch_in_steps(trainer: LightningTrainer) -> int | None:
+    """Optimizer steps in the first epoch, or in a shorter run; None if neither has a known end."""
+    return _if_finite(min(_steps_per_epoch(trainer), _n_steps(trainer)))
+
+
+def planned_audits(
+    trainer: LightningTrainer,
+    step_intervals: Sequence[int],
+    *,
+    early: Collection[int],
+    is_at_epoch_end: bool,
+    is_at_validation: bool,
+) -> AuditPlan:
+    """When the run will be audited after the baseline, as far as that is known.
 
     Args:
         trainer: The trainer, when training begins.
         step_intervals: As `intervals_in_steps` gives them.
+        early: Steps of early audits.
         is_at_epoch_end: Whether there is an audit at the end of each epoch.
         is_at_validation: Whether there is an audit at each validation.
     """
-    per_epoch = _steps_per_epoch(trainer)
-    limits = (trainer.max_steps, per_epoch * trainer.max_epochs)
-    n_steps = min((limit for limit in limits if limit >= 0), default=math.inf)
+    per_epoch, n_steps = _steps_per_epoch(trainer), _n_steps(trainer)
     intervals: list[float] = [*step_intervals]
     if is_at_epoch_end:
         intervals.append(per_epoch)
     between = batches_between_validations(trainer) if is_at_validation else None
     if between is not None:
         intervals.append(max(1, min(per_epoch, between // trainer.accumulate_grad_batches)))
-    if not all(math.isfinite(number) for number in (n_steps, *intervals)):
-        return None
-    n = int(n_steps)
-    return len({n}.union(*(range(int(interval), n, int(interval)) for interval in intervals)))
+    return plan_audits(
+        early,
+        [_if_finite(interval) for interval in intervals],
+        n_steps=_if_finite(n_steps),
+        steps_per_epoch=_if_finite(per_epoch),
+    )
 
 
 def language_model_in(module: nn.Module) -> nn.Module:
@@ -103,6 +112,15 @@ def _language_models(module: nn.Module) -> Iterator[nn.Module]:
 def _steps_per_epoch(trainer: LightningTrainer) -> float:
     n_batches: float = trainer.num_training_batches
     return math.ceil(n_batches / trainer.accumulate_grad_batches) if math.isfinite(n_batches) else math.inf
+
+
+def _n_steps(trainer: LightningTrainer) -> float:
+    limits = (trainer.max_steps, _steps_per_epoch(trainer) * trainer.max_epochs)
+    return min((limit for limit in limits if limit >= 0), default=math.inf)
+
+
+def _if_finite(number: float) -> int | None:
+    return int(number) if math.isfinite(number) else None
 
 
 def epochs_done(trainer: LightningTrainer) -> float:

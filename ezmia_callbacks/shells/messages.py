@@ -7,6 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
+from ezmia_callbacks.audit.cadence import AuditPlan
+from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError
@@ -75,6 +77,28 @@ def log_start(auditor: PrivacyAuditor, budget: LeakageBudget | None) -> None:
         logger.info("%s", auditor.canaries.describe())
         if budget is not None:
             logger.info("leakage budget: %s", budget.describe())
+
+
+def log_first_audit(plan: AuditPlan, settings: AuditSettings) -> None:
+    """Say, before the first step under a budget, when the first audit comes and what it could cost."""
+    budget = settings.budget
+    if budget is None or not is_main_process():
+        return
+    if not plan.steps:
+        when = "at the end of the first epoch"
+    elif not plan.is_complete:
+        when = f"at step {plan.steps[0]} at the latest"
+    else:
+        when = f"at step {plan.steps[0]}"
+        if plan.steps_per_epoch is not None:
+            when += f" (epoch {plan.steps[0] / plan.steps_per_epoch:.3g})"
+    over = f"it and the next {budget.patience}" if budget.patience else "it"
+    lost = (
+        "the starting weights would be all that is left"
+        if settings.keeps_weights
+        else "training would stop with the weights over budget"
+    )
+    logger.info("First audit %s; were %s over budget, %s.", when, over, lost)
 
 
 def log_restarted() -> None:

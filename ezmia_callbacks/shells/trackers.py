@@ -51,7 +51,7 @@ def audit_settings(history: AuditHistory, settings: AuditSettings) -> dict[str, 
             "budget_confidence": budget.confidence,
             "budget_patience": budget.patience,
         }
-    named |= {"about": history.about or None, "every": settings.every, "restore": settings.restore}
+    named |= {"about": history.about or None, "every": settings.cadence, "restore": settings.restore}
     return {name: str(value) for name, value in named.items() if value is not None}
 
 

@@ -37,7 +37,7 @@ class MyAttack:
         ({"score": "magic"}, "Unknown score 'magic': use one of ez"),
         ({"score": object()}, "or an object with `name`"),
         ({"score": MyAttack(), "max_overhead": 0.1}, "use a built-in score, or fewer canaries"),
-        ({"every": "step"}, "`every` must be 'epoch', a number of steps >= 1"),
+        ({"every": "step"}, "`every` must be 'auto', 'epoch', a number of steps >= 1"),
         ({"every": 0}, "got 0"),
         ({"every": True}, "got True"),
         ({"every": 1.0}, "got 1.0"),
@@ -56,7 +56,7 @@ def test_what_can_never_work_is_refused_when_written_down(arguments, message):
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_every_shell_refuses_the_same(callback):
-    with pytest.raises(ConfigurationError, match="`every` must be 'epoch'"):
+    with pytest.raises(ConfigurationError, match="`every` must be 'auto', 'epoch'"):
         callback(every=-3)
 
 
@@ -65,6 +65,15 @@ def test_the_level_of_a_budget_is_reported_too():
 
     assert settings.reported_fpr_levels == (0.05, 0.1)
     assert settings.fpr_levels == (0.1,)
+
+
+def test_early_audits_are_for_a_budget_alone():
+    budget = LeakageBudget(limit=0.6)
+
+    assert AuditSettings().cadence == "epoch"
+    assert AuditSettings(budget=budget).cadence == "auto"
+    assert AuditSettings(budget=budget, every="epoch").cadence == "epoch"
+    assert AuditSettings(budget=budget, every=5).cadence == 5
 
 
 def test_weights_are_kept_for_a_budget_alone():

@@ -10,15 +10,24 @@ from ezmia_callbacks.huggingface.checkpoints import (
     evaluation_intervals,
     is_best_by_leakage,
     may_save_next,
-    n_planned_audits,
+    planned_audits,
     set_aside_unaudited,
     steps_between,
+    steps_per_epoch,
 )
 
 
 def make_args(**settings):
     return SimpleNamespace(
-        **{"save_strategy": "no", "eval_strategy": "no", "metric_for_best_model": None} | settings
+        **{
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "metric_for_best_model": None,
+            "max_steps": -1,
+            "num_train_epochs": 3.0,
+            "gradient_accumulation_steps": 1,
+        }
+        | settings
     )
 
 
@@ -29,7 +38,7 @@ def make_state(**settings):
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"), [(5, 5), ("epoch", None), (0.5, 5), (0.25, 2), (0.01, 1)], ids=str
+    ("every", "expected"), [(5, 5), ("epoch", None), ("auto", None), (0.5, 5), (0.25, 2), (0.01, 1)], ids=str
 )
 def test_a_cadence_becomes_a_number_of_steps(every, expected):
     assert steps_between(every, make_state()) == expected
@@ -41,23 +50,56 @@ def test_a_fraction_of_a_stream_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("intervals", "n"),
+    ("intervals", "early", "n"),
     [
-        ([], 1),
-        (["epoch"], 3),
-        ([10], 3),
-        ([7], 5),
-        (["epoch", 10], 3),
-        (["epoch", 0.5], 6),
+        ([], [], 1),
+        (["epoch"], [], 3),
+        ([10], [], 3),
+        ([7], [], 5),
+        (["epoch", 10], [], 3),
+        (["epoch", 0.5], [], 6),
+        (["auto"], [1, 2, 5], 6),
+        (["auto", 5], [1, 2, 5], 8),
+        (["auto", "epoch"], [1, 2, 5], 6),
     ],
     ids=str,
 )
-def test_audits_at_one_step_count_once_and_the_last_step_always(intervals, n):
-    assert n_planned_audits(intervals, make_state()) == n
+def test_audits_at_one_step_count_once_and_the_last_step_always(intervals, early, n):
+    assert planned_audits(intervals, make_state(), early=early, per_epoch=10).n_audits == n
 
 
 def test_epochs_of_a_stream_cannot_be_planned():
-    assert n_planned_audits(["epoch"], make_state(num_train_epochs=2**60)) is None
+    stream = make_state(num_train_epochs=2**60)
+
+    plan = planned_audits(["auto"], stream, early=[4, 8, 15], per_epoch=None)
+
+    assert plan.n_audits is None
+    assert plan.steps == (4, 8, 15, 30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "n_batches", "expected"),
+    [
+        ({"num_train_epochs": 3.0}, {}, 10, 10),
+        ({"num_train_epochs": 3.0, "gradient_accumulation_steps": 4}, {"max_steps": 9}, 10, 3),
+        ({"num_train_epochs": 1.5}, {"max_steps": 11, "num_train_epochs": 2}, 7, 7),
+        ({"num_train_epochs": 0.3}, {"max_steps": 4, "num_train_epochs": 1}, 11, 11),
+        ({"max_steps": 15}, {"max_steps": 15, "num_train_epochs": 2}, 14, 14),
+        ({"max_steps": 6, "gradient_accumulation_steps": 3}, {"max_steps": 6}, 10, 4),
+        ({"max_steps": 15}, {"max_steps": 15, "num_train_epochs": 2**60}, None, None),
+    ],
+    ids=[
+        "epochs",
+        "accumulation",
+        "one and a half",
+        "a part of one",
+        "steps",
+        "accumulated steps",
+        "stream",
+    ],
+)
+def test_the_length_of_an_epoch_is_found_however_the_run_is_given(settings, state, n_batches, expected):
+    assert steps_per_epoch(make_args(**settings), make_state(**state), n_batches) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from torch import nn
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.lightning.trainer import (
     epochs_done,
+    first_epoch_in_steps,
     intervals_in_steps,
     language_model_in,
-    n_planned_audits,
+    planned_audits,
 )
 
 
@@ -38,12 +39,13 @@ def make_trainer(**settings):
     ("every", "settings", "expected"),
     [
         ("epoch", {}, []),
+        ("auto", {}, []),
         (4, {}, [4]),
         (0.5, {}, [5]),
         (0.5, {"accumulate_grad_batches": 3}, [2]),
         (0.01, {}, [1]),
     ],
-    ids=["epochs", "steps", "half", "half of accumulated steps", "never less than a step"],
+    ids=["epochs", "early", "steps", "half", "half of accumulated steps", "never less than a step"],
 )
 def test_a_cadence_becomes_a_number_of_steps(every, settings, expected):
     assert intervals_in_steps(make_trainer(**settings), every, is_saving_guarded=False) == expected
@@ -65,32 +67,61 @@ def test_a_fraction_of_a_stream_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps", "at_epoch_end", "at_validation", "n"),
+    ("settings", "steps", "early", "at_epoch_end", "at_validation", "n"),
     [
-        ({}, [], False, False, 1),
-        ({}, [], True, False, 3),
-        ({}, [4], False, False, 8),
-        ({}, [4], True, False, 9),
-        ({"max_steps": 15}, [], True, False, 2),
-        ({"val_check_batch": 5}, [], True, True, 6),
-        ({"val_check_batch": None}, [], True, True, 3),
-        ({"accumulate_grad_batches": 4}, [], True, False, 3),
+        ({}, [], [], False, False, 1),
+        ({}, [], [], True, False, 3),
+        ({}, [4], [], False, False, 8),
+        ({}, [4], [], True, False, 9),
+        ({"max_steps": 15}, [], [], True, False, 2),
+        ({"val_check_batch": 5}, [], [], True, True, 6),
+        ({"val_check_batch": None}, [], [], True, True, 3),
+        ({"accumulate_grad_batches": 4}, [], [], True, False, 3),
+        ({}, [], [1, 2, 5], True, False, 6),
+        ({}, [5], [1, 2, 5], True, False, 8),
+        ({"val_check_batch": 5}, [], [1, 2, 5], True, True, 8),
     ],
 )
 def test_audits_at_one_step_count_once_and_the_last_step_always(
-    settings, steps, at_epoch_end, at_validation, n
+    settings, steps, early, at_epoch_end, at_validation, n
 ):
-    planned = n_planned_audits(
-        make_trainer(**settings), steps, is_at_epoch_end=at_epoch_end, is_at_validation=at_validation
+    plan = planned_audits(
+        make_trainer(**settings),
+        steps,
+        early=early,
+        is_at_epoch_end=at_epoch_end,
+        is_at_validation=at_validation,
     )
 
-    assert planned == n
+    assert plan.n_audits == n
 
 
-def test_a_run_without_an_end_cannot_be_planned():
-    trainer = make_trainer(max_epochs=-1)
+@pytest.mark.parametrize(
+    "settings", [{"max_epochs": -1}, {"num_training_batches": math.inf}], ids=["no end", "stream"]
+)
+def test_a_run_without_a_known_end_cannot_be_planned(settings):
+    plan = planned_audits(
+        make_trainer(**settings), [4], early=[], is_at_epoch_end=False, is_at_validation=False
+    )
 
-    assert n_planned_audits(trainer, [4], is_at_epoch_end=False, is_at_validation=False) is None
+    assert plan.n_audits is None
+    assert plan.steps == (4,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 10),
+        ({"accumulate_grad_batches": 3}, 4),
+        ({"max_steps": 6}, 6),
+        ({"max_steps": 25}, 10),
+        ({"num_training_batches": math.inf, "max_steps": 40}, 40),
+        ({"num_training_batches": math.inf}, None),
+    ],
+    ids=["epochs", "accumulation", "less than an epoch", "more", "stream", "stream without an end"],
+)
+def test_the_first_epoch_is_at_most_the_run(settings, expected):
+    assert first_epoch_in_steps(make_trainer(**settings)) == expected
 
 
 def test_epochs_are_counted_in_batches_where_their_length_is_known():

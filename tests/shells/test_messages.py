@@ -5,10 +5,13 @@ import logging
 import pytest
 
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget
+from ezmia_callbacks.audit.cadence import AuditPlan
+from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional import Decision
 from ezmia_callbacks.shells.messages import (
     check_canaries,
+    log_first_audit,
     log_not_restored,
     log_restored,
     warn_of_failed_audits,
@@ -104,6 +107,62 @@ def test_failed_audits_are_counted_as_unknown(caplog):
 
 def test_without_a_failed_audit_nothing_is_said(caplog):
     warn_of_failed_audits(make_history("baseline", "within"))
+
+    assert caplog.record_tuples == []
+
+
+STARTING_WEIGHTS = "the starting weights would be all that is left."
+
+
+@pytest.mark.parametrize(
+    ("plan", "settings", "message"),
+    [
+        (
+            AuditPlan((12, 25), True, 100),
+            {"budget": LeakageBudget(limit=0.6)},
+            f"First audit at step 12 (epoch 0.12); were it over budget, {STARTING_WEIGHTS}",
+        ),
+        (
+            AuditPlan((12, 25), True),
+            {"budget": LeakageBudget(limit=0.6)},
+            f"First audit at step 12; were it over budget, {STARTING_WEIGHTS}",
+        ),
+        (
+            AuditPlan((12, 25), False),
+            {"budget": LeakageBudget(limit=0.6)},
+            f"First audit at step 12 at the latest; were it over budget, {STARTING_WEIGHTS}",
+        ),
+        (
+            AuditPlan((), False),
+            {"budget": LeakageBudget(limit=0.6)},
+            f"First audit at the end of the first epoch; were it over budget, {STARTING_WEIGHTS}",
+        ),
+        (
+            AuditPlan((12, 25), True, 24),
+            {"budget": LeakageBudget(limit=0.6, patience=2)},
+            f"First audit at step 12 (epoch 0.5); were it and the next 2 over budget, {STARTING_WEIGHTS}",
+        ),
+        (
+            AuditPlan((12, 25), True, 24),
+            {"budget": LeakageBudget(limit=0.6), "restore": False},
+            "First audit at step 12 (epoch 0.5); were it over budget, training would stop with the weights "
+            "over budget.",
+        ),
+    ],
+    ids=["epochs", "no epochs", "stream", "stream without an end", "patience", "nothing restored"],
+)
+def test_it_is_said_when_the_first_audit_comes_and_what_it_could_cost(plan, settings, message, caplog):
+    caplog.set_level(logging.INFO, logger=LOGGER)
+
+    log_first_audit(plan, AuditSettings(**settings))
+
+    assert caplog.record_tuples == [(LOGGER, logging.INFO, message)]
+
+
+def test_without_a_budget_no_first_audit_is_announced(caplog):
+    caplog.set_level(logging.INFO, logger=LOGGER)
+
+    log_first_audit(AuditPlan((12,), True, 12), AuditSettings())
 
     assert caplog.record_tuples == []
 
