@@ -231,7 +231,7 @@ def _fine_tune(
             task_type="CAUSAL_LM",
         )
         model = peft.get_peft_model(model, config)
-    audit = PrivacyAuditCallback(corpus.canaries, budget=budget, batch_size=32)
+    audit = PrivacyAuditCallback(corpus.canaries, budget=budget, every="epoch", batch_size=32)
     trainer = transformers.Trainer(
         model,
         transformers.TrainingArguments(

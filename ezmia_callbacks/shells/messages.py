@@ -116,12 +116,22 @@ def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None
     if kept.is_baseline:
         restored = "the starting weights, the last ones within it"
         advice = (
-            "To keep part of the training, audit more often (`every=0.25`), or give the model less room to "
+            f"To keep part of the training, {_earlier_audits(history)}give the model less room to "
             "memorize: LoRA, a smaller learning rate."
         )
     else:
         restored, advice = f"the weights of step {kept.step}, the last audit within it", dilution(kept)
     logger.warning("%s", f"{_how_it_ended(history, step)}. Restored {restored}. {advice}".rstrip())
+
+
+def _earlier_audits(history: AuditHistory) -> str:
+    """How to audit before the audit that was the first; empty if there is no step before it."""
+    first = history.audits_after_baseline[0]
+    if first.epoch is None or first.epoch > 0.25:
+        return "audit more often (`every=0.25`), or "
+    if first.step > 1:
+        return f"audit more often (`every={first.step // 2}`, in steps), or "
+    return ""
 
 
 def log_not_restored(error: AuditError, history: AuditHistory, *, step: int) -> None:

@@ -1,11 +1,19 @@
 import json
+import logging
 import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from huggingface_tiny import StopAfter, draw, make_trainer, stop_without_a_verdict, without_timing
+from huggingface_tiny import (
+    NEVER_CROSSED,
+    StopAfter,
+    draw,
+    make_trainer,
+    stop_without_a_verdict,
+    without_timing,
+)
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 from transformers import (
@@ -120,7 +128,7 @@ def test_a_memorizing_run_stops_and_ends_with_the_last_good_weights(tmp_path):
         def on_epoch_end(self, args, state, control, model=None, **kwargs):
             kept[state.global_step] = {name: t.clone() for name, t in model.state_dict().items()}
 
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6), every="epoch")
     trainer = make_trainer(tmp_path, rows, [KeepWeights(), audit], num_train_epochs=30)
 
     trainer.train()
@@ -146,7 +154,7 @@ def test_leakage_rises_above_095_when_nothing_stops_it(tmp_path):
 
 def test_a_learning_rate_of_zero_reads_chance_at_every_epoch(tmp_path):
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6), every="epoch")
 
     make_trainer(tmp_path, rows, [audit], learning_rate=0.0, bf16=True).train()
 
@@ -172,7 +180,7 @@ def test_the_stopped_epoch_is_not_saved(tmp_path):
 def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypatch, caplog):
     rows, canaries = draw()
     stop_without_a_verdict(monkeypatch, after=2)
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8), every="epoch")
     trainer = make_trainer(tmp_path, rows, [audit], num_train_epochs=5, save_strategy="epoch")
 
     trainer.train()
@@ -190,7 +198,7 @@ def test_weights_that_cannot_be_judged_and_cannot_be_replaced_may_be_over_budget
 ):
     rows, canaries = draw()
     stop_without_a_verdict(monkeypatch, after=1)
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.8), every="epoch")
 
     def fail(self, model):
         raise AuditError("nothing was kept.")
@@ -308,7 +316,7 @@ def test_tensorboard_holds_the_curve(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.99, rule="point"))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.99, rule="point"), every="epoch")
     logs = tmp_path / "logs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TENSORBOARD_LOGGING_DIR", str(logs))
@@ -356,6 +364,62 @@ def test_audits_come_when_they_were_asked_for_and_at_the_very_end(tmp_path, ever
     assert [result.step for result in audit.history] == steps
     shares = [1 - r.metrics["auc"].band.confidence for r in audit.history.audits_after_baseline]
     assert sum(shares) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"num_train_epochs": 1}, [1, 2, 4, 8]),
+        ({}, [1, 2, 4, 8, 16, 24]),
+        ({"per_device_train_batch_size": 30}, [1, 2, 4, 6]),
+        ({"max_steps": 5}, [1, 2, 5]),
+        ({"max_steps": 11}, [1, 2, 4, 8, 11]),
+        ({"gradient_accumulation_steps": 2}, [1, 2, 4, 8, 12]),
+        ({"save_strategy": "steps", "save_steps": 6}, [1, 2, 4, 6, 8, 12, 16, 18, 24]),
+    ],
+    ids=["one epoch", "epochs", "few steps", "less than an epoch", "steps", "accumulation", "checkpoints"],
+)
+def test_under_a_budget_the_first_epoch_is_looked_at_early_and_all_looks_are_planned(
+    tmp_path, caplog, arguments, steps
+):
+    caplog.set_level(logging.INFO, logger="ezmia_callbacks")
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+
+    make_trainer(tmp_path, rows, [audit], **arguments).train()
+
+    assert [result.step for result in audit.history.audits_after_baseline] == steps
+    assert audit.history.run_metadata.n_planned_audits == len(steps)
+    announced = [message for message in caplog.messages if message.startswith("First audit")]
+    assert len(announced) == 1
+    assert announced[0].startswith("First audit at step 1 (epoch ")
+    assert announced[0].endswith("the starting weights would be all that is left.")
+
+
+def test_without_a_budget_audits_come_at_the_ends_of_epochs_by_default(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="ezmia_callbacks")
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries)
+
+    make_trainer(tmp_path, rows, [audit]).train()
+
+    assert [result.step for result in audit.history] == [0, 8, 16, 24]
+    assert "First audit" not in caplog.text
+
+
+def test_the_looks_at_a_stream_are_parts_of_its_steps(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(rows)
+
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+
+    make_trainer(tmp_path, Stream(), [audit], max_steps=12).train()
+
+    # An epoch of 8 steps ends where no length told it.
+    assert [result.step for result in audit.history] == [0, 2, 3, 6, 8, 12]
+    assert audit.history.run_metadata.n_planned_audits == "unknown"
 
 
 def test_the_bar_shows_the_headline_and_callbacks_that_follow_get_everything(tmp_path, capsys):
@@ -535,7 +599,7 @@ def test_a_model_that_diverges_leaves_a_gap_and_training_goes_on(tmp_path, caplo
                 with torch.no_grad():
                     model.transformer.ln_f.weight.fill_(math.nan)
 
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6))
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.6), every="epoch")
     trainer = make_trainer(tmp_path, rows, [Diverge(), audit])
 
     trainer.train()

@@ -188,7 +188,7 @@ def smaller_batch_size(batch_size):
 def test_training_out_of_memory_still_finds_its_batch_size_and_keeps_the_reference(tmp_path, caplog):
     rows, canaries = draw()
     model = make_model()
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     seen = []
 
     def refuse(module, arguments, options):
@@ -225,7 +225,7 @@ def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
     rows, canaries = draw()
     model = make_model()
     break_forward(model, at_call=13)
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(tmp_path, rows, [audit], model=model, num_train_epochs=2)
 
     trainer.train()
@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
 def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_path, caplog):
     rows, canaries = draw()
     folder = tmp_path / "privacy_audit"
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     seen = {}
 
     class FillDisk(TrainerCallback):
@@ -316,7 +316,7 @@ def train_until_killed(folder, n_writes, moment):
 
     Path.replace = replace
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
@@ -335,7 +335,7 @@ def train_until_killed(folder, n_writes, moment):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed, which needs fork")
 def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_writes, moment):
     rows, canaries = draw()
-    straight = PrivacyAuditCallback(canaries, budget=BUDGET)
+    straight = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     plain = make_trainer(tmp_path / "straight", rows, [straight], num_train_epochs=4, save_strategy="epoch")
     plain.train()
 
@@ -347,7 +347,7 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     folder = tmp_path / "killed" / "privacy_audit"
     left = AuditHistory.load(folder / "history.jsonl")
     torch.load(folder / "last_within_budget-0.pt", weights_only=True)
-    resumed = PrivacyAuditCallback(canaries, budget=BUDGET)
+    resumed = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(tmp_path / "killed", rows, [resumed], num_train_epochs=4, save_strategy="epoch")
     trainer.train(resume_from_checkpoint=True)
 
@@ -383,7 +383,7 @@ class Interrupt(TrainerCallback):
 @pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_in_training_leaves_a_valid_history(tmp_path):
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
 
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, rows, [audit, Interrupt()]).train()

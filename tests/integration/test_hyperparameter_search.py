@@ -120,7 +120,7 @@ def test_trials_share_no_folder_when_the_user_names_one(tmp_path):
 
 def test_a_budget_stop_ends_one_trial_and_leaves_the_others_alone(tmp_path):
     _, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
 
     _, witness, study = search(tmp_path, audit, save_strategy="epoch")
 
@@ -186,7 +186,7 @@ def test_an_unaudited_checkpoint_of_a_trial_is_moved_aside_in_its_own_folder(tmp
 @pytest.mark.parametrize("pruned", [0, 1])
 def test_a_pruned_trial_leaves_a_whole_history_and_no_kept_weights(tmp_path, pruned):
     _, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=WIDE_BUDGET)
+    audit = PrivacyAuditCallback(canaries, budget=WIDE_BUDGET, every="epoch")
 
     _, _, study = search(tmp_path, audit, pruner=PruneTrial(pruned), num_train_epochs=2)
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.huggingface.checkpoints import n_planned_audits
+from ezmia_callbacks.huggingface.checkpoints import planned_audits
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, set_aside, step_of
 
 pytestmark = pytest.mark.filterwarnings(
@@ -554,12 +554,16 @@ class Plan:
     ],
 )
 def test_audits_that_several_intervals_ask_for_count_once(intervals, max_steps, n_epochs, expected):
-    assert n_planned_audits(intervals, Plan(max_steps, n_epochs)) == expected
+    per_epoch = max_steps // n_epochs or None
+
+    plan = planned_audits(intervals, Plan(max_steps, n_epochs), early=(), per_epoch=per_epoch)
+
+    assert plan.n_audits == expected
 
 
 def test_a_fraction_of_an_epoch_of_unknown_length_is_refused():
     with pytest.raises(ConfigurationError, match="the length of an epoch is unknown"):
-        n_planned_audits([0.5], Plan(10, 10**9))
+        planned_audits([0.5], Plan(10, 10**9), early=(), per_epoch=None)
 
 
 def test_stopping_by_hand_in_mid_epoch_is_audited_before_the_save(tmp_path):

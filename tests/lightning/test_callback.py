@@ -319,7 +319,7 @@ def test_the_trained_weights_go_on_after_a_save_while_over_budget(tmp_path):
 
 
 def test_a_checkpoint_whose_audit_failed_is_set_aside_when_the_run_ends_over_budget(tmp_path, caplog):
-    audit = bare_audit(budget=LeakageBudget(**BUDGET))
+    audit = bare_audit(budget=LeakageBudget(**BUDGET), every="epoch")
     folder = tmp_path / "checkpoints"
 
     saver = ModelCheckpoint(folder, save_top_k=-1)
@@ -394,7 +394,7 @@ def test_restore_can_be_declined(tmp_path):
 
 def test_weights_that_cannot_be_judged_any_more_are_not_kept(tmp_path, monkeypatch, caplog):
     stop_without_a_verdict(monkeypatch, after=2)
-    witness, audit = Witness(), make_audit(budget=LeakageBudget(limit=0.8))
+    witness, audit = Witness(), make_audit(budget=LeakageBudget(limit=0.8), every="epoch")
     saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
 
     _, module = fit(
@@ -526,6 +526,54 @@ def test_audits_come_when_asked_for_and_are_planned(tmp_path, every, arguments, 
     assert audit.auditor._judge.n_audits == len(steps)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_epochs": 1}, [1, 2, 4, 8]),
+        ({}, [1, 2, 4, 8, 16, 24]),
+        ({"limit_train_batches": 2}, [1, 2, 4, 6]),
+        ({"max_steps": 5, "max_epochs": -1}, [1, 2, 5]),
+        ({"max_steps": 11, "max_epochs": -1}, [1, 2, 4, 8, 11]),
+        ({"accumulate_grad_batches": 2}, [1, 2, 4, 8, 12]),
+    ],
+    ids=["one epoch", "epochs", "few steps", "less than an epoch", "steps", "accumulation"],
+)
+def test_under_a_budget_the_first_epoch_is_looked_at_early_and_all_looks_are_planned(
+    tmp_path, caplog, arguments, steps
+):
+    caplog.set_level(logging.INFO, logger="ezmia_callbacks")
+    audit = bare_audit(budget=NEVER_CROSSED, every="auto")
+
+    fit(tmp_path, [audit], **arguments)
+
+    assert [result.step for result in audit.history.audits_after_baseline] == steps
+    assert audit.history.run_metadata.n_planned_audits == len(steps)
+    announced = [message for message in caplog.messages if message.startswith("First audit")]
+    assert len(announced) == 1
+    assert announced[0].startswith("First audit at step 1 (epoch ")
+    assert announced[0].endswith("the starting weights would be all that is left.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps", "first"),
+    [
+        ({}, [8, 16, 24], "First audit at the end of the first epoch;"),
+        ({"max_steps": 12, "max_epochs": -1}, [2, 3, 6, 8, 12], "First audit at step 2 at the latest;"),
+    ],
+    ids=["epochs", "steps"],
+)
+def test_a_stream_is_looked_at_early_where_its_steps_are_known(tmp_path, caplog, arguments, steps, first):
+    caplog.set_level(logging.INFO, logger="ezmia_callbacks")
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+
+    make_trainer(tmp_path, [audit], **arguments).fit(TinyModule(), make_loader(Stream(rows)))
+
+    assert [result.step for result in audit.history.audits_after_baseline] == steps
+    assert audit.history.run_metadata.n_planned_audits == "unknown"
+    assert first in caplog.text
+
+
 def test_audits_before_checkpoints_are_planned(tmp_path):
     audit = bare_audit(every=5, budget=NEVER_CROSSED)
     saver = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=3)
@@ -613,7 +661,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path):
         return ModelCheckpoint(tmp_path / name / "checkpoints", save_top_k=-1)
 
     def audits(name):
-        return bare_audit(output_dir=tmp_path / name / "audit", budget=NEVER_CROSSED)
+        return bare_audit(output_dir=tmp_path / name / "audit", budget=NEVER_CROSSED, every="epoch")
 
     whole, saver = audits("whole"), savers("whole")
     _, expected = fit_in_order(tmp_path, [whole, saver])
@@ -682,7 +730,7 @@ def test_a_reference_that_is_missing_or_anothers_is_refused(tmp_path):
 
 
 def test_a_second_fit_of_the_same_module_keeps_the_reference(tmp_path, caplog):
-    audit = bare_audit(budget=NEVER_CROSSED)
+    audit = bare_audit(budget=NEVER_CROSSED, every="epoch")
     _, module = fit(tmp_path, [audit])
     before = audit.auditor.reference.log_probs.copy()
     trained = audit.history[-1].metrics["auc"].value
@@ -698,7 +746,7 @@ def test_a_second_fit_of_the_same_module_keeps_the_reference(tmp_path, caplog):
 
 def test_the_same_trainer_can_go_on_and_testing_between_changes_nothing(tmp_path):
     rows, _ = draw()
-    audit = bare_audit(budget=NEVER_CROSSED)
+    audit = bare_audit(budget=NEVER_CROSSED, every="epoch")
     saver = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
     trainer, module = fit(tmp_path, [audit, saver], max_epochs=2, enable_checkpointing=True)
     before = audit.auditor.reference.log_probs.copy()
@@ -990,8 +1038,8 @@ def test_the_same_numbers_under_the_other_package(tmp_path, monkeypatch):
         pass
 
     rows, _ = draw()
-    plain = bare_audit(budget=LeakageBudget(**BUDGET))
-    audit = callback(plain.canaries, budget=plain.settings.budget, logits_fn=bare_logits)
+    plain = bare_audit(budget=LeakageBudget(**BUDGET), every="epoch")
+    audit = callback(plain.canaries, budget=plain.settings.budget, every="epoch", logits_fn=bare_logits)
     saver = other.callbacks.ModelCheckpoint(tmp_path / "checkpoints", monitor="privacy/auc", save_top_k=-1)
     stopping = other.callbacks.EarlyStopping("privacy/auc", patience=100)
     module = OtherModule()

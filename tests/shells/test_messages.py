@@ -28,11 +28,11 @@ DECISIONS = {
 }
 
 
-def make_history(*states):
+def make_history(*states, epoch=3.0, steps=3):
     audits = [
         AuditResult(
-            step=3 * i,
-            epoch=2.0 + i,
+            step=steps * i,
+            epoch=epoch * i,
             status="failed" if state == "failed" else "ok",
             is_baseline=state == "baseline",
             score="ez",
@@ -79,6 +79,24 @@ def test_it_is_said_where_the_run_ended_why_and_what_the_model_holds(states, mes
     log_restored(history.last_within_budget, history, step=9)
 
     assert caplog.record_tuples == [(LOGGER, logging.WARNING, message)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "epoch", "advice"),
+    [
+        (40, 1.0, "audit more often (`every=0.25`), or give the model"),
+        (40, 0.125, "audit more often (`every=20`, in steps), or give the model"),
+        (1, 0.125, "To keep part of the training, give the model less room"),
+    ],
+)
+def test_who_lost_all_is_told_to_audit_before_the_first_audit_if_that_is_possible(
+    steps, epoch, advice, caplog
+):
+    history = make_history("baseline", "stop", steps=steps, epoch=epoch)
+
+    log_restored(history.last_within_budget, history, step=steps)
+
+    assert advice in caplog.text
 
 
 @pytest.mark.parametrize(

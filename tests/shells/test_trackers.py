@@ -64,7 +64,7 @@ def trainer_run(offline, tmp_path_factory):
     offline.setenv("TENSORBOARD_LOGGING_DIR", str(path / "tensorboard"))
     offline.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}/mlflow.db")
     rows, canaries = draw()
-    callback = PrivacyAuditCallback(canaries, budget=BUDGET)
+    callback = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     args = transformers.TrainingArguments(
         str(path / "run"),
         num_train_epochs=2,
@@ -104,7 +104,7 @@ def lightning_run(offline, tmp_path_factory):
     if "wandb" in HEAVY:
         given.append(loggers.WandbLogger(save_dir=path, offline=True))
     rows, canaries = draw()
-    callback = LightningPrivacyAuditCallback(canaries, budget=BUDGET)
+    callback = LightningPrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(path / "run", [callback], max_epochs=2, logger=given)
     trainer.fit(TinyModule(), make_loader(rows))
     finish_wandb()

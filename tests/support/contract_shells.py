@@ -77,7 +77,12 @@ def with_huggingface(
     def run(n_run: int, *, resumes: bool):
         callbacks = [
             PrivacyAuditCallback(
-                canaries, budget=b, batch_size=BATCH_SIZE, prefix=f"{i}/", output_dir=folder / str(i)
+                canaries,
+                budget=b,
+                every="epoch",
+                batch_size=BATCH_SIZE,
+                prefix=f"{i}/",
+                output_dir=folder / str(i),
             )
             for i, b in enumerate(budgets)
         ]
@@ -131,7 +136,12 @@ def with_lightning(
     def run(n_run: int, *, resumes: bool):
         callbacks = [
             LightningPrivacyAuditCallback(
-                canaries, budget=b, batch_size=BATCH_SIZE, prefix=f"{i}/", output_dir=folder / str(i)
+                canaries,
+                budget=b,
+                every="epoch",
+                batch_size=BATCH_SIZE,
+                prefix=f"{i}/",
+                output_dir=folder / str(i),
             )
             for i, b in enumerate(budgets)
         ]

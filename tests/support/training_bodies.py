@@ -183,7 +183,7 @@ def fit(folder: Path, callbacks, *, n_epochs: int = 3, lr: float = 1e-2):
 
 def lightning_is_neutral(rank: int, folder: Path) -> dict[str, Any]:
     _, canaries = draw()
-    audit = LightningPrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+    audit = LightningPrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every="epoch")
     plain, _ = fit(folder / "plain", [])
     audited, trainer = fit(folder / "audited", [audit])
     return {
