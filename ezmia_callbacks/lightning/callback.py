@@ -499,6 +499,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             n_members=self.settings.n_members,
             n_non_members=self.settings.n_non_members,
             seed=self.settings.seed,
+            tokenizer=tokenizer,
         )
 
     def _training_context(self) -> AbstractContextManager[object]:

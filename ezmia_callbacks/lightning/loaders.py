@@ -20,7 +20,13 @@ _BATCH_SIZE = 8
 
 
 def draw_from_loaders(
-    train: Any, validation: Any, *, n_members: int, n_non_members: int, seed: int
+    train: Any,
+    validation: Any,
+    *,
+    n_members: int,
+    n_non_members: int,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
 ) -> CanarySet:
     """Canaries from a run's own data: members from the training loader, non-members from the validation one.
 
@@ -30,6 +36,7 @@ def draw_from_loaders(
         n_members: Members drawn, at most.
         n_non_members: Non-members drawn, at most.
         seed: Seed of the draw.
+        tokenizer: Says with which token a text ends.
 
     Raises:
         CanaryError: if there is not one loader of each kind, or its records cannot be drawn.
@@ -58,7 +65,10 @@ def draw_from_loaders(
     (training,), (validating,) = loaders.values()
     return draw_canaries(
         Feed(
-            Source("train_dataset", training.dataset), training.collate_fn, batch_size=_batch_size(training)
+            Source("train_dataset", training.dataset),
+            training.collate_fn,
+            tokenizer=tokenizer,
+            batch_size=_batch_size(training),
         ),
         Source("eval_dataset", validating.dataset),
         n_members=n_members,

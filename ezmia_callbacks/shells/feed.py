@@ -25,6 +25,7 @@ from ezmia_callbacks.canaries.records import (
     record_text,
 )
 from ezmia_callbacks.canaries.sets import RowsByNumber
+from ezmia_callbacks.canaries.validity.blocks import cut_from_running_text
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import (
     CanaryError,
@@ -197,6 +198,7 @@ def draw_canaries(
     except TooFewCanariesError as error:
         raise TooFewCanariesError(f"{error} " + ADVICE) from error
     _report_membership(feed, canaries, {name: row.keys for name, row in drawn.items()})
+    _report_blocks(feed, fed.records)
     return replace(canaries, rows=None, batch_inputs=fed.batch_inputs(feed, rows, record_ids))
 
 
@@ -235,6 +237,7 @@ def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) 
         logger.warning("%s", left_out)
     keys = {canaries.record_ids[prepared.kept[i]]: keys_of(prepared.rows[i]) for i in usable}
     _report_membership(feed, as_fed, keys)
+    _report_blocks(feed, [fed.records[i] for i in usable])
     record_ids = [canaries.record_ids[i] for i in prepared.kept]
     return replace(as_fed, rows=None, batch_inputs=fed.batch_inputs(feed, prepared.rows, record_ids))
 
@@ -446,3 +449,10 @@ def _report_membership(feed: Feed, canaries: CanarySet, keys: Mapping[str, Seque
     if is_main_process():
         for problem in problems:
             logger.warning("%s", problem)
+
+
+def _report_blocks(feed: Feed, rows: Sequence[Row]) -> None:
+    """Say so where the rows, as they are fed, are no records."""
+    problem = cut_from_running_text(rows, end_of_text=getattr(feed.tokenizer, "eos_token_id", None))
+    if problem is not None and is_main_process():
+        logger.warning("%s", problem)

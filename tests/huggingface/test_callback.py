@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     TrainerCallback,
+    default_data_collator,
 )
 
 from ezmia_callbacks import (
@@ -488,6 +490,57 @@ def test_training_on_the_set_from_before_the_hold_out_is_refused(tmp_path):
         trainer.train()
 
     assert trainer.state.global_step == 0
+
+
+def group_texts(rows, block_size):
+    """As `run_clm.py` does it, of texts that end."""
+    joined = [token for row in rows for token in [*row["input_ids"], make_tokenizer().eos_token_id]]
+    n = len(joined) // block_size * block_size
+    blocks = [joined[i : i + block_size] for i in range(0, n, block_size)]
+    return [{"input_ids": block, "attention_mask": [1] * len(block), "labels": block} for block in blocks]
+
+
+def reported_blocks(caplog):
+    return [record for record in caplog.records if "blocks cut from running text" in record.getMessage()]
+
+
+@pytest.mark.parametrize("is_drawn_by_callback", [False, True])
+def test_blocks_of_running_text_are_no_records_and_that_is_said_once(tmp_path, caplog, is_drawn_by_callback):
+    blocks = group_texts(make_rows(make_texts(300)), block_size=24)
+    if is_drawn_by_callback:
+        rows, canaries, evaluation = blocks[:80], None, blocks[80:]
+    else:
+        (rows, canaries), evaluation = hold_out_canaries(blocks, n_members=30, n_non_members=60), None
+    audit = PrivacyAuditCallback(canaries)
+    trainer = make_trainer(
+        tmp_path,
+        rows,
+        [audit],
+        collator=default_data_collator,
+        eval_dataset=evaluation,
+        num_train_epochs=1,
+    )
+
+    trainer.train()
+
+    (report,) = reported_blocks(caplog)
+    assert report.levelname == "WARNING"
+    assert re.match(
+        r"All \d+ rows have 24 tokens, no padding, and on average 1.[78]\d* end", report.getMessage()
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"padding": "max_length"}], ids=["any length", "padded"])
+def test_records_of_a_tokenizer_are_not_taken_for_blocks(tmp_path, caplog, arguments):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    texts = [f"{text} <eos>" for n in (10, 18, 40) for text in make_texts(40, seed=n, n_words=n)]
+    made = [dict(tokenizer(text, truncation=True, max_length=24, **arguments)) for text in texts]
+    rows, canaries = hold_out_canaries(made, n_members=30, n_non_members=60)
+
+    make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries)], num_train_epochs=1).train()
+
+    assert reported_blocks(caplog) == []
 
 
 def test_members_that_are_not_trained_on_are_reported(tmp_path, caplog):

@@ -1178,3 +1178,21 @@ def test_two_processes_stop_at_one_step_with_the_same_weights(tmp_path):
     assert sorted(checkpoints) == good[1:]
     for name, tensor in checkpoints[good[-1]]["state_dict"].items():
         assert torch.equal(tensor, torch.tensor(first["weights"][name]))
+
+
+def test_blocks_of_running_text_in_the_loaders_are_said_to_be_no_records(tmp_path, caplog):
+    tokenizer = make_tokenizer()
+    text = [
+        token for row in make_rows(make_texts(300)) for token in [*row["input_ids"], tokenizer.eos_token_id]
+    ]
+    blocks = [{"input_ids": text[i : i + 24], "attention_mask": [1] * 24} for i in range(0, 3600, 24)]
+    audit = PrivacyAuditCallback(tokenizer=tokenizer)
+    module = TinyModule()
+
+    make_trainer(tmp_path, [audit], max_epochs=1).fit(
+        module, make_loader(blocks[:80]), make_loader(blocks[80:])
+    )
+
+    reports = [message for message in caplog.messages if "blocks cut from running text" in message]
+    assert len(reports) == 1
+    assert reports[0].startswith("All 150 rows have 24 tokens, no padding")

@@ -1,4 +1,4 @@
-"""Whether members and non-members can be told apart without the model, or are near copies of each other.
+"""Whether canaries can carry a measurement: sides alike without the model, no near copies, records.
 
 May import `canaries` and what that may. The public names are in `ezmia_callbacks.canaries`.
 """
