@@ -56,9 +56,9 @@ def cut_from_running_text(rows: Sequence[Row], *, end_of_text: int | Sequence[in
         return None
     how_many = f"All {len(rows)}" if n_equal == len(rows) else f"{n_equal} of {len(rows)}"
     return (
-        f"{how_many} rows have {length} tokens, no padding, and on average {n_inside.mean():.2g} "
-        "end-of-text tokens inside: they are blocks cut from running text, not records. What is measured is leakage of "
-        "blocks, each of which holds parts of several records, and says little about any one record. Draw the "
+        f"{how_many} rows have {length} tokens, no padding, and on average {n_inside.mean():.2g} end-of-text "
+        "tokens inside: they are blocks cut from running text, not records. What is measured is leakage of "
+        "blocks, each of which holds parts of several records, and says little of any one record. Draw the "
         "canaries from the records, before `group_texts`, and train on rows of one record each."
     )
 
