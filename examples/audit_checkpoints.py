@@ -54,6 +54,7 @@ def main() -> None:
         CanarySet.from_lists(trained_on, held_out),
         budget=LeakageBudget(metric="auc", limit=0.70),
         restore=False,  # there is no run to put weights back into
+        assume_seen=True,  # nor batches to look at
         n_audits=len(checkpoints),
         tokenizer=AutoTokenizer.from_pretrained(base),
         max_length=MAX_LENGTH,  # what the run trained with

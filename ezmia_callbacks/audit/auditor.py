@@ -12,28 +12,46 @@ import torch
 from torch import nn
 
 from ezmia_callbacks.audit.economy import Stopwatch, affordable_share
+from ezmia_callbacks.audit.feeding import (
+    CONTAMINATION,
+    counted_by,
+    describe_never_fed,
+    findings_of_feeding,
+    scored_otherwise,
+    why_not_seen,
+)
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.run_state import RunState
+from ezmia_callbacks.audit.seen import SeenCanaries
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
+from ezmia_callbacks.audit.windows import end_is_uncertain_by
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     gather,
     is_main_process,
+    n_processes,
     on_all_ranks,
     rank,
     unwrapped,
 )
-from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.errors import AuditError, ConfigurationError, OverlappingCanariesError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
-from ezmia_callbacks.measuring.figures import figures, mean_loss
+from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
 from ezmia_callbacks.measuring.split_checks import check_split, refuse_blind_split
 from ezmia_callbacks.measuring.subset import CanarySubset, smallest_subset
 from ezmia_callbacks.reference.sources import ReferenceSource, check_reference, reference_label
 from ezmia_callbacks.reference.statistics import reference_statistics
+from ezmia_callbacks.results.exposures import (
+    Exposures,
+    add_exposures,
+    cut_exposures,
+    truncation,
+    whole_again,
+)
 from ezmia_callbacks.results.findings import detect
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
@@ -43,7 +61,13 @@ from ezmia_callbacks.results.trajectories import Trajectories
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
 from ezmia_callbacks.scoring.projection import LogitsFunction
-from ezmia_callbacks.scoring.rows import EncodedCanaries, Tokenizer, encode_canaries
+from ezmia_callbacks.scoring.rows import (
+    MINIMUM_SCORED_TOKENS,
+    EncodedCanaries,
+    Tokenizer,
+    TokenRow,
+    encode_canaries,
+)
 from ezmia_callbacks.scoring.scorer import Scorer
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
@@ -86,6 +110,8 @@ class PrivacyAuditor:
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
         judge_only: Give verdicts and never stop, for a run that is over.
+        assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
+            cannot be looked at. By default figures and verdicts are of the members that batches held.
         training_records: Rows that will be trained on, in the form of the canaries; near copies of
             non-members are looked for among them before the first step.
         show_progress: Show a bar while an audit takes longer than two seconds.
@@ -128,6 +154,7 @@ class PrivacyAuditor:
         on_error: OnError = "warn",
         allow_shift: bool = False,
         judge_only: bool = False,
+        assume_seen: bool = False,
         training_records: Iterable[Any] | None = None,
         show_progress: bool = False,
         logits_fn: LogitsFunction = call_for_logits,
@@ -149,6 +176,7 @@ class PrivacyAuditor:
             on_error=on_error,
             allow_shift=allow_shift,
             judge_only=judge_only,
+            assume_seen=assume_seen,
         )
         _check_attack_fits(settings.attack, canaries)
         self.canaries = canaries
@@ -163,6 +191,8 @@ class PrivacyAuditor:
         self._kept = self._no_kept_weights() if settings.keeps_weights else None
         self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only)
         self._target: TokenStatistics | None = None
+        self._seen: SeenCanaries | None = None
+        self._said: set[str] = set()
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
@@ -203,6 +233,56 @@ class PrivacyAuditor:
         """
         return self._target
 
+    @property
+    def exposures(self) -> Exposures:
+        """How often training fed each canary of `encoded`, and when last, as of the last audit."""
+        return self._state.exposures.select(self._state.subset.is_chosen)
+
+    @property
+    def exposures_of_all(self) -> Exposures:
+        """The same of all canaries, those among them that `max_overhead` left out."""
+        return self._state.exposures
+
+    @property
+    def n_steps_seen(self) -> int:
+        """Optimizer steps of this process after which the weights had moved, or that `step_done` told."""
+        return 0 if self._seen is None else self._seen.n_steps
+
+    def watch(self, module: nn.Module) -> None:
+        """Look at the batches that this object gets, instead of those of the model given to `begin`.
+
+        Needed where the loop calls something else than that model: the result of `torch.compile`, a wrapper
+        that was put around it later.
+
+        Args:
+            module: The object that the training loop calls, in training mode and with gradients.
+        """
+        if self._seen is not None:
+            self._seen.watch(module)
+
+    def step_done(self, step: int) -> None:
+        """Say that an optimizer step is done; the auditor notices by itself where the weights have moved.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        if self._seen is not None:
+            self._seen.step_done(step)
+
+    def notice_step(self) -> None:
+        """See whether the weights have moved, so that an optimizer step is done; waits for nothing."""
+        if self._seen is not None:
+            self._seen.notice_step()
+
+    def look_back(self) -> None:
+        """How often training fed each canary up to now; every process must call it.
+
+        An audit does so by itself. Call it before `state_dict` where several processes train, so that the
+        state knows what each of them was fed.
+        """
+        if self._seen is not None:
+            self._look_back(self._seen)
+
     def begin(self, model: nn.Module, *, step: int | None = None, epoch: float | None = 0.0) -> AuditResult:
         """Compute the reference statistics and make the baseline audit.
 
@@ -231,11 +311,18 @@ class PrivacyAuditor:
         with self._watch.audit():
             self._check_surroundings()
             if self._state.is_resumed:
-                self._go_on(unwrapped(model), step=step)
+                self._go_on(model, step=step)
                 return self.history[-1]
-            return self._start(unwrapped(model), moment)
+            return self._start(model, moment)
 
-    def resume(self, model: nn.Module, history: Sequence[dict[str, Any]], *, step: int) -> None:
+    def resume(
+        self,
+        model: nn.Module,
+        history: Sequence[dict[str, Any]],
+        *,
+        step: int,
+        exposures: Mapping[str, Any] | None = None,
+    ) -> None:
         """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
 
         The model's weights were trained already and are never taken for the reference.
@@ -244,6 +331,8 @@ class PrivacyAuditor:
             model: The model, with the checkpoint's weights.
             history: The audits so far, as `AuditHistory.to_dicts` gave them.
             step: Optimizer steps done in the checkpoint that training resumes from.
+            exposures: What it had been fed by then, as `Exposures.to_dict` gave it; None if that is lost:
+                then members count once they are fed again.
 
         Raises:
             ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
@@ -259,14 +348,19 @@ class PrivacyAuditor:
                 on_all_ranks(lambda: folder.load(results, state) if is_main_process() else None)
             )
             if saved is not None:  # the main process's, on every one
+                if exposures is not None:
+                    saved = replace(saved, exposures=Exposures.from_dict(exposures))
                 self._move_to(state.resumed(saved))
-            self._go_on(unwrapped(model), step=step)
+            self._go_on(model, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted run needs to go on; plain Python and tensors only.
 
         Save it with every checkpoint (`accelerator.register_for_checkpointing(auditor)` does).
         """
+        # Waits for no other process: one alone may save.
+        if self._seen is not None and n_processes() == 1:
+            self._look_back(self._seen)
         state: dict[str, Any] = _map_leaves(
             self._state.to_dict(), lambda v: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
         )
@@ -298,6 +392,9 @@ class PrivacyAuditor:
             self._keep_weights(unwrapped(model), step=0)
         self._judge = replace(self._judge, n_audits=n_audits)
         self._move_to(self._state.restarted())
+        if self._seen is not None:
+            self._seen.count_from_here()
+            self._seen.watch(model)
 
     def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
         """Measure the leakage of the model as it is now, and judge it.
@@ -324,6 +421,8 @@ class PrivacyAuditor:
         moment = Moment(step, epoch)
         with self._watch.audit():
             try:
+                if self._seen is not None:
+                    self._look_back(self._seen)
                 self._choose_subset()
                 result = self._measure(unwrapped(model), moment)
             except Exception as error:
@@ -336,6 +435,7 @@ class PrivacyAuditor:
             self._record(result)
             if result.decision.is_within_budget:
                 self._keep_weights(unwrapped(model), step=step)
+            self._refuse_contamination(result)
             return result
 
     def mark_failed(self, reason: str, *, step: int, epoch: float | None = None) -> AuditResult:
@@ -369,6 +469,9 @@ class PrivacyAuditor:
 
         Waits for no other process, so that one alone may call it.
         """
+        if self._seen is not None:
+            self._seen.unwatch()
+            self._log_never_fed()
         if self._kept is not None:
             self._kept.discard()
         if len(self.history):
@@ -422,6 +525,7 @@ class PrivacyAuditor:
 
     def _start(self, model: nn.Module, moment: Moment) -> AuditResult:
         """The baseline of a run that starts here."""
+        called, model = model, unwrapped(model)
         self._move_to(self._state.anew())
         self._prepare(model)
         self._log_power()
@@ -432,10 +536,12 @@ class PrivacyAuditor:
             self._record(result)
             if self._kept is not None:
                 self._kept.save(model, step=moment.step)
+        self._watch_batches(called, step=moment.step)
         return result
 
     def _go_on(self, model: nn.Module, *, step: int | None) -> None:
         """The interrupted run has its model again, at this step or, if None, at its last audit."""
+        called, model = model, unwrapped(model)
         self._prepare(model)
         if step is not None:
             self._move_to(self._state.at_step(step))
@@ -448,6 +554,81 @@ class PrivacyAuditor:
             is_within = within is not None and within.step == step
         self._take_up_kept_weights(model, step=step, is_within=is_within)
         self._state = replace(self._state, is_resumed=False)
+        self._watch_batches(called, step=step)
+
+    def _watch_batches(self, called: nn.Module, *, step: int) -> None:
+        """From here on every batch is looked at; what was fed before the run was interrupted still counts."""
+        if self.settings.assume_seen:
+            return
+        state = self._state
+        if self._seen is not None:
+            self._seen.unwatch()
+        # The sum over all processes is that of the parts.
+        before = state.exposures if is_main_process() else None
+        rows = replace(state.subset, share=1.0).encoded.rows
+        self._seen = SeenCanaries(rows, before)
+        # Steps go on: an own loop may count audits.
+        last = int(state.exposures.last_step.max(initial=0))
+        self._seen.watch(called, step=max(step, last))
+
+    def _look_back(self, seen: SeenCanaries) -> None:
+        """Add up what all processes were fed, and cut the canaries where training cuts its records."""
+
+        def exposures() -> Exposures:
+            seen.settle()
+            return seen.exposures()
+
+        fed = add_exposures(gather(on_all_ranks(exposures)))
+        whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
+        n_tokens = np.array([len(row.input_ids) for row in whole], dtype=np.int64)
+        if 0 < fed.cut_to < fed.longest_row:
+            fed = whole_again(fed, n_tokens)
+            self._log_length("Training does not cut its records any more: whole canaries count from here on.")
+            self._look_for(seen, whole, fed)
+        elif not fed.cut_to and (to := self._truncation(fed, whole, n_tokens)):
+            fed = cut_exposures(fed, n_tokens, to=to, step=seen.n_steps)
+            n_cut = int((n_tokens > to).sum())
+            self._log_length(
+                f"Training feeds at most {to} tokens of a record: the {n_cut} canaries that are longer "
+                "are cut."
+            )
+            self._look_for(seen, [row.cut(to) for row in whole], fed)
+        self._state = self._state.with_exposures(fed)
+
+    def _truncation(self, fed: Exposures, rows: Sequence[TokenRow], n_tokens: np.ndarray) -> int:
+        """Tokens after which training cuts its records, where the canaries can be cut there; else 0."""
+        # Further inputs are not cut here: they come from the trainer's collator, which cuts them itself.
+        if any(row.has_further_inputs for row in rows):
+            return 0
+        to = truncation(fed, n_tokens, tolerance=end_is_uncertain_by(n_tokens))
+        return to if to and min(row.cut(to).n_scored for row in rows) >= MINIMUM_SCORED_TOKENS else 0
+
+    def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
+        """Look for the canaries in this form; the sum over all processes is that of the parts."""
+        seen.replace_rows(rows, fed if is_main_process() else None)
+
+    def _log_length(self, text: str) -> None:
+        if is_main_process():
+            logger.warning("%s", text)
+
+    def _refuse_contamination(self, result: AuditResult) -> None:
+        """Say loudly, or raise if errors are to be raised, that non-members are trained on."""
+        found = [finding for finding in result.findings if finding.name == CONTAMINATION]
+        if not found or found[0].text in self._said:
+            return
+        self._said.add(found[0].text)
+        if self.settings.on_error == "raise":
+            raise OverlappingCanariesError(found[0].text)
+        if is_main_process():
+            logger.error("%s", found[0].text)
+
+    def _log_never_fed(self) -> None:
+        """Name what was never fed, where no audit could tell that an epoch was over."""
+        is_told = len(self.history) and self.history[-1].epoch is not None
+        if is_told or not is_main_process() or not self.exposures.n_batches:
+            return
+        if text := describe_never_fed(self.exposures, self.encoded):
+            logger.warning("%s", text)
 
     def settle_inputs(self, model: nn.Module) -> None:
         """Settle what the model is given of the canaries besides token ids; `begin` does it, too.
@@ -458,7 +639,9 @@ class PrivacyAuditor:
         """
         subset = self._state.subset
         encoded = subset.all_encoded
-        names = self._scorer.inputs_not_taken(model, encoded)
+        not_taken = self._scorer.inputs_not_taken(model, encoded)
+        # The same for every token, such as token types of single texts: it tells the model nothing.
+        names = frozenset(name for name in not_taken if not encoded.is_constant(name))
         lacking = encoded.lacking_inputs
         problems = [
             f"The trainer's collator returns {_listed(each)}, {reason}."
@@ -477,14 +660,16 @@ class PrivacyAuditor:
             )
             if each
         ]
+        stripped = replace(subset, all_encoded=encoded.without_inputs(not_taken))
         if not problems:
+            if not_taken:
+                self._state = replace(self._state, subset=stripped)
             return
         if self.settings.budget is not None:
             raise ConfigurationError(" ".join([*problems, "Scored without, the canaries carry no verdict."]))
         if is_main_process():
             for problem in problems:
                 logger.warning("%s The canaries are scored WITHOUT: leakage may read too low.", problem)
-        stripped = replace(subset, all_encoded=encoded.without_inputs(names))
         self._state = replace(self._state, subset=stripped)
 
     def _prepare(self, model: nn.Module) -> None:
@@ -495,7 +680,10 @@ class PrivacyAuditor:
     def _is_audited(self, model: nn.Module) -> bool:
         """Whether the weights are those of the last audit; a checkpoint may have been saved later."""
         target = self._scorer.statistics(model, self.encoded.rows)
-        loss = mean_loss(target, self.encoded.is_member)
+        counted = self._counted()
+        is_member = self.encoded.is_member
+        members = is_member if counted is None else is_member & counted.is_counted
+        loss = mean_loss(target, members) if members.any() else None
         return broadcast_from_main(loss == self.history[-1].member_loss)
 
     def _take_up_kept_weights(self, model: nn.Module, *, step: int, is_within: bool) -> None:
@@ -579,6 +767,7 @@ class PrivacyAuditor:
         self, target: TokenStatistics, own_scores: Mapping[str, np.ndarray], moment: Moment
     ) -> AuditResult:
         settings, history, attack = self.settings, self.history, self.settings.attack
+        counted = None if moment.is_baseline else self._counted()
         is_fair = attack is None or not attack.is_trained_on_membership
         measured = figures(
             target,
@@ -590,6 +779,7 @@ class PrivacyAuditor:
             confidence=settings.confidence,
             band_confidence=None if moment.is_baseline else self._judge.band_confidence(history),
             has_epsilon=is_fair and not moment.is_baseline,
+            counted=counted,
         )
         result = AuditResult(
             **vars(moment),
@@ -597,10 +787,47 @@ class PrivacyAuditor:
             **self._cost(),
             status="ok",
             score=settings.score_name,
-            decision=self._judge.decide(measured.metrics, history, is_baseline=moment.is_baseline),
+            decision=self._judge.decide(
+                measured.metrics,
+                history,
+                is_baseline=moment.is_baseline,
+                why_unknown="" if counted is None else self._why_unknown(),
+                lacks=self._judge.lacks(
+                    measured.n_members_seen or 0, measured.n_non_members, self._state.subset
+                )
+                if counted is not None
+                else "",
+            ),
             batch_size=self._scorer.batch_size,
         )
-        return replace(result, findings=detect(result, history.results))
+        about_feeding = (
+            ()
+            if counted is None
+            else findings_of_feeding(
+                self.exposures, self.encoded, epoch=moment.epoch, otherwise=self._scored_otherwise()
+            )
+        )
+        return replace(result, findings=(*about_feeding, *detect(result, history.results)))
+
+    def _counted(self) -> Counted | None:
+        """Which records figures count; None for all, where nobody looks at batches."""
+        return None if self._seen is None else counted_by(self.exposures, self.encoded.is_member)
+
+    def _why_unknown(self) -> str:
+        """Why what is measured says nothing of what was fed; empty if it does."""
+        return why_not_seen(self.exposures, self.encoded.is_member) or self._scored_otherwise()
+
+    def _scored_otherwise(self) -> str:
+        """What the batches show that the audit does not give the model; empty if nothing."""
+        # A `logits_fn` of the user's own calls the model as the user knows that training does.
+        if self._seen is None or self._scorer.logits_fn is not call_for_logits:
+            return ""
+        return scored_otherwise(
+            self._seen.further_inputs,
+            self.encoded,
+            is_left_padded=self._seen.is_left_padded,
+            is_shifted=self._seen.is_shifted,
+        )
 
     def _failed(self, reason: str, moment: Moment) -> AuditResult:
         subset = self._state.subset
@@ -626,7 +853,8 @@ class PrivacyAuditor:
             logger.info("%s", result.describe())
             for finding in result.findings:
                 # Of the baseline's, the caveat says all.
-                if finding.name not in known and not result.is_baseline:
+                is_new = finding.name not in known and finding.name != CONTAMINATION
+                if is_new and not result.is_baseline:
                     logger.warning("%s", finding.text)
         # Before the first step a folder that cannot be written is the user's to mend.
         may_raise = result.is_baseline or self.settings.on_error == "raise"

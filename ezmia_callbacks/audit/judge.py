@@ -14,7 +14,12 @@ from ezmia_callbacks.functional.budget import (
     check_resolvable,
     decide,
 )
-from ezmia_callbacks.functional.planning import canaries_needed, describe_power, has_enough_power
+from ezmia_callbacks.functional.planning import (
+    MINIMUM_PER_CLASS,
+    canaries_needed,
+    describe_power,
+    has_enough_power,
+)
 
 if TYPE_CHECKING:
     from ezmia_callbacks.measuring.subset import CanarySubset
@@ -63,8 +68,37 @@ class Judge:
         """Confidence of the next audit's bands that makes the bands of all audits hold together."""
         return 1.0 - self._alpha(len(history.audits_after_baseline) + 1)
 
+    def lacks(self, n_members: int, n_non_members: int, everything: CanarySubset) -> str:
+        """What so few canaries lack for a verdict; empty for nothing, or if all of them would lack it too.
+
+        Args:
+            n_members: Members that were fed.
+            n_non_members: Non-members that were not.
+            everything: All canaries that are scored.
+        """
+        if self.budget is None:
+            return ""
+        alpha = self.smallest_alpha
+        counts = {"n_members": n_members, "n_non_members": n_non_members}
+        are_enough = min(n_members, n_non_members) >= MINIMUM_PER_CLASS
+        try:
+            check_resolvable(self.budget, **counts, failure_probability=alpha)
+        except TooFewCanariesError:
+            are_enough = False
+        if are_enough and self.can_judge(everything):
+            are_enough = has_enough_power(self.budget, **counts, failure_probability=alpha)
+        if are_enough:
+            return ""
+        return f"members fed: {n_members}, non-members: {n_non_members}, which is too few"
+
     def decide(
-        self, metrics: Mapping[str, Measurement], history: AuditHistory, *, is_baseline: bool = False
+        self,
+        metrics: Mapping[str, Measurement],
+        history: AuditHistory,
+        *,
+        is_baseline: bool = False,
+        why_unknown: str = "",
+        lacks: str = "",
     ) -> Decision:
         """The verdict on an audit.
 
@@ -72,12 +106,20 @@ class Judge:
             metrics: Its figures, with bands of `band_confidence`.
             history: The audits before it.
             is_baseline: Whether it is the one before the first step.
+            why_unknown: Why nothing is known of what was fed; empty if something is.
+            lacks: What `lacks` says of the canaries that were fed so far. It leaves no verdict but one that
+                more of them could not undo: over a limit that even the lower end of the band exceeds, or
+                within one that even the upper end keeps to.
         """
         if is_baseline:
             return Decision(False, True, "baseline: nothing was trained yet")
         if self.budget is None:
             return Decision(False, None, "no budget")
+        # Unknown is not within budget: nothing is kept, and nothing is ended either.
+        not_yet = Decision(False, None, f"not judged yet: {why_unknown or lacks}", limit=self.budget.limit)
         decided = metrics[self.budget.name]
+        if why_unknown or (lacks and (decided.value is None or decided.band is None)):
+            return not_yet
         if decided.value is None or decided.band is None:
             # Audits beyond the plan have less of the error rate, until the canaries cannot carry them. Going
             # on would be to go on without a budget.
@@ -87,6 +129,9 @@ class Judge:
             return Decision(not self.judge_only, None, message)
         n_over_before = history.n_over_in_a_row
         decision = decide(self.budget, decided.value, band=decided.band, n_over_before=n_over_before)
+        is_certain = self.budget.rule == ("upper" if decision.is_within_budget else "lower")
+        if lacks and not is_certain:
+            return not_yet
         return replace(decision, stop=False) if self.judge_only else decision
 
     def check_resolvable(self, subset: CanarySubset) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ezmia_callbacks.errors import ReferenceMismatchError
 from ezmia_callbacks.measuring.subset import CanarySubset
+from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
@@ -29,6 +30,7 @@ class SavedRun:
         findings: What it checked before the first step.
         caveat: What has to stand beside its headlines.
         trajectories: Scores of its records; None if they are lost.
+        exposures: What it was fed of each canary; None if that is lost.
     """
 
     results: tuple[AuditResult, ...]
@@ -36,6 +38,7 @@ class SavedRun:
     findings: tuple[Finding, ...] = ()
     caveat: str = ""
     trajectories: Trajectories | None = None
+    exposures: Exposures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class RunState:
         subset: The canaries that audits score.
         history: The audits so far.
         trajectories: Scores of the subset's records at these audits.
+        exposures: What all processes together were fed of each canary, as far as it is known.
         reference: Statistics of the reference, of all canaries; None until the baseline was measured.
         chooses_subset: Whether the first audit after the baseline chooses a subset.
         is_subset_chosen: Whether it has done so.
@@ -57,6 +61,7 @@ class RunState:
     subset: CanarySubset
     history: AuditHistory
     trajectories: Trajectories
+    exposures: Exposures
     reference: TokenStatistics | None = None
     chooses_subset: bool = False
     is_subset_chosen: bool = False
@@ -86,13 +91,14 @@ class RunState:
             subset=subset,
             history=history,
             trajectories=_no_trajectories(subset, score=score),
+            exposures=Exposures.none(len(subset.all_encoded.rows)),
             chooses_subset=chooses_subset,
         )
 
     def anew(self) -> RunState:
         """A run of the same canaries and settings that starts here; one before may have chosen a subset."""
         return RunState.before_training(
-            self.subset.of_share(1.0),
+            replace(self.subset, share=1.0, cut_to=None),
             replace(self.history, results=(), findings=(), caveat="", is_complete=False),
             fingerprint=self.fingerprint,
             score=self.trajectories.score,
@@ -102,9 +108,13 @@ class RunState:
     @cached_property
     def reference_of_subset(self) -> TokenStatistics | None:
         """Statistics of the reference for the records that audits score."""
-        if self.reference is None or self.subset.share == 1.0:
-            return self.reference
-        return self.reference.select(self.subset.is_chosen)
+        reference, subset = self.reference, self.subset
+        if reference is not None and subset.share != 1.0:
+            reference = reference.select(subset.is_chosen)
+        if reference is not None and subset.cut_to is not None:
+            n_scored = np.array([row.n_scored for row in subset.encoded.rows], dtype=np.int64)
+            reference = reference.cut(n_scored)
+        return reference
 
     def with_result(self, result: AuditResult) -> RunState:
         """One audit later, so that the run has not ended yet."""
@@ -120,6 +130,12 @@ class RunState:
         if subset.share != self.subset.share:
             trajectories = trajectories.of_records(subset.is_chosen)
         return replace(self, subset=subset, trajectories=trajectories, is_subset_chosen=True)
+
+    def with_exposures(self, exposures: Exposures) -> RunState:
+        """So much is known by now of what training was fed; canaries that it cuts are cut, too."""
+        cut_to = exposures.cut_to or None
+        subset = self.subset if cut_to == self.subset.cut_to else replace(self.subset, cut_to=cut_to)
+        return replace(self, exposures=exposures, subset=subset)
 
     def with_checks(self, findings: Sequence[Finding], *, caveat: str) -> RunState:
         """The checks before the first step have found this."""
@@ -147,7 +163,7 @@ class RunState:
         kept = saved.trajectories
         if kept is not None and kept.record_ids == trajectories.record_ids:
             trajectories = kept if step is None else kept.up_to_step(step)
-        return replace(
+        resumed = replace(
             self,
             subset=subset,
             history=replace(history, is_complete=False),
@@ -156,6 +172,7 @@ class RunState:
             is_subset_chosen=share is not None,
             is_resumed=True,
         )
+        return resumed.with_exposures(saved.exposures or Exposures.none(len(subset.all_encoded.rows)))
 
     def at_step(self, step: int) -> RunState:
         """The same interrupted run, gone on with from an earlier step."""
@@ -178,6 +195,7 @@ class RunState:
             findings=self.history.findings,
             caveat=self.history.caveat,
             trajectories=self.trajectories,
+            exposures=self.exposures,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,6 +207,7 @@ class RunState:
             "caveat": self.history.caveat,
             "reference": None if self.reference is None else _arrays(self.reference),
             "trajectories": _arrays(self.trajectories),
+            "exposures": self.exposures.to_dict(),
         }
 
     def resumed_from_dict(self, state: Mapping[str, Any]) -> RunState:
@@ -216,6 +235,8 @@ class RunState:
             findings=tuple(Finding(**finding) for finding in state["findings"]),
             caveat=state["caveat"],
             trajectories=replace(empty, **state["trajectories"]),
+            # A state of before they were counted has none.
+            exposures=Exposures.from_dict(state["exposures"]) if "exposures" in state else None,
         )
         return self.resumed(saved)
 

@@ -39,6 +39,7 @@ _AUDITOR_ARGUMENTS = (
     "on_error",
     "allow_shift",
     "judge_only",
+    "assume_seen",
 )
 
 
@@ -75,6 +76,8 @@ class AuditSettings:
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
         judge_only: Give verdicts and never stop, for a run that is over.
+        assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
+            cannot be looked at. By default figures and verdicts are of the members that batches held.
 
     Raises:
         ConfigurationError: if an argument can never work; says what was got and what is needed.
@@ -98,6 +101,7 @@ class AuditSettings:
     on_error: OnError = "warn"
     allow_shift: bool = False
     judge_only: bool = False
+    assume_seen: bool = False
 
     def __post_init__(self) -> None:
         """Check every argument, before anything is computed."""

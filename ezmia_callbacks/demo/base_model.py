@@ -165,6 +165,7 @@ def train_tokenizer(
         padding_side="right",
         model_max_length=n_positions,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -37,6 +37,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     TrainerState,
     TrainingArguments,
     autocast,
+    called_by_loop,
     is_in_pieces,
     log_plainly,
     n_batches,
@@ -59,6 +60,7 @@ from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
 from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
+from ezmia_callbacks.shells.membership_check import is_indexable
 from ezmia_callbacks.shells.messages import (
     check_canaries,
     log_first_audit,
@@ -66,9 +68,11 @@ from ezmia_callbacks.shells.messages import (
     log_restarted,
     log_restored,
     log_start,
+    log_unjudged,
     reference_source,
     warn_of_failed_audits,
 )
+from ezmia_callbacks.shells.runs import RunsOfOneCallback
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
@@ -126,10 +130,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
+        assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
+            cannot be looked at. By default figures and verdicts are of the members that batches held.
         trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
 
     Attributes:
-        history: All audits so far.
+        history: All audits so far of the newest run.
+        histories: Those of all runs, the oldest first: one callback may serve several trainers, one after the
+            other, as in folds or sweeps. Each run has a folder of its own: `privacy_audit`,
+            `privacy_audit_2`, ...
         auditor: The auditor; None before training begins.
 
     Raises:
@@ -163,6 +172,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         prefix: str = "privacy/",
         on_error: OnError = "warn",
         allow_shift: bool = False,
+        assume_seen: bool = False,
         trainer: Any = None,
     ) -> None:
         self.settings = AuditSettings(
@@ -183,12 +193,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             prefix=prefix,
             on_error=on_error,
             allow_shift=allow_shift,
+            assume_seen=assume_seen,
         )
         check_canaries(canaries)
         self.canaries = canaries
         self.auditor: PrivacyAuditor | None = None
         self._trainer = TrainerReference(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
+        self._runs = RunsOfOneCallback()
+        self._state: TrainerState | None = None
         self._is_publishing = False
         self._is_ended = False
         self._early_steps: frozenset[int] = frozenset()
@@ -199,7 +212,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model and auditor belong to this process.
-        return {**self.__dict__, "_begun_with": None, "auditor": None}
+        return {**self.__dict__, "_begun_with": None, "auditor": None, "_state": None}
 
     @property
     def history(self) -> AuditHistory:
@@ -208,11 +221,17 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             return AuditHistory((), self.settings.budget, self.settings.confidence)
         return self.auditor.history
 
+    @property
+    def histories(self) -> tuple[AuditHistory, ...]:
+        """The audits of every run that this callback has audited, the newest last."""
+        return self._runs.histories(self.auditor)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
-        trainer, model = self._find_trainer(), kwargs["model"]
+        trainer, model = self._trainer.anew(self), kwargs["model"]
+        self._state = state
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
         self._refuse_a_double(trainer)
         self._older_checkpoints = checkpoints_in(run_folder(trainer))
@@ -224,15 +243,23 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if state.global_step == 0 and is_restart and self.auditor is not None:
             self._restart(state, model, plan)
             return
+        self._runs.begin(self.auditor, self._base_folder(trainer), is_new=state.global_step == 0)
         self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, model, plan))
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
             saved = saved_state(state, self._state_key)
             with weights_for_use(kwargs.get("optimizer")):
-                self.auditor.resume(model, saved.get("history", []), step=state.global_step)
+                self.auditor.resume(
+                    model,
+                    saved.get("history", []),
+                    step=state.global_step,
+                    exposures=saved.get("exposures"),
+                )
+            self.auditor.watch(called_by_loop(trainer))
             return
         log_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
+        self.auditor.watch(called_by_loop(trainer))
         self._publish(trainer, state, control, result)
         log_first_audit(plan, self.settings)
 
@@ -240,17 +267,22 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Audit early, every `every` steps or every fraction of an epoch, and before a checkpoint."""
+        self._refuse_another_run(state)
+        if self.auditor is not None:
+            self.auditor.step_done(state.global_step)
         interval = steps_between(self.settings.cadence, state)
         is_due = state.global_step in self._early_steps
         is_due |= interval is not None and state.global_step % interval == 0
         if is_due or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         self._veto_save(control)
+        self._note_exposures(args, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
+        self._refuse_another_run(state)
         self._show_best(state)
         is_last = control.should_training_stop or state.global_step >= state.max_steps
         if ends_epochs(self.settings.cadence) or is_last or self._needs_figures(args, control):
@@ -258,6 +290,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if is_last and self._is_past_budget:
             self._restore(args, state, **kwargs)
         self._veto_save(control)
+        self._note_exposures(args, state, control)
 
     def on_evaluate(
         self,
@@ -268,7 +301,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         **kwargs: Any,
     ) -> None:
         """Offer the figures of the model's weights as `eval_privacy_*`, for `metric_for_best_model`."""
-        if metrics is None or not len(self.history) or not self._find_trainer().is_in_train:
+        is_other = self._state is not state
+        if metrics is None or is_other or not len(self.history) or not self._find_trainer().is_in_train:
             return
         result = self._restored_result or self.history[-1]
         offered = {f"eval_privacy_{name}": value for name, value in result.to_metrics().items()}
@@ -315,6 +349,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Say what the run came to, and remove the kept weights."""
+        self._refuse_another_run(state)
         self._show_best(state)
         if self.auditor is None:
             return
@@ -323,15 +358,24 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if not is_best_loaded and not self._is_ended:
             if not self._is_audited(state):
                 with weights_for_use(kwargs.get("optimizer")):
-                    self.auditor.audit(kwargs["model"], step=state.global_step, epoch=state.epoch)
+                    self.auditor.audit(kwargs["model"], step=state.global_step, epoch=self._epoch(state))
             if self._is_past_budget:
                 self._restore(args, state, **kwargs)
         warn_of_failed_audits(self.history)
+        log_unjudged(self.history)
         self.auditor.finish()
 
     @property
     def _state_key(self) -> str:
         return _STATE_KEY + self.settings.prefix
+
+    def _refuse_another_run(self, state: TrainerState) -> None:
+        """Runs may follow one another; one whose trainer is not the last one to begin has lost its audit."""
+        if self._state is not None and self._state is not state:
+            raise ConfigurationError(
+                "Another trainer has begun with this PrivacyAuditCallback while this one was training: give "
+                "each its own callback, or train them one after the other."
+            )
 
     def _refuse_a_double(self, trainer: Trainer) -> None:
         """Two callbacks that write to one place would lose one curve, and resume with the other's."""
@@ -364,6 +408,21 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def _needs_figures(self, args: TrainingArguments, control: TrainerControl) -> bool:
         guards = self._guards_checkpoints and may_save_next(args, control)
         return guards or bool(control.should_evaluate and is_best_by_leakage(args))
+
+    def _epoch(self, state: TrainerState) -> float | None:
+        """Epochs done; of a stream the trainer counts the share of the steps instead, which is none."""
+        return state.epoch if is_indexable(self._find_trainer().train_dataset) else None
+
+    def _note_exposures(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Have the checkpoint that may follow know what was fed up to it."""
+        if self.auditor is not None and may_save_next(args, control):
+            self.auditor.look_back()
+            self._save_state(state)
+
+    def _save_state(self, state: TrainerState) -> None:
+        if self.auditor is not None:
+            kept = {"history": self.history.to_dicts(), "exposures": self.auditor.exposures_of_all.to_dict()}
+            save_state(state, self._state_key, kept)
 
     def _veto_save(self, control: TrainerControl) -> None:
         if self._is_past_budget:
@@ -402,7 +461,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if self._is_audited(state):
             return
         with weights_for_use(optimizer):
-            result = auditor.audit(model, step=state.global_step, epoch=state.epoch)
+            result = auditor.audit(model, step=state.global_step, epoch=self._epoch(state))
         trainer = self._find_trainer()
         self._publish(trainer, state, control, result)
         if result.decision.stop:
@@ -447,6 +506,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         log_restored(kept, self.history, step=state.global_step)
 
     def _folder(self, trainer: Trainer) -> Path:
+        return self._runs.folder(self._base_folder(trainer))
+
+    def _base_folder(self, trainer: Trainer) -> Path:
         run = run_folder(trainer)
         if self.settings.output_dir is None:
             return run / _FOLDER
@@ -472,14 +534,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             self._is_publishing = False
         if is_main_process():
             log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
-        save_state(state, self._state_key, {"history": self.history.to_dicts()})
+        self._save_state(state)
 
     def _restart(self, state: TrainerState, model: nn.Module, plan: AuditPlan) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
         log_restarted()
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=plan.n_audits)
-            save_state(state, self._state_key, {"history": self.history.to_dicts()})
+            self.auditor.watch(called_by_loop(self._find_trainer()))
+            self._save_state(state)
 
     def _make_auditor(
         self, trainer: Trainer, args: TrainingArguments, model: nn.Module, plan: AuditPlan

@@ -140,6 +140,7 @@ class Trainer(Protocol):
     eval_dataset: Any
     hp_search_backend: Any
     is_in_train: bool
+    model_wrapped: nn.Module
     train_dataset: Any
 
 
@@ -183,9 +184,22 @@ class TrainerReference:
             ConfigurationError: if there is none.
         """
         trainer = None if self._trainer is None else self._trainer()
-        if trainer is None:
+        return self.anew(callback) if trainer is None else trainer
+
+    def anew(self, callback: object) -> Trainer:
+        """The trainer that calls a hook of the callback now, where another one may have done so before.
+
+        Raises:
+            ConfigurationError: if there is none.
+        """
+        known = None if self._trainer is None else self._trainer()
+        try:
             trainer = calling_trainer(callback)
-            self._trainer = weakref.ref(trainer)
+        except ConfigurationError:
+            if known is None:
+                raise
+            trainer = known
+        self._trainer = weakref.ref(trainer)
         return trainer
 
 
@@ -238,6 +252,11 @@ def saved_state(state: TrainerState, key: str) -> Mapping[str, Any]:
 def save_state(state: TrainerState, key: str, value: Mapping[str, Any]) -> None:
     """Have every checkpoint from here on keep a value under a key."""
     state.stateful_callbacks[key] = value
+
+
+def called_by_loop(trainer: Trainer) -> nn.Module:
+    """The object that the training loop calls: the model in its wrappers, compiled if it is."""
+    return trainer.model_wrapped
 
 
 def splits_records(trainer: Trainer) -> bool:

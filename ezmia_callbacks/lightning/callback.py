@@ -68,9 +68,11 @@ from ezmia_callbacks.shells.messages import (
     log_restarted,
     log_restored,
     log_start,
+    log_unjudged,
     reference_source,
     warn_of_failed_audits,
 )
+from ezmia_callbacks.shells.runs import RunsOfOneCallback
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
@@ -136,13 +138,18 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
             not draw, can be told apart without the model. Figures then include that difference.
+        assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
+            cannot be looked at. By default figures and verdicts are of the members that batches held.
         logits_fn: `logits_fn(pl_module, input_ids, attention_mask)` returns logits (batch, length,
             vocabulary); needed only if the LightningModule does not hold exactly one Hugging Face causal
             language model, which is found by itself. Named in a configuration file, it must be annotated
             to return a `torch.Tensor`.
 
     Attributes:
-        history: All audits so far.
+        history: All audits so far of the newest run.
+        histories: Those of all runs, the oldest first: one callback may serve several trainers, one after the
+            other, as in folds or sweeps. Each run has a folder of its own: `privacy_audit`,
+            `privacy_audit_2`, ...
         auditor: The auditor; None before training begins.
 
     Raises:
@@ -177,6 +184,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         prefix: str = "privacy/",
         on_error: OnError = "warn",
         allow_shift: bool = False,
+        assume_seen: bool = False,
         logits_fn: LogitsFunction | None = None,
     ) -> None:
         super().__init__()
@@ -198,6 +206,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             prefix=prefix,
             on_error=on_error,
             allow_shift=allow_shift,
+            assume_seen=assume_seen,
         )
         check_canaries(canaries)
         self.canaries = canaries
@@ -213,11 +222,14 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self._early_steps: frozenset[int] = frozenset()
         self._older_checkpoints: dict[Path, float] = {}
         self._restored_step: int | None = None
+        self._runs = RunsOfOneCallback()
+        self._running: weakref.ref[Any] | None = None
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model, precision and auditor belong to this process.
-        return {**self.__dict__, "auditor": None, "_begun_with": None, "_forward_context": None}
+        of_this_process = ("auditor", "_begun_with", "_forward_context", "_running")
+        return {**self.__dict__, **dict.fromkeys(of_this_process)}
 
     @property
     def history(self) -> AuditHistory:
@@ -225,6 +237,11 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         if self.auditor is None:
             return AuditHistory((), self.settings.budget, self.settings.confidence)
         return self.auditor.history
+
+    @property
+    def histories(self) -> tuple[AuditHistory, ...]:
+        """The audits of every run that this callback has audited, the newest last."""
+        return self._runs.histories(self.auditor)
 
     @property
     def state_key(self) -> str:
@@ -235,7 +252,11 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         """The audits so far, and of which step the weights are where that is not the trainer's own."""
         if self.auditor is None:
             return {}
-        return {"history": self.history.to_dicts(), "weights_step": self._restored_step}
+        return {
+            "history": self.history.to_dicts(),
+            "weights_step": self._restored_step,
+            "exposures": self.auditor.exposures_of_all.to_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint says until training begins."""
@@ -281,10 +302,12 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             trainer, self.settings.cadence, is_saving_guarded=self._guards
         )
         self._early_steps = early_steps(self.settings.cadence, n_steps=first_epoch_in_steps(trainer))
+        self._running = weakref.ref(trainer)
         with torch.inference_mode(False), _weights_for_use(trainer):
             if saved is None and is_known and self.auditor is not None:
                 self._restart(trainer, pl_module, self.auditor)
             else:
+                self._runs.begin(self.auditor, self._base_folder(trainer), is_new=saved is None)
                 self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, pl_module))
                 self._begun_with = weakref.ref(pl_module)
                 if saved is None:
@@ -297,9 +320,15 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self, trainer: LightningTrainer, pl_module: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Audit early, every `every` steps or every fraction of an epoch, and before a checkpoint."""
-        if self._is_running:
-            is_due = trainer.global_step in self._early_steps
-            if is_due or any(trainer.global_step % interval == 0 for interval in self._step_intervals):
+        if self._is_running and self.auditor is not None:
+            self._refuse_another_run(trainer)
+            if trainer.global_step > self.auditor.n_steps_seen:
+                self.auditor.step_done(trainer.global_step)
+            else:
+                self.auditor.notice_step()
+            step = self._step(trainer)
+            is_due = step in self._early_steps
+            if is_due or (step and any(step % interval == 0 for interval in self._step_intervals)):
                 self._audit(trainer, pl_module)
             self._veto_saves(trainer)
 
@@ -313,10 +342,11 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
         if not self._is_running:
             return
+        self._refuse_another_run(trainer)
         is_last = (
             trainer.should_stop
             or trainer.current_epoch + 1 == trainer.max_epochs
-            or trainer.global_step == trainer.max_steps
+            or self._step(trainer) == trainer.max_steps
         )
         if ends_epochs(self.settings.cadence) or is_last or self._is_audited_for_others:
             self._audit(trainer, pl_module)
@@ -326,9 +356,14 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self, trainer: LightningTrainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Audit what is about to be written; over budget, write the last weights inside it instead."""
-        if not (self._is_running and self._guards):
+        if not self._is_running or self.auditor is None:
+            return
+        if not self._guards:
+            self.auditor.look_back()
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
             return
         self._audit(trainer, pl_module)
+        self.auditor.look_back()
         if not self._is_past_budget:
             checkpoint["callbacks"][self.state_key] = self.state_dict()
             return
@@ -347,6 +382,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         """Say what the run came to, and remove the kept weights."""
         if not self._is_running or self.auditor is None:
             return
+        self._refuse_another_run(trainer)
         self._audit(trainer, pl_module)
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
         kept = self._restore(trainer, pl_module) if self._is_past_budget else None
@@ -355,6 +391,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
                 self._set_aside(trainer, after_step=kept.step)
             log_restored(kept, self.history, step=trainer.global_step)
         warn_of_failed_audits(self.history)
+        log_unjudged(self.history)
         self.auditor.finish()
         self._is_running = False
 
@@ -368,7 +405,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         return self._guards and self.history.is_past_budget
 
     def _audit(self, trainer: LightningTrainer, pl_module: Any) -> None:
-        auditor, step = self.auditor, int(trainer.global_step)
+        auditor, step = self.auditor, self._step(trainer)
         # What is trained after a stop will be undone: no audit of it may count.
         is_decided = self._restored_step is not None
         if auditor is None or is_decided or self.history[-1].step == step:
@@ -381,6 +418,11 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             trainer.should_stop = True
             if self.settings.restore:
                 self._restore(trainer, pl_module)
+
+    def _step(self, trainer: LightningTrainer) -> int:
+        """Optimizer steps done: as the trainer counts, or as seen, of an optimizer that it does not know."""
+        counted, auditor = int(trainer.global_step), self.auditor
+        return counted or (0 if auditor is None else auditor.n_steps_seen)
 
     def _restore(
         self, trainer: LightningTrainer, pl_module: Any, *, is_undone: bool = True
@@ -412,7 +454,19 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             into = self._folder(trainer) / "over_budget"
             set_aside(trainer, after_step=after_step, into=into, older=self._older_checkpoints)
 
+    def _refuse_another_run(self, trainer: LightningTrainer) -> None:
+        """Runs may follow one another; one whose trainer is not the last one to begin has lost its audit."""
+        running = None if self._running is None else self._running()
+        if running is not None and running is not trainer:
+            raise ConfigurationError(
+                "Another trainer has begun with this PrivacyAuditCallback while this one was training: give "
+                "each its own callback, or train them one after the other."
+            )
+
     def _folder(self, trainer: LightningTrainer) -> Path:
+        return self._runs.folder(self._base_folder(trainer))
+
+    def _base_folder(self, trainer: LightningTrainer) -> Path:
         return Path(self.settings.output_dir or Path(trainer.default_root_dir) / _FOLDER)
 
     def _publish(self, trainer: LightningTrainer, result: AuditResult) -> None:
@@ -439,7 +493,9 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         if self.logits_fn is None:
             # The LightningModule itself has no configuration to check the canaries against.
             check_model(language_model_in(pl_module), auditor.encoded.rows, autocast=self._training_context)
-        self._publish(trainer, auditor.begin(pl_module, step=0, epoch=0.0))
+        result = auditor.begin(pl_module, step=0, epoch=0.0)
+        auditor.watch(self._called_in_training(pl_module))
+        self._publish(trainer, result)
         log_first_audit(self._plan(trainer), self.settings)
 
     def _resume(
@@ -454,12 +510,21 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             )
         step = saved["weights_step"]
         step = trainer.global_step if step is None else step
-        auditor.resume(pl_module, saved["history"], step=step)
+        auditor.resume(pl_module, saved["history"], step=step, exposures=saved.get("exposures"))
+        auditor.watch(self._called_in_training(pl_module))
 
     def _restart(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
         """The same weights train on from step 0, under a new trainer."""
         log_restarted()
         auditor.restart(pl_module, n_audits=self._plan(trainer).n_audits)
+        auditor.watch(self._called_in_training(pl_module))
+
+    def _called_in_training(self, pl_module: nn.Module) -> nn.Module:
+        """What `training_step` calls: the language model, or the embedding that gets the token ids."""
+        if self.logits_fn is None:
+            return language_model_in(pl_module)
+        embeddings = [module for module in pl_module.modules() if isinstance(module, nn.Embedding)]
+        return max(embeddings, key=lambda module: module.num_embeddings, default=pl_module)
 
     def _make_auditor(self, trainer: LightningTrainer, pl_module: nn.Module) -> PrivacyAuditor:
         tokenizer = self.tokenizer or getattr(pl_module, "tokenizer", None)

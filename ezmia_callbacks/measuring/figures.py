@@ -42,13 +42,15 @@ class Figures:
         auc_by_score: AUC of the other scores.
         auc_by_group: AUC of the deciding score within each group of canaries.
         epsilon: Lower bound of epsilon; None where it has no proof.
-        member_loss: Mean loss over the members' tokens, nats per token.
+        auc_recent: AUC of the deciding score for the members that were fed last.
+        member_loss: Mean loss over the members' tokens, nats per token; None if no member counts.
         non_member_loss: Mean loss over the non-members' tokens, nats per token.
         n_error_tokens: Median number of wrongly predicted tokens of a record.
         member_edges: Edge records among the members.
         non_member_edges: Edge records among the non-members.
-        n_members: Members counted.
-        n_non_members: Non-members counted.
+        n_members: Members that are scored.
+        n_non_members: Non-members that count.
+        n_members_seen: Members that count, for they were fed; None where that was not looked at.
         n_tokens: Scored tokens of all records.
         scores: float64, (n_records,): the deciding score of each record.
     """
@@ -56,16 +58,31 @@ class Figures:
     metrics: Mapping[str, Measurement]
     auc_by_score: Mapping[str, Measurement]
     auc_by_group: Mapping[str, Measurement]
+    auc_recent: Measurement | None
     epsilon: EpsilonBound | None
-    member_loss: float
-    non_member_loss: float
+    member_loss: float | None
+    non_member_loss: float | None
     n_error_tokens: float
     member_edges: EdgeCounts
     non_member_edges: EdgeCounts
     n_members: int
     n_non_members: int
+    n_members_seen: int | None
     n_tokens: int
     scores: Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Which of the records that are scored figures count, by what training was fed.
+
+    Attributes:
+        is_counted: bool, (n_records,): members that were fed, and non-members that were not.
+        last_step: int64, (n_records,): optimizer step that was fed a record last; -1 for none.
+    """
+
+    is_counted: Membership
+    last_step: Int64[np.ndarray, " n_records"]
 
 
 def figures(
@@ -79,6 +96,7 @@ def figures(
     confidence: float,
     band_confidence: float | None,
     has_epsilon: bool,
+    counted: Counted | None = None,
 ) -> Figures:
     """The figures of one audit.
 
@@ -93,48 +111,91 @@ def figures(
         band_confidence: Confidence at this audit that makes the bands of all audits hold together; None for
             an audit that nothing is decided by.
         has_epsilon: Whether this score may carry an epsilon, if the canaries' membership was drawn by coins.
+            It is that of all records: who was fed is what is to be found out.
+        counted: Which records the other figures are of; None for all.
     """
-    units, encoded = subset.units, subset.encoded
-    n_bytes, of_records = encoded.n_compressed_bytes, encoded.is_member
+    encoded, is_member = subset.encoded, subset.encoded.is_member
+    n_bytes = encoded.n_compressed_bytes
+    is_counted = np.ones(len(is_member), dtype=np.bool_) if counted is None else counted.is_counted
     scores = {
         name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
         for name in {score, *_COMPARED_SCORES} - own_scores.keys()
     }
     scores.update(own_scores)
     deciding = scores[score]
-    member_edges, non_member_edges = edge_counts(target, reference, of_records)
+    members, others = is_counted & is_member, is_counted & ~is_member
+    member_edges, non_member_edges = edge_counts(target, reference, members, others)
     n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
-    is_by_coins = units.canaries.provenance.has_independent_coins
-    return Figures(
-        metrics=measure_scores(
-            units.headline(deciding),
+    is_by_coins = subset.units.canaries.provenance.has_independent_coins
+    try:
+        units = subset.units_of(is_counted)
+    except TooFewCanariesError as error:
+        metrics = _no_metrics(fpr_levels, note=str(error))
+        auc_by_score: dict[str, Measurement] = {}
+        auc_by_group: dict[str, Measurement] = {}
+    else:
+        metrics = measure_scores(
+            units.headline(deciding[is_counted]),
             units.is_member,
             fpr_levels=fpr_levels,
             confidence=confidence,
             band_confidence=band_confidence,
-        ),
-        auc_by_score={
-            name: measure_auc(units.headline(scores[name]), units.is_member, confidence=confidence)
+        )
+        auc_by_score = {
+            name: measure_auc(
+                units.headline(scores[name][is_counted]), units.is_member, confidence=confidence
+            )
             for name in _COMPARED_SCORES
             if name != score
-        },
-        auc_by_group={
-            name: measure_auc(deciding[chosen], of_records[chosen], confidence=confidence)
+        }
+        auc_by_group = {
+            name: measure_auc(
+                deciding[is_counted][chosen], is_member[is_counted][chosen], confidence=confidence
+            )
             for name, chosen in units.others.items()
-        },
-        epsilon=units.epsilon(deciding, delta=_DELTA, confidence=confidence)
+        }
+    n_members_counted, n_non_members = subset.count(is_counted)
+    return Figures(
+        metrics=metrics,
+        auc_by_score=auc_by_score,
+        auc_by_group=auc_by_group,
+        auc_recent=None if counted is None else _auc_recent(deciding, subset, counted, confidence=confidence),
+        epsilon=subset.units.epsilon(deciding, delta=_DELTA, confidence=confidence)
         if has_epsilon and is_by_coins
         else None,
-        member_loss=mean_loss(target, of_records),
-        non_member_loss=mean_loss(target, ~of_records),
+        member_loss=mean_loss(target, members) if members.any() else None,
+        non_member_loss=mean_loss(target, others) if others.any() else None,
         n_error_tokens=float(np.median(n_errors)),
         member_edges=member_edges,
         non_member_edges=non_member_edges,
         n_members=subset.n_members,
-        n_non_members=subset.n_non_members,
+        n_non_members=n_non_members,
+        n_members_seen=None if counted is None else n_members_counted,
         n_tokens=target.n_tokens,
         scores=deciding,
     )
+
+
+def _no_metrics(fpr_levels: Sequence[float], *, note: str) -> dict[str, Measurement]:
+    """What would be measured, each figure without a value."""
+    names = ["auc", *(metric_name("tpr_at_fpr", fpr=fpr) for fpr in fpr_levels), "advantage"]
+    return {name: Measurement(value=None, note=note) for name in names}
+
+
+def _auc_recent(
+    scores: Scores, subset: CanarySubset, counted: Counted, *, confidence: float
+) -> Measurement | None:
+    """AUC of the quarter of the members that was fed last; None if that is too few."""
+    is_member = subset.encoded.is_member
+    members = np.flatnonzero(counted.is_counted & is_member)
+    latest_first = members[np.argsort(-counted.last_step[members], kind="stable")]
+    is_chosen = counted.is_counted & ~is_member
+    is_chosen[latest_first[: -(-len(members) // 4)]] = True
+    try:
+        units = subset.units_of(is_chosen)
+    except TooFewCanariesError:
+        return None
+    return measure_auc(units.headline(scores[is_chosen]), units.is_member, confidence=confidence)
 
 
 def measure_auc(
@@ -238,9 +299,9 @@ def mean_of_records(
 
 
 def edge_counts(
-    target: TokenStatistics, reference: TokenStatistics, is_member: Membership
+    target: TokenStatistics, reference: TokenStatistics, members: Membership, others: Membership
 ) -> tuple[EdgeCounts, EdgeCounts]:
-    """Records that stand on the edge rules of the EZ ratio: among members, among non-members."""
+    """Records that stand on the edge rules of the EZ ratio: among the members, among the others."""
     evidence = ez_evidence(
         target.log_probs,
         reference.log_probs,
@@ -257,4 +318,4 @@ def edge_counts(
             n_records=int(chosen.sum()),
         )
 
-    return count(is_member), count(~is_member)
+    return count(members), count(others)

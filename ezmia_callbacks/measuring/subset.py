@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ezmia_callbacks.errors import TooFewCanariesError
 from ezmia_callbacks.functional.intervals import hanley_mcneil_standard_error
+from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 from ezmia_callbacks.functional.search import smallest_between
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 
@@ -34,15 +36,45 @@ class CanarySubset:
         all_encoded: All canaries, as rows.
         all_units: What figures would count of all.
         share: Share of them that is scored, in (0, 1].
+        cut_to: Tokens after which training cuts its records, and so are these; None if it does not.
     """
 
     all_encoded: EncodedCanaries
     all_units: AnalysisUnits
     share: float = 1.0
+    cut_to: int | None = None
 
     def of_share(self, share: float) -> CanarySubset:
         """Another subset of the same canaries; smaller ones lie inside larger ones."""
         return replace(self, share=share)
+
+    def units_of(self, is_counted: Bool[np.ndarray, " n_records"]) -> AnalysisUnits:
+        """What figures count of some of the records that are scored.
+
+        Raises:
+            TooFewCanariesError: if they are too few for any figure.
+        """
+        if is_counted.all():
+            return self.units
+        n_members, n_non_members = self.count(is_counted)
+        if min(n_members, n_non_members) < MINIMUM_PER_CLASS:
+            raise TooFewCanariesError(
+                f"{n_members} members and {n_non_members} non-members count, and {MINIMUM_PER_CLASS} of each "
+                "are needed"
+            )
+        return AnalysisUnits(self.units.canaries.select(np.flatnonzero(is_counted).tolist()))
+
+    def count(self, is_counted: Bool[np.ndarray, " n_records"]) -> tuple[int, int]:
+        """Members and non-members that figures of some of the records would count."""
+        units = self.units
+        is_counted = is_counted & units.is_headline
+        groups = units.canaries.groups
+        names = np.asarray(units.canaries.record_ids if groups is None else groups)
+        is_member = units.canaries.is_member
+        n_members, n_non_members = (
+            len(np.unique(names[is_counted & side])) for side in (is_member, ~is_member)
+        )
+        return n_members, n_non_members
 
     @cached_property
     def is_chosen(self) -> Bool[np.ndarray, " n_all"]:
@@ -54,7 +86,8 @@ class CanarySubset:
     @cached_property
     def encoded(self) -> EncodedCanaries:
         """The records that are scored."""
-        return self.all_encoded if self.share == 1.0 else self.all_encoded.select(self.is_chosen)
+        chosen = self.all_encoded if self.share == 1.0 else self.all_encoded.select(self.is_chosen)
+        return chosen if self.cut_to is None else chosen.cut(self.cut_to)
 
     @cached_property
     def units(self) -> AnalysisUnits:

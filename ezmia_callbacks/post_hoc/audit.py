@@ -105,6 +105,8 @@ def audit_checkpoints(
         on_error="raise",
         allow_shift=allow_shift,
         judge_only=True,
+        # The run is over, and its batches are gone.
+        assume_seen=True,
         show_progress=show_progress,
         autocast=autocast_of(dtype, device),
         run_metadata=replace(

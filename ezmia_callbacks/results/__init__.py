@@ -3,6 +3,7 @@
 Plain data without torch: may import `functional`, `canaries` and `files`.
 """
 
+from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
@@ -26,6 +27,7 @@ __all__ = [
     "EdgeCounts",
     "ExposedRecord",
     "ExposedRecords",
+    "Exposures",
     "Finding",
     "Measurement",
     "NearCopy",

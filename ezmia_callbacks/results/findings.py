@@ -16,10 +16,6 @@ __all__: list[str] = []
 NOTABLE_EDGE_SHARE = 0.1
 # The EZ score compares tokens with one another: the method's authors score records below this as 0.
 FEWEST_ERROR_TOKENS = 2
-# Dropped last batches leave the epoch count this close to a whole number.
-NOTABLE_UNSEEN_SHARE = 0.01
-
-_UNSEEN = "members not yet seen"
 
 
 def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Finding, ...]:
@@ -27,14 +23,13 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
 
     * "baseline leakage": a score tells the sides apart before any training. Fair splits show that too in one
       of 20 cases, at a confidence of 0.95.
-    * "members not yet seen": the first epoch is not over, and the figure is diluted.
     * "saturation": many members have no wrongly predicted token left for EZ to look at.
     * "low evidence": many records have a single such token, or half of all records none or one.
     * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
     * "disagreement": another score sees more leakage than the one that decides.
 
-    The third to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the two
-    figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
+    The second to fourth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
+    two figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
 
     Args:
         result: The audit.
@@ -66,36 +61,6 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
         "hold_out_canaries, and check that the model was not trained on one of them before. A fair split "
         "can look like this by chance; another seed then will not.",
     )
-
-
-def dilution(result: AuditResult) -> str:
-    """By how much members not yet trained on hide the leakage of the others; empty if none do.
-
-    For whoever names weights as "within budget" that stood in the first epoch.
-    """
-    return next((each.text for each in result.findings if each.is_flagged and each.name == _UNSEEN), "")
-
-
-def _unseen_members(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
-    seen = result.epoch
-    if result.is_baseline or seen is None or not 0 < seen <= 1 - NOTABLE_UNSEEN_SHARE:
-        return None
-    text = (
-        f"At epoch {seen:.3g} about {1 - seen:.0%} of the members have not been trained on yet, but still "
-        "count as members: the figure understates the leakage of those that have."
-    )
-    auc = _auc(result, result.score)
-    if auc is not None:
-        # Members that were not seen are scored like non-members: AUC = seen * A + (1 - seen) / 2.
-        value, lower, upper = (
-            min(1.0, max(0.0, 0.5 + (figure - 0.5) / seen))
-            for figure in (auc.value, auc.interval.lower, auc.interval.upper)
-        )
-        text += (
-            f" With members at random places, AUC {auc} stands for about {value:.3f} [{lower:.3f}, "
-            f"{upper:.3f}] among the members seen."
-        )
-    return _finding(_UNSEEN, f"{text} Judge the run by audits at the end of an epoch.")
 
 
 def _saturation(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
@@ -184,7 +149,6 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
 
 _DETECTORS: tuple[Callable[[AuditResult, Sequence[AuditResult]], Finding | None], ...] = (
     _baseline_leakage,
-    _unseen_members,
     _saturation,
     _low_evidence,
     _inversion,

@@ -79,13 +79,17 @@ class AuditResult:
         is_baseline: True for the audit before the first step.
         score: Name of the score that decides.
         n_members: Member records scored.
-        n_non_members: Non-member records scored.
+        n_non_members: Non-member records that count: scored, and never fed in training.
+        n_members_seen: Members that figures and verdict are about: those that the model was fed so far. None
+            where that was not looked at: at the baseline, after the fact, with `assume_seen`.
         decision: The verdict under the budget.
         n_tokens: Scored tokens of all records.
         metrics: Figures of the deciding score: `"auc"`, `"advantage"`, `"tpr_at_fpr_<fpr>"`.
         auc_by_score: AUC of every other score, for comparison; these decide nothing.
         auc_by_group: AUC of the deciding score within each group of canaries (copies in training, family),
             if there are several; `metrics` then are those of the group that stands for a normal record.
+        auc_recent: AUC of the deciding score for the quarter of the members seen that was fed last: they may
+            leak more than those of long ago. None if they are too few, or nobody looked.
         findings: What the audit noticed that changes how its figures read.
         epsilon: Lower bound of epsilon from this audit alone; None unless membership was drawn by coins.
         member_loss: Mean loss over the members' tokens, nats per token.
@@ -110,10 +114,12 @@ class AuditResult:
     n_members: int
     n_non_members: int
     decision: Decision
+    n_members_seen: int | None = None
     n_tokens: int = 0
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_group: Mapping[str, Measurement] = field(default_factory=dict)
+    auc_recent: Measurement | None = None
     findings: tuple[Finding, ...] = ()
     epsilon: EpsilonBound | None = None
     member_loss: float | None = None
@@ -142,6 +148,8 @@ class AuditResult:
         fields = dict(row)
         for name in ("metrics", "auc_by_score", "auc_by_group"):
             fields[name] = {key: _measurement(value) for key, value in fields[name].items()}
+        recent = fields.get("auc_recent")
+        fields["auc_recent"] = _measurement(recent) if recent else None
         for name in ("member_edges", "non_member_edges"):
             fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
         fields["findings"] = tuple(Finding(**finding) for finding in fields["findings"])
@@ -153,9 +161,9 @@ class AuditResult:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
 
         Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
-        groups of canaries, `member_loss`, `non_member_loss`, `overhead`; where coins were flipped
-        `epsilon_lower` and `epsilon_ceiling`; with a verdict under a budget `budget` and `over_budget` (0 or
-        1); `failed` is 1 for a failed audit, which has nothing else.
+        groups of canaries, `auc_recent`, `n_members_seen`, `member_loss`, `non_member_loss`, `overhead`;
+        where coins were flipped `epsilon_lower` and `epsilon_ceiling`; under a budget `budget`, and with a
+        verdict `over_budget` (0 or 1); `failed` is 1 for a failed audit, which has nothing else.
         """
         if self.status == "failed":
             return {"failed": 1.0}
@@ -170,6 +178,10 @@ class AuditResult:
         for name, measurement in {**self.auc_by_score, **self.auc_by_group}.items():
             if measurement.value is not None:
                 flat[f"auc_{name}"] = measurement.value
+        if self.auc_recent is not None and self.auc_recent.value is not None:
+            flat["auc_recent"] = self.auc_recent.value
+        if self.n_members_seen is not None:
+            flat["n_members_seen"] = self.n_members_seen
         if self.epsilon is not None:
             flat["epsilon_lower"], flat["epsilon_ceiling"] = self.epsilon.value, self.epsilon.ceiling
         if self.member_loss is not None and self.non_member_loss is not None:
@@ -179,6 +191,7 @@ class AuditResult:
             flat["overhead"] = self.overhead
         if self.decision.limit is not None:
             flat["budget"] = self.decision.limit
+        if self.decision.limit is not None and self.decision.is_within_budget is not None:
             flat["over_budget"] = 0.0 if self.decision.is_within_budget else 1.0
         return {name: float(value) for name, value in flat.items()}
 
@@ -193,12 +206,16 @@ class AuditResult:
             when = f"epoch {self.epoch:.3g} ({when})"
         if self.status == "failed":
             return f"privacy audit {when}: FAILED, leakage unknown: {self.error}"
-        parts = []
-        for name, measurement in self.metrics.items():
-            if name != "advantage":
-                parts.append(_describe(name, measurement))
-        if self.non_member_loss is not None:
+        parts = [
+            _describe(name, measurement) for name, measurement in self.metrics.items() if name != "advantage"
+        ]
+        auc = self.metrics.get("auc")
+        if auc is not None and auc.value is None:
+            parts = [f"no figures ({auc.note})"]
+        if self.member_loss is not None and self.non_member_loss is not None:
             parts.append(f"loss members {self.member_loss:.3f} / held out {self.non_member_loss:.3f}")
+        if self.n_members_seen is not None and self.n_members_seen < self.n_members:
+            parts.append(f"{self.n_members_seen} of {self.n_members} members seen")
         line = f"privacy audit {when}: " + ", ".join(parts)
         # A stop without a limit: the figure could not be judged.
         if self.decision.limit is not None or self.decision.stop:

@@ -313,9 +313,7 @@ def deal_rows(rows: Sequence[TokenRow], *, batch_size: int, n_shares: int) -> li
     With fewer batches than processes the surplus ones repeat the first batch, so that none is idle while
     others wait for it.
 
-    >>> from ezmia_callbacks.scoring import dynamic_positions
-    from ezmia_callbacks.scoring.memory import is_out_of_memory
-    from ezmia_callbacks.scoring.rows import MASK, TokenRow
+    >>> from ezmia_callbacks.scoring.rows import TokenRow
     >>> rows = [TokenRow(np.arange(n), np.arange(n)) for n in (2, 5, 3, 4)]
     >>> deal_rows(rows, batch_size=1, n_shares=2)
     [[1, 2], [3, 0]]

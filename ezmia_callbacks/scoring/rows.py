@@ -94,6 +94,10 @@ class TokenRow:
         """Number of scored tokens."""
         return int(self.is_scored.sum())
 
+    def cut(self, n_tokens: int) -> TokenRow:
+        """The record without what comes after so many tokens."""
+        return replace(self, input_ids=self.input_ids[:n_tokens], labels=self.labels[:n_tokens])
+
     def as_record(self) -> dict[str, Any]:
         """The same as a tokenized record; what is made for whole batches is not in it."""
         record: dict[str, Any] = {"input_ids": self.input_ids.tolist(), "labels": self.labels.tolist()}
@@ -142,6 +146,10 @@ class EncodedCanaries:
             n_compressed_bytes=None if n_bytes is None else n_bytes[kept],
         )
 
+    def cut(self, n_tokens: int) -> EncodedCanaries:
+        """The same records without what comes after so many tokens."""
+        return replace(self, rows=tuple(row.cut(n_tokens) for row in self.rows))
+
     @cached_property
     def input_names(self) -> frozenset[str]:
         """The further inputs that scoring hands to the model, besides token ids and attention mask."""
@@ -154,6 +162,11 @@ class EncodedCanaries:
         return (
             "left" if any(len(row.input_ids) and not row.attention_mask[0] for row in self.rows) else "right"
         )
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a further input of single tokens has one value throughout."""
+        values = [row.inputs[name] for row in self.rows if name in row.inputs]
+        return bool(values) and len(np.unique(np.concatenate([value.ravel() for value in values]))) == 1
 
     @property
     def lacking_inputs(self) -> frozenset[str]:

@@ -48,6 +48,7 @@ class Scorer:
         show_progress: Show a bar while a pass takes longer than two seconds.
 
     Attributes:
+        logits_fn: How to get logits out of a model.
         batch_size: Records in a forward pass; smaller than asked for where memory ran out: a size that was
             too large once is not tried again.
         projection: How the logits of the model in training are computed; None before `prepare`.
@@ -64,7 +65,7 @@ class Scorer:
         self.batch_size = batch_size
         self.projection: Projection | None = None
         self._autocast = autocast
-        self._logits_fn = logits_fn
+        self.logits_fn = logits_fn
         self._show_progress = show_progress
 
     def inputs_not_taken(self, model: nn.Module, encoded: EncodedCanaries) -> frozenset[str]:
@@ -72,7 +73,7 @@ class Scorer:
         if not encoded.input_names:
             return frozenset()
         found = on_all_ranks(
-            lambda: check_inputs(model, encoded.rows, logits_fn=self._logits_fn, autocast=self._autocast)
+            lambda: check_inputs(model, encoded.rows, logits_fn=self.logits_fn, autocast=self._autocast)
         )
         return frozenset().union(*gather(found))
 
@@ -85,7 +86,7 @@ class Scorer:
             AuditMemoryError: if one record alone does not fit into memory.
         """
         found, _ = fit_into_memory(
-            lambda _: check_model(model, rows, logits_fn=self._logits_fn, autocast=self._autocast),
+            lambda _: check_model(model, rows, logits_fn=self.logits_fn, autocast=self._autocast),
             batch_size=1,
         )
         self.projection = next((each for each in gather(found) if each.reason is not None), found)
@@ -123,7 +124,7 @@ class Scorer:
                     len(batches_of([rows[i] for i in each], batch_size=batch_size)) for each in shares
                 ),
                 projection=projection,
-                logits_fn=self._logits_fn,
+                logits_fn=self.logits_fn,
                 autocast=self._autocast,
                 show_progress=self._show_progress and is_main_process(),
             )

@@ -74,6 +74,23 @@ class TokenStatistics:
             np.concatenate([[0], np.cumsum(lengths[is_chosen])]).astype(np.int64),
         )
 
+    def cut(self, n_scored: Int64[np.ndarray, " n_records"]) -> TokenStatistics:
+        """Statistics of the first scored tokens of each record alone.
+
+        Args:
+            n_scored: int64, (n_records,): how many of them, at most as many as there are.
+        """
+        lengths = np.diff(self.offsets)
+        place = np.arange(self.n_tokens) - np.repeat(self.offsets[:-1], lengths)
+        of_tokens = place < np.repeat(n_scored, lengths)
+        return TokenStatistics(
+            self.log_probs[of_tokens],
+            self.is_correct[of_tokens],
+            self.means[of_tokens],
+            self.standard_deviations[of_tokens],
+            np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64),
+        )
+
 
 def join_statistics(parts: Sequence[TokenStatistics], indices: Sequence[Sequence[int]]) -> TokenStatistics:
     """One set of statistics of what several processes scored.

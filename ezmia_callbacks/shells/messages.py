@@ -15,7 +15,6 @@ from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.reference.pretrained import load_pretrained
 from ezmia_callbacks.reference.sources import ReferenceSource
-from ezmia_callbacks.results.findings import dilution
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.memory import is_out_of_memory
@@ -120,7 +119,7 @@ def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None
             "memorize: LoRA, a smaller learning rate."
         )
     else:
-        restored, advice = f"the weights of step {kept.step}, the last audit within it", dilution(kept)
+        restored, advice = f"the weights of step {kept.step}, the last audit within it", ""
     logger.warning("%s", f"{_how_it_ended(history, step)}. Restored {restored}. {advice}".rstrip())
 
 
@@ -154,6 +153,19 @@ def _how_it_ended(history: AuditHistory, step: int) -> str:
 
 def _is_stopped_unjudged(history: AuditHistory) -> bool:
     return history.stopped is not None and history.is_unjudged(history.stopped)
+
+
+def log_unjudged(history: AuditHistory) -> None:
+    """Say, at the end of a run with a budget, that nobody knows whether the model is within it."""
+    judged = [result for result in history if result.status == "ok" and not result.is_baseline]
+    if not judged or not is_main_process():
+        return
+    last = judged[-1]
+    if history.is_unjudged(last) and not last.decision.stop:
+        logger.error(
+            "Training ended without a verdict, so that the model may be OVER BUDGET: %s.",
+            last.decision.message,
+        )
 
 
 def warn_of_failed_audits(history: AuditHistory) -> None:

@@ -151,3 +151,55 @@ def test_power_is_that_of_the_least_favored_audit():
 def test_a_plan_that_no_decision_can_be_made_by_is_refused(budget, n_audits, message):
     with pytest.raises(ConfigurationError, match=message):
         make_judge(budget, n_audits=n_audits)
+
+
+def test_canaries_that_are_as_good_as_all_lack_nothing():
+    assert make_judge().lacks(100, 200, make_subset()) == ""
+
+
+def test_a_few_of_canaries_that_would_do_lack_something():
+    everything = make_subset(n_members=300, n_non_members=300)
+
+    assert make_judge().lacks(30, 300, everything) == ("members fed: 30, non-members: 300, which is too few")
+    assert make_judge(budget=None).lacks(30, 300, everything) == ""
+
+
+def test_of_canaries_that_are_too_few_altogether_no_more_is_asked():
+    assert make_judge().lacks(40, 60, make_subset(n_members=40, n_non_members=60)) == ""
+    assert "members fed: 9," in make_judge().lacks(9, 60, make_subset(n_members=40, n_non_members=60))
+
+
+@pytest.mark.parametrize(
+    ("rule", "auc", "expected"),
+    [
+        ("lower", 0.55, None),
+        ("lower", 0.9, False),
+        ("upper", 0.55, True),
+        ("upper", 0.65, None),
+        ("point", 0.55, None),
+        ("point", 0.9, None),
+    ],
+)
+def test_few_canaries_carry_the_verdicts_alone_that_more_could_not_undo(rule, auc, expected):
+    judge = make_judge(LeakageBudget(limit=0.6, rule=rule))
+
+    decision = judge.decide(auc_of(auc), make_history(), lacks="30 members are too few")
+
+    assert decision.is_within_budget is expected
+    assert decision.stop is (expected is False)
+    if expected is None:
+        assert decision.message == "not judged yet: 30 members are too few"
+
+
+def test_of_what_nobody_has_seen_there_is_no_verdict():
+    decision = make_judge().decide(auc_of(0.9), make_history(), why_unknown="no batch was seen")
+
+    assert (decision.stop, decision.is_within_budget) == (False, None)
+
+
+def test_figures_without_a_value_are_not_judged_yet_and_end_nothing():
+    metrics = {"auc": Measurement(None, note="3 members")}
+
+    decision = make_judge().decide(metrics, make_history(), lacks="3 members are too few")
+
+    assert (decision.stop, decision.is_within_budget) == (False, None)

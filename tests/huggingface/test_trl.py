@@ -491,7 +491,7 @@ def test_trl_metrics_stay_in_the_loss_rows(tmp_path, make, kind):
     plain, beside = ([set(row) for row in rows if "loss" in row or "eval_loss" in row] for rows in logs)
     assert "mean_token_accuracy" in plain[0] or "rewards/chosen" in plain[0]
     assert beside == plain
-    audits = [row for row in logs[1] if "privacy/auc" in row]
+    audits = [row for row in logs[1] if "privacy/overhead" in row or "privacy/auc" in row]
     assert len(audits) == 9
     assert all(name.startswith("privacy/") or name in ("epoch", "step") for row in audits for name in row)
 
@@ -669,3 +669,53 @@ def test_the_trainer_is_left_as_it_was(tmp_path):
     trainer.train()
 
     assert trainer.args.to_dict() == before
+
+
+ONE_EPOCH = {"max_steps": -1, "num_train_epochs": 1}
+
+
+def n_times(path, kind, *, make=make_sft, config=None):
+    """How often training fed each member, and each non-member, in an epoch."""
+    kept, canaries = hold_out(make_dataset(kind))
+    audit = PrivacyAuditCallback(canaries, every="epoch")
+    make(path, kept, [audit], config={**ONE_EPOCH, **(config or {})}).train()
+    exposures, is_member = audit.auditor.exposures.n_times, audit.auditor.encoded.is_member
+    return exposures[is_member].tolist(), exposures[~is_member].tolist(), audit
+
+
+@pytest.mark.parametrize("kind", ["text", "prompt_completion", "chat_completion", "messages", "tools"])
+def test_each_kind_of_record_is_recognized_in_the_batches(tmp_path, kind):
+    members, others, _ = n_times(tmp_path, kind)
+
+    assert set(members) == {1}
+    assert set(others) == {0}
+
+
+@needs_joined_pairs
+@pytest.mark.parametrize("kind", ["preference", "chat_preference"])
+def test_preference_pairs_are_recognized_by_their_chosen_side(tmp_path, kind):
+    members, others, _ = n_times(tmp_path, kind, make=make_dpo)
+
+    assert set(members) == {1}
+    assert set(others) == {0}
+
+
+@pytest.mark.parametrize(
+    "options", [{"packing_strategy": "bfd"}, {"padding_free": True, "packing": False, "max_length": None}]
+)
+def test_records_are_recognized_in_packed_rows(tmp_path, options):
+    config = {"packing": True, "max_length": 30, **options}
+    members, others, _ = n_times(tmp_path, "text", config=config)
+
+    assert set(members) == {1}
+    assert set(others) == {0}
+
+
+def test_of_records_that_packing_cuts_the_whole_ones_count(tmp_path):
+    config = {"packing": True, "max_length": 30, "packing_strategy": "wrapped"}
+    members, others, audit = n_times(tmp_path, "text", config=config)
+
+    assert set(members) == {0, 1}
+    assert set(others) == {0}
+    (finding,) = (f for f in audit.history[-1].findings if f.name == "members never fed")
+    assert f"{members.count(0)} of 15 members" in finding.text

@@ -58,8 +58,18 @@ def run_folder(tmp_path):
     return Path(shutil.copytree(DATA / "run_folder", tmp_path / "run_folder"))
 
 
+# What nobody counted then is None.
+SINCE = ("n_members_seen", "auc_recent")
+
+
+def without_later(rows):
+    """Audits with the fields that the first version had."""
+    assert all(row[name] is None for row in rows for name in SINCE)
+    return [{name: value for name, value in row.items() if name not in SINCE} for row in rows]
+
+
 def assert_told(history, expected):
-    assert history.to_dicts() == expected["results"]
+    assert without_later(history.to_dicts()) == expected["results"]
     assert history.caveat == expected["caveat"]
     assert [[f.name, f.is_flagged, f.text] for f in history.findings] == expected["findings"]
 
@@ -84,7 +94,7 @@ def test_a_loaded_history_is_written_as_it_was(run_folder, tmp_path):
     )
     assert after[0].pop("is_complete") is None
     assert list(after[0]["facts"].items()) == list(before[0]["facts"].items())
-    assert after == before
+    assert [after[0], *without_later(after[1:])] == before
 
 
 def test_a_history_is_reported_in_every_form(run_folder):
@@ -153,7 +163,7 @@ def test_a_state_dict_has_the_names_that_it_had():
 
     auditor.load_state_dict(state)
 
-    assert auditor.state_dict().keys() == state.keys()
+    assert auditor.state_dict().keys() == {*state, "exposures"}
     assert auditor.state_dict()["reference"].keys() == state["reference"].keys()
     assert auditor.state_dict()["trajectories"].keys() == state["trajectories"].keys()
 
@@ -181,7 +191,7 @@ def test_a_checkpoint_of_trainer_is_resumed_and_ends_with_the_same_curve(tmp_pat
     trainer.train(resume_from_checkpoint=True)
 
     assert [result.step for result in audit.history] == [0, 8, 16, 24]
-    assert audit.history.to_dicts()[:2] == EXPECTED["trainer"]["results"]
+    assert without_later(audit.history.to_dicts()[:2]) == EXPECTED["trainer"]["results"]
     aucs = [result.metrics["auc"].value for result in audit.history]
     # Older releases of transformers feed the rows in another order.
     tolerance = 1e-4 if Version(transformers.__version__) >= Version("5") else 0.02

@@ -167,7 +167,7 @@ def test_the_same_random_images_are_made_at_each_audit(tmp_path):
 
     run_huggingface(tmp_path, rows, audit, model=make(), collate=collate, learning_rate=0.0)
 
-    assert len({result.member_loss for result in audit.history}) == 1
+    assert len({result.non_member_loss for result in audit.history}) == 1
 
 
 @pytest.mark.parametrize("form", ["left padding", "images"])

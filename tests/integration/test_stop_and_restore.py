@@ -212,6 +212,7 @@ def test_a_leakage_figure_chooses_among_the_epochs_inside_the_budget(tmp_path, s
 def test_a_leakage_figure_is_measured_anew_at_every_evaluation(tmp_path):
     trainer, audit, _, after = run(
         tmp_path,
+        patience=100,
         n_epochs=2,
         every=1000,
         eval_strategy="steps",

@@ -163,11 +163,11 @@ def test_edge_records_are_counted_by_class():
     reference = statistics([-5] * 12, [False] * 12, offsets)
 
     is_member = np.array([True, True, True, True, False, False])
-    members, non_members = edge_counts(target, reference, is_member)
+    members, non_members = edge_counts(target, reference, is_member, ~is_member)
 
     assert members == EdgeCounts(n_no_errors=1, n_no_negative=2, n_low_evidence=2, n_records=4)
     assert non_members == EdgeCounts(n_no_errors=0, n_no_negative=0, n_low_evidence=0, n_records=2)
-    assert edge_counts(target, reference, ~is_member) == (non_members, members)
+    assert edge_counts(target, reference, ~is_member, is_member) == (non_members, members)
 
 
 def make_subset(n_members=30, n_non_members=60):

@@ -53,8 +53,9 @@ def audited(run, **options):
 
 
 def figures(history):
-    """All that was measured; how long it took is not."""
-    return [{**result.to_dict(), "seconds": 0.0, "overhead": None} for result in history]
+    """All that was measured; how long it took is not, nor what was fed when, which no checkpoint tells."""
+    unknown = {"seconds": 0.0, "overhead": None, "n_members_seen": None, "auc_recent": None}
+    return [{**result.to_dict(), **unknown} for result in history]
 
 
 def copy_of(run, path):

@@ -8,10 +8,8 @@ from tiny import make_model, make_rows, make_texts
 from ezmia_callbacks import PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.functional import Decision, Interval, ez_score
 from ezmia_callbacks.measuring.figures import measure_auc, measure_scores
-from ezmia_callbacks.results.findings import detect, dilution
-from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.findings import detect
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
-from ezmia_callbacks.shells.messages import log_restored
 
 
 def auc(value, *, radius=0.05):
@@ -87,49 +85,6 @@ def test_a_reference_that_is_not_the_start_can_leak_at_the_baseline():
 
 def test_leakage_after_the_baseline_is_no_baseline_leakage():
     assert detect(audit(ez=0.64), [baseline(loss=0.56)]) == ()
-
-
-def test_a_quarter_of_an_epoch_dilutes_the_figure_fourfold():
-    text = only(detect(audit(ez=0.6, epoch=0.25, auc_by_score={})), "members not yet seen")
-
-    assert "At epoch 0.25 about 75% of the members" in text
-    assert "AUC 0.600 [0.550, 0.650] stands for about 0.900 [0.700, 1.000]" in text
-
-
-def test_the_dilution_is_what_a_mixture_of_seen_and_unseen_members_gives():
-    rng = np.random.default_rng(0)
-    is_member = np.arange(40_000) < 20_000
-    is_seen = is_member & (rng.random(40_000) < 0.4)
-    scores = rng.normal(size=40_000) + is_seen
-    of_seen = measure_auc(scores[is_seen | ~is_member], is_member[is_seen | ~is_member], confidence=0.95)
-
-    measured = measure_auc(scores, is_member, confidence=0.95)
-    text = only(detect(audit(epoch=0.4, metrics={"auc": measured}, auc_by_score={})), "members not yet seen")
-
-    stated = float(text.split("stands for about ")[1].split(" ")[0])
-    assert stated == pytest.approx(of_seen.value, abs=0.01)
-
-
-def test_a_stop_that_puts_back_weights_of_the_first_epoch_says_what_they_hide(caplog):
-    early = audit(step=5, epoch=0.25, decision=Decision(False, True, "within budget"))
-    over = audit(step=10, epoch=0.5, decision=Decision(True, False, "over budget", 0.61, 0.6, 1))
-    early = replace(early, findings=detect(early))
-    late = replace(early, step=20, epoch=1.0, findings=())
-
-    for kept in (early, late):
-        log_restored(kept, AuditHistory((kept, over)), step=10)
-
-    said, said_late = (record.getMessage() for record in caplog.records)
-    assert "Restored the weights of step 5" in said
-    assert said.endswith(dilution(early))
-    assert "stands for about 0.980" in dilution(early)
-    assert dilution(late) == ""
-    assert said_late.endswith("the last audit within it.")
-
-
-@pytest.mark.parametrize("epoch", [None, 0.995, 1.0, 1.5])
-def test_from_the_end_of_the_first_epoch_all_members_count_as_seen(epoch):
-    assert detect(audit(epoch=epoch)) == ()
 
 
 def test_members_without_errors_saturate_ez():

@@ -48,7 +48,9 @@ def audit_twice(folder: Path | None, model, *, batch_size: int = BATCH_SIZE) -> 
         n_forwards += 1
 
     model.register_forward_hook(count)
-    auditor = PrivacyAuditor(make_canaries(), n_audits=1, batch_size=batch_size, output_dir=folder)
+    auditor = PrivacyAuditor(
+        make_canaries(), n_audits=1, batch_size=batch_size, output_dir=folder, assume_seen=True
+    )
     auditor.begin(model)
     result = auditor.audit(trained(model))
     return {
@@ -162,7 +164,11 @@ def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict
     """Replicated weights: an audit inside the budget, one over it, and back."""
     model = make_model()
     auditor = PrivacyAuditor(
-        make_canaries(), budget=LeakageBudget(limit=0.9, rule="point"), n_audits=2, output_dir=output_dir
+        make_canaries(),
+        budget=LeakageBudget(limit=0.9, rule="point"),
+        n_audits=2,
+        output_dir=output_dir,
+        assume_seen=True,
     )
     auditor.begin(model)
     auditor.audit(trained(model, 1e-3))

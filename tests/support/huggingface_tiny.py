@@ -75,9 +75,9 @@ def stop_without_a_verdict(monkeypatch, *, after):
     """So many audits after the baseline are judged; then the canaries can carry no verdict any more."""
     decide = Judge.decide
 
-    def judge(self, metrics, history, *, is_baseline):
+    def judge(self, metrics, history, *, is_baseline, **of_feeding):
         if len(history) <= after:
-            return decide(self, metrics, history, is_baseline=is_baseline)
+            return decide(self, metrics, history, is_baseline=is_baseline, **of_feeding)
         return Decision(True, None, "AUC cannot be judged any more: the run was to end by now")
 
     monkeypatch.setattr(Judge, "decide", judge)

@@ -25,7 +25,12 @@ def make_tokenizer():
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        # As the tokenizers of GPT-2 and Llama; the default of older releases has `token_type_ids`, too.
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

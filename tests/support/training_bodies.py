@@ -61,6 +61,7 @@ def trainer_is_neutral(rank: int, folder: Path) -> dict[str, Any]:
         "audits": [row["metrics"]["auc"]["value"] for row in audit.history.to_dicts()],
         "n_failed": audit.history.n_failed,
         "world_size": trainer.args.world_size,
+        "exposures": audit.auditor.exposures.n_times[audit.auditor.encoded.is_member].tolist(),
     }
 
 
