@@ -53,7 +53,6 @@ from ezmia_callbacks.report.view import (
     to_plain,
 )
 from ezmia_callbacks.report.wording import LIMITS, READING
-from ezmia_callbacks.results.findings import dilution
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 
@@ -223,6 +222,9 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         auc_by_group=tuple(
             _named(name, name, measurement) for name, measurement in result.auc_by_group.items()
         ),
+        n_members=int(result.n_members),
+        n_members_seen=result.n_members_seen,
+        auc_recent=None if result.auc_recent is None else _figure(result.auc_recent),
         epsilon=_epsilon(result.epsilon),
         member_loss=_number(result.member_loss),
         non_member_loss=_number(result.non_member_loss),
@@ -358,6 +360,8 @@ def _statement(history: AuditHistory, result: AuditResult) -> StatementView:
     is_band = measurement.band is not None
     kind = "band over all audits of the run" if is_band else "interval of this audit alone"
     confidence = history.band_confidence if is_band else history.confidence
+    n_counted = int(result.n_members if result.n_members_seen is None else result.n_members_seen)
+    of_all = "" if n_counted == result.n_members else f" fed so far, of {result.n_members}"
     return MeasuredView(
         status="measured",
         moment=moment(result),
@@ -366,7 +370,7 @@ def _statement(history: AuditHistory, result: AuditResult) -> StatementView:
         upper=float(interval.upper),
         is_band=is_band,
         confidence=confidence,
-        n_members=int(result.n_members),
+        n_members=n_counted,
         n_non_members=int(result.n_non_members),
         percent=shown[0],
         lower_percent=shown[1],
@@ -376,7 +380,7 @@ def _statement(history: AuditHistory, result: AuditResult) -> StatementView:
             f"pairs [{shown[1]}, {shown[2]}]."
         ),
         basis=(
-            f"{percent(confidence)} {kind}; {result.n_members} members, {result.n_non_members} non-members"
+            f"{percent(confidence)} {kind}; {n_counted} members{of_all}, {result.n_non_members} non-members"
         ),
         meaning=_meaning(interval),
     )
@@ -424,8 +428,7 @@ def _outcome_of(history: AuditHistory) -> tuple[str, str]:
         weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
         return (
             name,
-            f"{text} Kept: {weights}, the last within budget (unless restoring was turned off). "
-            f"{dilution(kept)}".rstrip(),
+            f"{text} Kept: {weights}, the last within budget (unless restoring was turned off).",
         )
     if last.status == "failed":
         return "unknown", "The run was not stopped, and its last audit failed: no verdict on its end."

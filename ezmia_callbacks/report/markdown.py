@@ -72,7 +72,10 @@ def _table(run: RunView) -> str:
     has_epochs = all(audit.epoch is not None for audit in run.audits)
     metrics, compared = _columns(run)
     score = run.score.label
-    header = ["epoch" if has_epochs else "step", "member loss", "held-out loss"]
+    is_watched = any(audit.n_members_seen is not None for audit in run.audits)
+    header = ["epoch" if has_epochs else "step"]
+    header += ["members seen", "AUC of the quarter fed last [interval]"] if is_watched else []
+    header += ["member loss", "held-out loss"]
     header += [f"{metric_label(name)} ({score}) [{_kind(run, name)}]" for name in metrics]
     header += [f"AUC ({score_label(name)}) [interval]" for name in compared]
     header += ["edge records", "decision"]
@@ -81,7 +84,8 @@ def _table(run: RunView) -> str:
         when = f"{audit.epoch:.3g}" if has_epochs else str(audit.step)
         if audit.is_baseline:
             when += " (baseline)"
-        rows.append([when, *_cells(audit, metrics, compared)])
+        of_feeding = [_n_seen(audit), _figure(audit.auc_recent)] if is_watched else []
+        rows.append([when, *of_feeding, *_cells(audit, metrics, compared)])
     return "\n".join(f"| {' | '.join(_escape(cell) for cell in row)} |" for row in rows)
 
 
@@ -110,6 +114,10 @@ def _cells(audit: AuditView, metrics: list[str], compared: list[str]) -> list[st
     decision = audit.decision
     verdict = decision.message + (" → **STOP**" if decision.verdict == "stop" else "")
     return [*cells, _edges(audit.member_edges, audit.non_member_edges), verdict]
+
+
+def _n_seen(audit: AuditView) -> str:
+    return _NOTHING if audit.n_members_seen is None else f"{audit.n_members_seen} of {audit.n_members}"
 
 
 def _loss(value: float | None) -> str:

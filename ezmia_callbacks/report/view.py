@@ -155,6 +155,9 @@ class AuditView:
     metrics: Mapping[str, FigureView]
     auc_by_score: tuple[NamedFigureView, ...]
     auc_by_group: tuple[NamedFigureView, ...]
+    n_members: int
+    n_members_seen: int | None
+    auc_recent: FigureView | None
     epsilon: EpsilonView | None
     member_loss: float | None
     non_member_loss: float | None

@@ -25,7 +25,6 @@ from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.report import summarize, to_document, write_json
 from ezmia_callbacks.report.html import render_report
 from ezmia_callbacks.report.labels import percents
-from ezmia_callbacks.results.findings import detect
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import Measurement
 
@@ -182,18 +181,6 @@ def test_the_kept_weights_of_a_stopped_run_have_their_own_figure():
     assert "At epoch 5" in only(to_document(stopped_run()))["kept"]["text"]
     assert only(to_document(first_stop))["kept"] is None
     assert only(to_document(lora_run()))["kept"] is None
-
-
-def test_kept_weights_of_the_first_epoch_are_not_called_within_budget_without_what_they_hide():
-    early = audit(0.25, 0.55, (4.5, 4.6))
-    early = replace(early, findings=detect(early))
-    over = audit(0.5, 0.7, (4.0, 4.4))
-
-    outcome = only(to_document(history(audit(0, 0.5, (5, 5)), early, over)))["outcome"]["text"]
-
-    assert "Kept: the weights of epoch 0.25, the last within budget" in outcome
-    assert "about 75% of the members have not been trained on yet" in outcome
-    assert "stands for about 0.700" in outcome
 
 
 def test_checks_that_found_nothing_are_listed_and_the_baseline_is_checked():
