@@ -449,6 +449,42 @@ def measure_steps(*, n_pairs: int) -> dict[str, object]:
     }
 
 
+def measure_seen(*, n_pairs: int) -> dict[str, object]:
+    """Steps of a hand-written loop whose batches are looked at for 1,500 canaries, and of the loop alone."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from ezmia_callbacks.audit.seen import SeenCanaries
+    from ezmia_callbacks.scoring.rows import TokenRow
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 8_192, size=(1_500, MAX_LENGTH))
+    seen = SeenCanaries([TokenRow(row, row) for row in ids])
+    config = GPT2Config(vocab_size=8_192, n_positions=MAX_LENGTH, n_embd=256, n_layer=4, n_head=4)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batches = [torch.from_numpy(ids[i : i + 8]) for i in range(0, 80, 8)]
+
+    def train() -> None:
+        for batch in batches:
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def train_watched() -> None:
+        seen.watch(model)
+        train()
+        seen.unwatch()
+
+    taken = paired({"watched": train_watched, "alone": train}, n_pairs=4 * n_pairs)
+    return {
+        "pairs": 4 * n_pairs,
+        "million parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        "milliseconds of a step": 1e3 * statistics.median(taken["alone"]) / len(batches),
+        "watched / alone": ratio(taken, "watched", "alone"),
+    }
+
+
 def time_hooks(callback: object, names: tuple[str, ...]) -> dict[str, list[float]]:
     """Seconds of every call of some hooks of a callback, by hook, filled while it is used."""
     spent: dict[str, list[float]] = {name: [] for name in names}
@@ -490,7 +526,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with valid.txt")
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=5)
-    parts = ["time", "memaudit", "memory", "scale", "statistics", "steps", "import"]
+    parts = ["time", "memaudit", "memory", "scale", "statistics", "steps", "seen", "import"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     arguments = parser.parse_args()
 
@@ -502,6 +538,7 @@ def main() -> None:
         "scale": measure_scale,
         "statistics": measure_statistics,
         "steps": lambda: measure_steps(n_pairs=n_pairs),
+        "seen": lambda: measure_seen(n_pairs=n_pairs),
         "import": lambda: measure_import(n_pairs=n_pairs),
     }
     packages = ("torch", "transformers", "peft", "numpy", "scipy")
