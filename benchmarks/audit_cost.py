@@ -476,11 +476,18 @@ def measure_seen(*, n_pairs: int) -> dict[str, object]:
         train()
         seen.unwatch()
 
-    taken = paired({"watched": train_watched, "alone": train}, n_pairs=4 * n_pairs)
+    taken = paired({"watched": train_watched, "alone": train}, n_pairs=2 * n_pairs)
+    seen.watch(model)
+    with torch.no_grad():
+        looks = [seconds(lambda: seen.look({"input_ids": batches[0]})) for _ in range(50)]
+    seen.unwatch()
+    step = statistics.median(taken["alone"]) / len(batches)
     return {
-        "pairs": 4 * n_pairs,
+        "pairs": 2 * n_pairs,
+        "milliseconds of a look": 1e3 * statistics.median(looks),
+        "a look / a step": statistics.median(looks) / step,
         "million parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        "milliseconds of a step": 1e3 * statistics.median(taken["alone"]) / len(batches),
+        "milliseconds of a step": 1e3 * step,
         "watched / alone": ratio(taken, "watched", "alone"),
     }
 
