@@ -45,7 +45,7 @@ def counted_by(exposures: Exposures, is_member: Bool[np.ndarray, " n_records"]) 
 
 def why_not_seen(exposures: Exposures, is_member: Bool[np.ndarray, " n_records"]) -> str:
     """Why nothing is known of any member; empty if something is."""
-    if not exposures.n_batches:
+    if exposures.problem or not exposures.n_batches:
         return exposures.problem or "no batch was seen"
     if not (exposures.is_seen & is_member).any():
         return f"of {exposures.n_batches} batches none held a whole member"
@@ -70,7 +70,7 @@ def findings_of_feeding(
         otherwise: What `scored_otherwise` found.
     """
     is_member, ids = encoded.is_member, encoded.record_ids
-    if not exposures.n_batches:
+    if exposures.problem or not exposures.n_batches:
         text = f"Leakage is unknown: {why_not_seen(exposures, is_member)}. {_ADVICE}"
         return (Finding("batches not seen", True, text),)
     found = []

@@ -63,6 +63,7 @@ class SeenCanaries:
         self._problem = ""
         self._first_step = 0
         self._is_stepped = self._has_noticed = False
+        self._was_left_padded = self._was_shifted = False
         self._sample: list[Tensor] = []
         self.n_steps = 0
         self.further_inputs: frozenset[str] = frozenset()
@@ -100,6 +101,7 @@ class SeenCanaries:
             rows: The canaries, in the same order.
             before: What was fed of them up to now.
         """
+        self._keep_form()
         self._rows, self._table, self._counts = rows, window_table(rows), None
         self._before = Exposures.none(len(rows)) if before is None else before
         self._n_batches = self._longest_row = 0
@@ -147,12 +149,14 @@ class SeenCanaries:
     @property
     def is_left_padded(self) -> bool:
         """Whether a row of any batch began with padding; waits for the device."""
-        return self._counts is not None and bool(self._counts.is_left_padded)
+        self._was_left_padded |= self._counts is not None and bool(self._counts.is_left_padded)
+        return self._was_left_padded
 
     @property
     def is_shifted(self) -> bool:
         """Whether a canary was fed with `position_ids` that do not count from 0; waits for the device."""
-        return self._counts is not None and bool(self._counts.is_shifted)
+        self._was_shifted |= self._counts is not None and bool(self._counts.is_shifted)
+        return self._was_shifted
 
     def look(self, inputs: Mapping[str, Any]) -> None:
         """Count the canaries in one batch.
@@ -176,7 +180,12 @@ class SeenCanaries:
             mask, positions = _like(inputs.get("attention_mask"), ids), _like(inputs.get("position_ids"), ids)
             self._counts.add(ids.long(), mask, positions)
 
+    def _keep_form(self) -> None:
+        """Remember the form of the batches, which the counts that go now have seen."""
+        self._was_left_padded, self._was_shifted = self.is_left_padded, self.is_shifted
+
     def _move_to(self, device: torch.device) -> None:
+        self._keep_form()
         if self._counts is not None:  # the loop has moved the model
             self._before = self.exposures()
             self._n_batches, self._longest_row = 0, 0

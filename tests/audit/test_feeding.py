@@ -80,6 +80,13 @@ def test_without_batches_nothing_is_known():
     assert why_not_seen(broken, IS_MEMBER) == "the model is called without token ids"
 
 
+def test_of_a_run_whose_batches_were_seen_in_part_nothing_is_known():
+    exposures = replace(fed(*ALL_MEMBERS), problem="looking at a batch failed")
+
+    assert why_not_seen(exposures, IS_MEMBER) == "looking at a batch failed"
+    assert names(findings_of_feeding(exposures, encoded(), epoch=2.0)) == ["batches not seen"]
+
+
 def test_without_a_member_nothing_is_known():
     assert why_not_seen(fed(9), IS_MEMBER) == "of 5 batches none held a whole member"
 

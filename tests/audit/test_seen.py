@@ -367,6 +367,20 @@ def test_a_quoted_phrase_does_not_shift_a_record():
     assert watched.seen.is_shifted
 
 
+def test_what_was_seen_of_the_form_of_batches_outlives_another_form_of_the_canaries():
+    watched = Watched()
+    mask = torch.ones(1, 12, dtype=torch.long)
+    mask[0, :2] = 0
+    watched.feed([IDS[0]], attention_mask=mask)
+    watched.feed([IDS[1]], position_ids=torch.arange(3, 15)[None])
+    watched.step()
+
+    watched.seen.replace_rows(CANARIES, watched.fed())
+
+    assert watched.seen.is_left_padded
+    assert watched.seen.is_shifted
+
+
 def test_steps_of_a_second_run_come_after_those_of_the_first():
     watched = Watched()
     for i in range(3):
