@@ -11,10 +11,12 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def precision_of_the_test_alone():
-    """Old transformers leave a run's precision in the environment, and the next run takes it for its own."""
+def settings_of_the_test_alone():
+    """Old transformers leave a run's precision and compiler in the environment, and the next run takes them."""
+    before = {name for name in os.environ if name.startswith("ACCELERATE_")}
     yield
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    for name in {name for name in os.environ if name.startswith("ACCELERATE_")} - before:
+        del os.environ[name]
 
 
 @pytest.fixture
