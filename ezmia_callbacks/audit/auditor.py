@@ -26,6 +26,7 @@ from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.run_state import RunState
 from ezmia_callbacks.audit.seen import SeenCanaries
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
+from ezmia_callbacks.audit.weights import AuditedWeights
 from ezmia_callbacks.audit.windows import end_is_uncertain_by
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import (
@@ -34,10 +35,9 @@ from ezmia_callbacks.distributed import (
     is_main_process,
     n_processes,
     on_all_ranks,
-    rank,
     unwrapped,
 )
-from ezmia_callbacks.errors import AuditError, ConfigurationError, OverlappingCanariesError
+from ezmia_callbacks.errors import ConfigurationError, OverlappingCanariesError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
@@ -74,6 +74,9 @@ from ezmia_callbacks.scoring.statistics import TokenStatistics
 __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
+
+# Canaries by which a model that was put back is known again.
+_N_SAMPLED = 8
 
 
 class PrivacyAuditor:
@@ -188,7 +191,11 @@ class PrivacyAuditor:
         )
         self._watch = Stopwatch()
         self._folder = None if output_dir is None else RunFolder(Path(output_dir))
-        self._kept = self._no_kept_weights() if settings.keeps_weights else None
+        self._weights = AuditedWeights(
+            self._no_kept_weights() if settings.keeps_weights else None,
+            sample=self._sample,
+            on_error=on_error,
+        )
         self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only)
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
@@ -385,24 +392,29 @@ class PrivacyAuditor:
             model: The model, with the weights that the new run starts from.
             n_audits: Number of audits that the new run will make.
         """
-        kept = self._kept
-        if kept is not None and broadcast_from_main(kept.exists):
-            on_all_ranks(lambda: kept.relabel(step=0))
-        else:
-            self._keep_weights(unwrapped(model), step=0)
+        self._weights.start_over(unwrapped(model))
         self._judge = replace(self._judge, n_audits=n_audits)
         self._move_to(self._state.restarted())
         if self._seen is not None:
             self._seen.count_from_here()
             self._seen.watch(model)
 
-    def audit(self, model: nn.Module, *, step: int | None = None, epoch: float | None = None) -> AuditResult:
+    def audit(
+        self,
+        model: nn.Module,
+        *,
+        step: int | None = None,
+        epoch: float | None = None,
+        checkpoint_follows: bool = False,
+    ) -> AuditResult:
         """Measure the leakage of the model as it is now, and judge it.
 
         Args:
             model: The model in training; left exactly as it was found.
             step: Optimizer steps done; by default one more than at the last audit.
             epoch: Epochs done.
+            checkpoint_follows: Whether these weights are about to be saved as a checkpoint of safetensors
+                files. If `checkpoint_saved` is called then, these files are kept and not all written twice.
 
         Returns:
             The result; without a budget its `decision` says that there is nothing to stop for.
@@ -420,11 +432,14 @@ class PrivacyAuditor:
             step = self.history[-1].step + 1 if len(self.history) else 1
         moment = Moment(step, epoch)
         with self._watch.audit():
+            model = unwrapped(model)
             try:
+                lost = self._weights.look(model)
                 if self._seen is not None:
                     self._look_back(self._seen)
                 self._choose_subset()
-                result = self._measure(unwrapped(model), moment)
+                result = self._measure(model, moment)
+                self._weights.note_audited()
             except Exception as error:
                 result = self._failed(f"{type(error).__name__}: {error}", moment)
                 self._record(result)
@@ -432,9 +447,12 @@ class PrivacyAuditor:
                     raise
                 logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
                 return result
+            is_within = bool(result.decision.is_within_budget)
+            if lost and not is_within:
+                result = replace(result, findings=(*result.findings, _not_whole(result, lost)))
             self._record(result)
-            if result.decision.is_within_budget:
-                self._keep_weights(unwrapped(model), step=step)
+            if is_within:
+                self._weights.keep(model, step=step, checkpoint_follows=checkpoint_follows)
             self._refuse_contamination(result)
             return result
 
@@ -451,18 +469,62 @@ class PrivacyAuditor:
             self._record(result)
         return result
 
-    def restore_within_budget(self, model: nn.Module) -> AuditResult:
+    def checkpoint_saved(self, model: nn.Module, folder: str | Path) -> None:
+        """Say that the checkpoint which `audit` was told of is written.
+
+        Args:
+            model: The model, unchanged since.
+            folder: Folder that holds it.
+        """
+        self._weights.checkpoint_written(unwrapped(model), Path(folder))
+
+    def before_step(self, model: nn.Module) -> None:
+        """Say that training goes on: weights whose checkpoint has not come are kept now.
+
+        Needed only where `audit` was told that a checkpoint follows.
+
+        Args:
+            model: The model, unchanged since that audit.
+        """
+        self._weights.before_step(unwrapped(model))
+
+    def wait_for_writes(self) -> None:
+        """Wait until the weights that are kept are on the disk; they are written while training goes on.
+
+        Call it before a checkpoint is saved to resume from, if the run may be killed right after it.
+        """
+        self._weights.wait()
+
+    def is_audited(self, model: nn.Module) -> bool:
+        """Whether an audit of this run saw the very weights that the model holds now, to the bit.
+
+        After training others may write into a model: averages of the weights, the best checkpoint. Every
+        process must call it.
+
+        Args:
+            model: The model.
+        """
+        return self._weights.are_audited(unwrapped(model))
+
+    def restore_within_budget(self, model: nn.Module, optimizer: Any = None) -> AuditResult:
         """Restore, in place, the weights of the last audit within the budget; returns that audit.
 
-        It is the last one whose weights could be kept: after a full disk, an earlier one.
+        It is the last one whose weights could be kept: after a full disk, an earlier one. Every tensor is
+        compared with those of that step afterwards, and some canaries are scored again: what is returned has
+        been seen. With `keep_rejected` the present weights are written to `over_budget` first.
+
+        Args:
+            model: The model.
+            optimizer: Its optimizer: float32 copies of the weights that it may hold, as in mixed precision,
+                are restored with the model.
 
         Raises:
-            AuditError: if no such weights were kept.
+            AuditError: if no such weights were kept, if they cannot be put back whole, or if the model is
+                another one afterwards; says what it holds.
         """
-        if self._kept is None:
-            raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
-        step = self._kept.restore(unwrapped(model))
-        return next(result for result in reversed(self.history.results) if result.step == step)
+        step = self._weights.restore(unwrapped(model), optimizer=optimizer)
+        results = [r for r in self.history if r.step == step and r.decision.is_within_budget]
+        return results[-1]
 
     def finish(self) -> None:
         """Say that the run is over: its history is whole, and the kept weights are removed.
@@ -472,8 +534,7 @@ class PrivacyAuditor:
         if self._seen is not None:
             self._seen.unwatch()
             self._log_never_fed()
-        if self._kept is not None:
-            self._kept.discard()
+        self._weights.finish()
         if len(self.history):
             self._state = replace(self._state, history=replace(self.history, is_complete=True))
             self._save_audits(may_raise=False)
@@ -500,7 +561,7 @@ class PrivacyAuditor:
         )
 
     def _no_kept_weights(self) -> KeptWeights:
-        return KeptWeights(None if self._folder is None else self._folder.kept_weights(rank=rank()))
+        return KeptWeights(None if self._folder is None else self._folder.kept_weights)
 
     def _move_to(self, state: RunState) -> None:
         """The run stands here now; what its canaries can find out is noted with it."""
@@ -527,6 +588,7 @@ class PrivacyAuditor:
         """The baseline of a run that starts here."""
         called, model = model, unwrapped(model)
         self._move_to(self._state.anew())
+        self._weights.begin(model)
         self._prepare(model)
         self._log_power()
         result = self._measure(model, moment)
@@ -534,8 +596,7 @@ class PrivacyAuditor:
         on_all_ranks(self._save_reference)
         with self._watch.keeping():
             self._record(result)
-            if self._kept is not None:
-                self._kept.save(model, step=moment.step)
+            self._weights.keep_start(model, step=moment.step)
         self._watch_batches(called, step=moment.step)
         return result
 
@@ -552,7 +613,8 @@ class PrivacyAuditor:
             is_within = within is self.history[-1] and self._is_audited(model)
         else:
             is_within = within is not None and within.step == step
-        self._take_up_kept_weights(model, step=step, is_within=is_within)
+        self._weights.begin(model)
+        self._weights.take_up(model, step=step, is_within=is_within)
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
 
@@ -686,17 +748,11 @@ class PrivacyAuditor:
         loss = mean_loss(target, members) if members.any() else None
         return broadcast_from_main(loss == self.history[-1].member_loss)
 
-    def _take_up_kept_weights(self, model: nn.Module, *, step: int, is_within: bool) -> None:
-        if self._kept is None:
-            return
-        self._kept.discard_after(step)
-        if is_within:
-            self._keep_weights(model, step=step)
-        elif not broadcast_from_main(self._kept.exists) and is_main_process():
-            logger.warning(
-                "No weights within the budget are kept yet: until an audit finds the model within it, a stop "
-                "has none to restore."
-            )
+    def _sample(self, model: nn.Module) -> np.ndarray:
+        """Log-probabilities of a few canaries' tokens, nats: the same ones, in the same batch, each time."""
+        rows = self._state.subset.all_encoded.rows
+        chosen = rows[:: max(1, len(rows) // _N_SAMPLED)][:_N_SAMPLED]
+        return self._scorer.statistics(model, chosen).log_probs
 
     def _choose_subset(self) -> None:
         """Choose, once in a run, how many canaries its audits can afford."""
@@ -874,19 +930,6 @@ class PrivacyAuditor:
         if self._folder is not None and is_main_process():
             self._folder.save_reference(self._state)
 
-    def _keep_weights(self, model: nn.Module, *, step: int) -> None:
-        try:
-            if self._kept is not None:
-                self._kept.save(model, step=step)
-        except (OSError, AuditError) as error:
-            if self.settings.on_error == "raise":
-                raise
-            logger.warning(
-                "The weights of step %d could not be kept (%s): a stop would restore older ones.",
-                step,
-                error,
-            )
-
     def _check_split(self) -> None:
         """Look for what would make the figures say something else than leakage, before it is too late."""
         state, settings = self._state, self.settings
@@ -912,6 +955,17 @@ class PrivacyAuditor:
             refuse_blind_split(report)
         if report.headline and is_main_process():
             logger.warning("%s", report.headline)
+
+
+def _not_whole(result: AuditResult, reason: str) -> Finding:
+    """What must be said at the audit at which the kept weights cannot be put back any more."""
+    is_over = result.decision.is_within_budget is False
+    return Finding(
+        "kept weights",
+        True,
+        f"The weights kept within the budget cannot be put back whole: {reason}. The model "
+        f"{'is' if is_over else 'may be'} OVER BUDGET and a stop would leave it so.",
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

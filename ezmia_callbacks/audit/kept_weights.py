@@ -1,16 +1,33 @@
-"""The weights of the last audit within the budget, kept so that they can be restored."""
+"""The weights of the last audit within the budget, kept so that they can be put back, whole, and checked."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import json
 import os
-from collections.abc import Iterator
+import shutil
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ezmia_callbacks.audit.imprint import Imprint, named_buffers, named_tensors
+from ezmia_callbacks.audit.masters import masters
+from ezmia_callbacks.audit.weight_files import (
+    Background,
+    Form,
+    as_form,
+    forms_in,
+    has_memory_for,
+    read_tensors,
+    write_tensors,
+)
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     broadcast_tensors_from_main,
@@ -18,41 +35,169 @@ from ezmia_callbacks.distributed import (
     is_main_process,
     n_processes,
     on_all_ranks,
+    rank,
 )
 from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.scoring.checksums import checksums, own_part
 
 __all__: list[str] = []
 
+# What is smaller than this stays in memory, too: adapters are.
+_SMALL = 64 * 2**20  # bytes
+# A buffer of whole numbers that is larger holds quantized weights.
+_LARGE_BUFFER = 2**20  # values
 
-class _Kept(TypedDict):
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Weights of one moment, in memory or in files.
+
+    Attributes:
+        step: Optimizer steps that they had seen.
+        is_everybodys: Whether all processes held the same ones, so that the main one keeps them for all.
+        imprint: All weights of that moment, also those that were frozen and are not kept.
+        forms: Type and shape of each tensor that is kept, by name.
+        sample: Log-probabilities of some tokens under the model of that moment, nats.
+        files: Names of the files that hold them; none in memory.
+        tensors: The tensors; None if they are in files alone.
+        late: Tensors that were frozen at that moment, and still were the same when they began to be trained.
+    """
+
     step: int
-    is_whole: bool
-    tensors: dict[str, Tensor]
+    is_everybodys: bool
+    imprint: Imprint
+    forms: Mapping[str, Form]
+    sample: tuple[float, ...] = ()
+    files: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] | None = None
+    late: dict[str, Tensor] = field(default_factory=dict)
+
+    def lacks(self, model: nn.Module, present: Imprint) -> str:
+        """Why these weights cannot be put back whole into a model; empty if they can.
+
+        Args:
+            model: The model.
+            present: Its weights now.
+        """
+        then, now = self.imprint.checksums.keys(), present.checksums.keys()
+        if then != now:
+            return (
+                f"the model had {len(then)} tensors then and has {len(now)} now (first that differs: "
+                f"{min(then ^ now)})"
+            )
+        forms = {name: Form.of(tensor) for name, tensor in named_tensors(model)}
+        if other := sorted(name for name, form in self.forms.items() if forms[name] != form):
+            return f"{len(other)} tensors have another shape or type now (first: {other[0]})"
+        differing = self.imprint.differing(present)
+        if moved := [name for name in differing if name not in self.forms and name not in self.late]:
+            return f"{len(moved)} tensors that were frozen then are others now (first: {moved[0]})"
+        return ""
+
+    def to_json(self) -> str:
+        """What is written beside the files."""
+        return json.dumps(
+            {
+                "step": self.step,
+                "is_everybodys": self.is_everybodys,
+                "checksums": dict(self.imprint.checksums),
+                "forms": self.forms,
+                "sample": self.sample,
+                "files": self.files,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Kept:
+        """What `to_json` wrote."""
+        row = json.loads(text)
+        return cls(
+            step=row["step"],
+            is_everybodys=row["is_everybodys"],
+            imprint=Imprint(row["checksums"]),
+            forms={name: Form(dtype, tuple(shape)) for name, (dtype, shape) in row["forms"].items()},
+            sample=tuple(row["sample"]),
+            files=tuple(row["files"]),
+        )
 
 
 class KeptWeights:
-    """Everything of a model that training changes, at one point of the training.
+    """Everything of a model that has changed since the run began, at one point of the training.
 
-    That is every trainable parameter and every persistent buffer; with an adapter, a few megabytes. Held in
-    a file if a path is given, so that it survives the process and costs no memory; else in CPU memory.
+    That is every parameter that is trained or ever was, every persistent buffer, and whatever else is seen to
+    have moved. Held in files if a folder is given, so that it survives the process and costs no memory; else
+    in CPU memory. Files are written in the background, one at a time, while training goes on.
+
+    Where the trainer writes a checkpoint of the very weights, `expect_checkpoint` and `pin` give its files a
+    second name (a hard link) instead of writing all once more; they stay when the trainer deletes its own.
 
     Of several processes that hold the same weights the main one keeps them for all; where each holds its own
-    part of the model, as in fully sharded training, each keeps its part. `save` and `restore` must be called
-    by all.
+    part of the model, as in fully sharded training, each keeps its part. All methods but
+    `unwatch` and `discard` must be called by all.
 
     Args:
-        path: File to hold the weights, another one in each process; None for memory.
+        folder: Folder to hold the weights of all processes; None for memory.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._in_memory: _Kept | None = None
-        self._prepared: _Kept | None = None
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._index = None if folder is None else folder / f"index-{rank()}.json"
+        self._committed: Kept | None = None
+        self._pending: Kept | None = None
+        self._expected: Kept | None = None
+        self._can_pin = folder is not None
+        self._background = Background()
+        self._first: Imprint | None = None
+        self._changing: set[str] = set()
+        self._frozen: list[tuple[str, weakref.ref[Tensor]]] = []
+        self._removal: Callable[[], None] | None = None
+        self._is_loaded = folder is None
+
+    def begin(self, model: nn.Module, present: Imprint) -> None:
+        """Notice from here on which weights are changed, also those that are frozen now.
+
+        Args:
+            model: The model.
+            present: Its weights now.
+        """
+        self._first = present
+        self._notice_changing(model)
+        self.unwatch()
+        found = weakref.ref(self)
+
+        def notice(optimizer: object, args: object, kwargs: object) -> None:
+            owner = found()
+            if owner is not None:
+                owner._keep_unfrozen()
+
+        self._removal = register_optimizer_step_pre_hook(notice).remove
+        # Also where nobody says that the run is over.
+        weakref.finalize(self, self._removal)
+
+    def unwatch(self) -> None:
+        """Notice nothing any more."""
+        if self._removal is not None:
+            self._removal()
+        self._removal = None
+
+    def look(self, model: nn.Module, present: Imprint) -> str:
+        """See at an audit what has changed; why what is kept cannot be put back whole any more, or empty.
+
+        Args:
+            model: The model.
+            present: Its weights now.
+        """
+        if self._first is not None:
+            self._changing.update(self._first.differing(present))
+        self._notice_changing(model)
+        kept = self._newest()
+        reasons = gather("" if kept is None else kept.lacks(model, present))
+        return next(filter(None, reasons), "")
 
     @property
     def exists(self) -> bool:
-        """Whether there are weights to restore."""
-        return self._in_memory is not None or (self._path is not None and self._path.exists())
+        """Whether there are weights to restore; those that are being written count."""
+        return self._newest() is not None
 
     @property
     def step(self) -> int | None:
@@ -61,32 +206,166 @@ class KeptWeights:
         Raises:
             AuditError: if the file is damaged.
         """
-        kept = self._load()
-        return None if kept is None else kept["step"]
+        kept = self._newest()
+        return None if kept is None else kept.step
 
-    def save(self, model: nn.Module, *, step: int) -> None:
+    def save(
+        self, model: nn.Module, *, step: int, present: Imprint | None = None, sample: Sequence[float] = ()
+    ) -> None:
         """Keep the model's present weights; what was kept before is lost only once this succeeded.
+
+        They are copied at once and written in the background: `settle` waits for that.
 
         Args:
             model: The model.
             step: Optimizer steps done.
+            present: Its weights now; None to look at them here.
+            sample: Log-probabilities of some tokens under it, for whoever checks what was put back.
 
         Raises:
-            OSError: if the file cannot be written.
+            OSError: if what was kept last could not be written.
         """
-        tensors = {name: _own_part(tensor) for name, tensor in _changing(model)}
-        is_whole = _is_same_everywhere(model)
-        kept: _Kept = {"step": step, "is_whole": is_whole, "tensors": tensors}
-        is_needed = is_main_process() or not is_whole
+        self.settle()
+        self._expected = None
+        present = Imprint.of(model) if present is None else present
+        tensors = self._to_keep(model)
+        is_everybodys = _is_same_everywhere(model, present)
+        if is_everybodys and not is_main_process():
+            self.discard()
+            return
+        kept = Kept(
+            step=step,
+            is_everybodys=is_everybodys,
+            imprint=present,
+            forms={name: Form.of(tensor) for name, tensor in tensors.items()},
+            sample=tuple(sample),
+        )
+        n_bytes = _n_bytes(tensors)
+        if self._folder is None:
+            self._committed = replace(kept, tensors=_copies(tensors))
+            return
+        is_in_background = has_memory_for(n_bytes)
+        copies = _copies(tensors) if is_in_background else tensors
+        (name,) = self._new_names(step, 1)
+        self._pending = replace(kept, files=(name,), tensors=copies if n_bytes <= _SMALL else None)
+        folder, pending = self._folder, self._pending
+
+        def write() -> None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_tensors(folder / name, copies)
+            if is_everybodys:
+                self._commit(pending)
+
+        self._background.start(write)
+        if not is_in_background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is being written; from here on it is what is kept.
+
+        Raises:
+            OSError: if it could not be written: then what was kept before still is.
+            AuditError: if another process could not write its part.
+        """
+        pending, self._pending = self._pending, None
         try:
-            # Only once all have written theirs, so that no mixture of old and new parts is left.
-            on_all_ranks(lambda: self._prepare(kept) if is_needed else None)
-            if is_needed:
-                self._commit()
-            else:
-                self.discard()
-        finally:
-            self._forget_prepared()
+            on_all_ranks(self._background.wait)
+        except BaseException:
+            if pending is not None and self._folder is not None:
+                for name in pending.files:
+                    (self._folder / name).unlink(missing_ok=True)
+            raise
+        # Only once all have written theirs, so that no mixture of old and new parts is left.
+        if pending is not None:
+            if not pending.is_everybodys:
+                self._commit(pending)
+            self._committed, self._is_loaded = pending, True
+
+    def expect_checkpoint(
+        self, model: nn.Module, *, step: int, present: Imprint, sample: Sequence[float] = ()
+    ) -> None:
+        """Keep the model's present weights by the checkpoint that the trainer is about to write of them.
+
+        `pin` must follow, or `save_expected` before the next step. Where no checkpoint could stand for them
+        they are saved at once, as `save` does it.
+
+        Args:
+            model: The model.
+            step: Optimizer steps done.
+            present: Its weights now.
+            sample: Log-probabilities of some tokens under it.
+
+        Raises:
+            OSError: if what was kept last could not be written.
+        """
+        is_pinned = self._can_pin and _n_bytes(self._to_keep(model)) > _SMALL
+        # Whether it could be done before is known to the main process alone.
+        if not broadcast_from_main(is_pinned) or not _is_same_everywhere(model, present):
+            self.save(model, step=step, present=present, sample=sample)
+            return
+        self.settle()
+        self._expected = Kept(step, True, present, {}, tuple(sample))
+
+    def save_expected(self, model: nn.Module) -> None:
+        """Save what a checkpoint was expected to hold, if none has come; before the model changes.
+
+        Raises:
+            OSError: if it cannot be written.
+            AuditError: if the model has changed already.
+        """
+        expected, self._expected = self._expected, None
+        if expected is None:
+            return
+        present = Imprint.of(model)
+        if not expected.imprint.is_same_as(present):
+            raise AuditError("the weights were changed before the trainer wrote its checkpoint")
+        self.save(model, step=expected.step, present=present, sample=expected.sample)
+
+    def pin(self, model: nn.Module, checkpoint: Path) -> None:
+        """Keep the expected weights by the files of a checkpoint, if it has them; else save them.
+
+        That the files hold them to the bit is seen in the background, and told by `settle`.
+
+        Args:
+            model: The model, unchanged since `expect_checkpoint`.
+            checkpoint: Folder of the checkpoint.
+
+        Raises:
+            OSError: if they can neither be linked nor written.
+            AuditError: if the model has changed already.
+        """
+        expected, folder = self._expected, self._folder
+        if expected is None or folder is None:
+            return
+        files = sorted(checkpoint.glob("*.safetensors"))
+        forms = {name: form for path in files for name, form in forms_in(path).items()}
+        needed = {name: Form.of(tensor) for name, tensor in self._to_keep(model).items()}
+        names = self._new_names(expected.step, len(files))
+        is_linked = (
+            is_main_process()
+            and needed.items() <= forms.items()
+            and _link(files, [folder / name for name in names])
+        )
+        if not broadcast_from_main(is_linked):
+            self._can_pin = False
+            self.save_expected(model)
+            return
+        self._expected = None
+        if not is_main_process():
+            self.discard()
+            return
+        pending = replace(expected, files=tuple(names), forms=needed)
+
+        def check() -> None:
+            try:
+                _check_files([folder / name for name in names], pending)
+            except AuditError:
+                self._can_pin = False
+                raise
+            self._commit(pending)
+
+        self._pending = pending
+        self._background.start(check)
 
     def relabel(self, *, step: int) -> None:
         """Count the kept weights, if any, as those of another step; for a run that starts over with them.
@@ -98,14 +377,19 @@ class KeptWeights:
             OSError: if the file cannot be written.
             AuditError: if the file is damaged.
         """
-        kept = self._load()
+        kept = self._newest()
         if kept is None:
             return
-        try:
-            self._prepare({**kept, "step": step})
-            self._commit()
-        finally:
-            self._forget_prepared()
+        kept = replace(kept, step=step)
+        if self._folder is not None:
+            # The trainer may write its checkpoint of that step again, into the same file.
+            if any((self._folder / name).stat().st_nlink > 1 for name in kept.files):
+                names = self._new_names(step, len(kept.files))
+                for name, new in zip(kept.files, names, strict=True):
+                    shutil.copyfile(self._folder / name, self._folder / new)
+                kept = replace(kept, files=tuple(names))
+            self._commit(kept)
+        self._committed = kept
 
     def discard_after(self, step: int) -> None:
         """Forget weights of a later step: they belong to a future that a resumed run will not have.
@@ -119,128 +403,196 @@ class KeptWeights:
         if (broadcast_from_main(self.step) or 0) > step:
             self.discard()
 
-    def _prepare(self, kept: _Kept) -> None:
-        """Have the weights ready, beside those kept so far."""
-        if self._path is None:
-            self._prepared = {**kept, "tensors": {k: t.cpu().clone() for k, t in kept["tensors"].items()}}
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._temporary(self._path).open("wb") as file:
-            try:
-                torch.save(kept, file)
-            except RuntimeError as error:  # torch's name for a failed write, e.g. on a full disk
-                raise OSError(f"The weights cannot be written to {self._path}: {error}") from error
-            file.flush()
-            os.fsync(file.fileno())
+    def restore(self, model: nn.Module, *, optimizer: Any = None) -> Kept:
+        """Write the kept weights back into the model, in place, and see that they are there; returns them.
 
-    def _commit(self) -> None:
-        if self._path is None:
-            self._in_memory = self._prepared
-        else:
-            self._temporary(self._path).replace(self._path)
-
-    def _forget_prepared(self) -> None:
-        self._prepared = None
-        if self._path is not None:
-            self._temporary(self._path).unlink(missing_ok=True)
-
-    def restore(self, model: nn.Module) -> int:
-        """Write the kept weights back into the model, in place; returns the step they are from.
+        Args:
+            model: The model.
+            optimizer: Its optimizer, whose own copies of the weights follow; None if it has none, or no step
+                will follow.
 
         Raises:
-            AuditError: if nothing was kept, the file is damaged, or the model's weights are others now.
+            AuditError: if nothing was kept, the file is damaged, the model's weights are others now, or it
+                does not hold the weights of that step afterwards.
         """
-        loaded = on_all_ranks(self._load)
-        known = broadcast_from_main(None if loaded is None else (loaded["step"], loaded["is_whole"]))
+        self.settle()
+        loaded = on_all_ranks(self._newest)
+        known = broadcast_from_main(
+            None if loaded is None else replace(loaded, tensors=None, late={}, files=())
+        )
         if known is None:
             raise AuditError("There are no weights to restore: no audit within the budget kept any.")
-        step, is_whole = known
-        is_needed = is_main_process() or not is_whole
-        on_all_ranks(lambda: _put_back(loaded, model, step=step) if is_needed else None)
-        if is_whole:
-            names = broadcast_from_main([] if loaded is None else sorted(loaded["tensors"]))
-            present = dict(_everything(model))
+        is_needed = is_main_process() or not known.is_everybodys
+        of_optimizer = masters(optimizer, model)
+        on_all_ranks(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
+        if known.is_everybodys:
+            written = set() if loaded is None else loaded.forms.keys() | loaded.late.keys()
+            names = broadcast_from_main(sorted(written))
+            present = dict(named_tensors(model))
             broadcast_tensors_from_main(present[name] for name in names)
-        return int(step)
+        expected = known if known.is_everybodys else loaded
+        on_all_ranks(lambda: _check(model, expected))
+        for master in of_optimizer:
+            master.follow()
+        return known
 
     def discard(self) -> None:
-        """Forget the kept weights and remove their file."""
-        self._in_memory = None
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        self._forget_prepared()
+        """Forget the kept weights and remove their files; waits for no other process."""
+        # Whatever could not be written: nothing is to be kept any more.
+        with suppress(OSError, AuditError):
+            self._background.wait()
+        self._committed = self._pending = self._expected = None
+        self._is_loaded = True
+        if self._folder is None or self._index is None:
+            return
+        self._index.unlink(missing_ok=True)
+        for path in self._folder.glob(f"{rank()}-*.safetensors"):
+            path.unlink(missing_ok=True)
+        # Another process's part may still be there.
+        if self._folder.exists() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
-    @staticmethod
-    def _temporary(path: Path) -> Path:
-        # One name for all processes: what a killed one left is overwritten, not left for good.
-        return path.with_name(f".{path.name}.tmp")
+    def _newest(self) -> Kept | None:
+        """What is kept, or about to be."""
+        if not self._is_loaded:
+            self._committed, self._is_loaded = self._load(), True
+        return self._pending or self._committed
 
-    def _load(self) -> _Kept | None:
-        if self._path is None or not self._path.exists():
-            return self._in_memory
+    def _load(self) -> Kept | None:
+        """What an interrupted run has left."""
+        if self._index is None or not self._index.exists():
+            return None
         try:
-            kept: _Kept = torch.load(self._path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch has no common parent for what a damaged file raises
-            raise AuditError(f"The kept weights at {self._path} are damaged: {error}") from error
-        return kept
+            return Kept.from_json(self._index.read_text())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AuditError(f"The kept weights at {self._index} are damaged: {error}") from error
+
+    def _commit(self, kept: Kept) -> None:
+        """Have the folder say that these are the kept weights; files of others go."""
+        if self._folder is None or self._index is None:
+            return
+        write_atomically(self._index, kept.to_json())
+        for path in self._folder.glob(f"{rank()}-*.safetensors"):
+            if path.name not in kept.files:
+                path.unlink(missing_ok=True)
+
+    def _new_names(self, step: int, n_names: int) -> list[str]:
+        """Names of files that are not there yet: what a killed process left is never half overwritten."""
+        names = (f"{rank()}-{step}-{n}.safetensors" for n in itertools.count())
+        free = (name for name in names if self._folder is None or not (self._folder / name).exists())
+        return list(itertools.islice(free, n_names))
+
+    def _to_keep(self, model: nn.Module) -> dict[str, Tensor]:
+        self._notice_changing(model)
+        return {name: tensor for name, tensor in named_tensors(model) if name in self._changing}
+
+    def _notice_changing(self, model: nn.Module) -> None:
+        """Note what is trained now, and what is not."""
+        frozen = []
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        parameters = {id(parameter) for parameter in model.parameters()}
+        for name, tensor in named_tensors(model):
+            is_parameter = id(tensor) in parameters
+            is_quantized = not tensor.is_floating_point() and tensor.numel() > _LARGE_BUFFER
+            if id(tensor) in trained or not (is_parameter or is_quantized):
+                self._changing.add(name)
+            elif is_parameter and name not in self._changing:
+                frozen.append((name, weakref.ref(tensor)))
+        self._frozen = frozen
+
+    def _keep_unfrozen(self) -> None:
+        """Right before a step: what was frozen and is trained now still has the value that it had."""
+        unfrozen = [
+            (name, tensor)
+            for name, found in self._frozen
+            if (tensor := found()) is not None and tensor.requires_grad
+        ]
+        if not unfrozen:
+            return
+        names = {name for name, _ in unfrozen}
+        self._changing |= names
+        self._frozen = [each for each in self._frozen if each[0] not in names]
+        sums = checksums(dict(unfrozen))
+        copies: dict[str, Tensor] = {}
+        for kept in filter(None, (self._committed, self._pending)):
+            for name, tensor in unfrozen:
+                if name not in kept.forms and kept.imprint.checksums.get(name) == sums[name]:
+                    kept.late[name] = copies.setdefault(name, own_part(tensor).to("cpu", copy=True))
+
+    def _put_back(self, kept: Kept | None, model: nn.Module, *, step: int) -> None:
+        if kept is None or kept.step != step:
+            raise AuditError(f"This process's part of the weights of step {step} was not kept.")
+        if reason := kept.lacks(model, Imprint.of(model)):
+            raise AuditError(f"The weights of step {step} cannot be put back whole: {reason}.")
+        present = dict(named_tensors(model))
+
+        def put(name: str, tensor: Tensor) -> None:
+            target = own_part(present[name])
+            target.copy_(as_form(tensor, target))
+
+        with torch.no_grad():
+            if kept.tensors is None and self._folder is not None:
+                read_tensors([self._folder / name for name in kept.files], kept.forms, put)
+            for name, tensor in {**(kept.tensors or {}), **kept.late}.items():
+                put(name, tensor)
 
 
-def _put_back(kept: _Kept | None, model: nn.Module, *, step: int) -> None:
-    if kept is None or kept["step"] != step:
-        raise AuditError(f"This process's part of the weights of step {step} was not kept.")
-    missing = sorted(dict(_changing(model)).keys() - kept["tensors"].keys())
-    if missing:
+def _check(model: nn.Module, kept: Kept | None) -> None:
+    """Raise unless the model holds these weights, to the bit."""
+    if kept is None:
+        return
+    if differing := kept.imprint.differing(Imprint.of(model)):
         raise AuditError(
-            f"{len(missing)} trainable weights were not trainable when the weights were kept (first: "
-            f"{missing[0]}): the model was changed during training and cannot be restored."
+            f"{len(differing)} tensors are not those of step {kept.step} although they were put back (first: "
+            f"{differing[0]}): the kept weights are damaged, or something else writes into the model, which "
+            "now holds the weights of no step at all."
         )
-    # All that was kept goes back, also what was frozen since: it may have been trained in between.
-    present = dict(_everything(model))
-    lost = sorted(kept["tensors"].keys() - present.keys())
-    if lost:
+
+
+def _check_files(paths: Sequence[Path], kept: Kept) -> None:
+    """Raise unless files hold these weights, to the bit."""
+    differing = []
+
+    def compare(name: str, tensor: Tensor) -> None:
+        if checksums({name: tensor})[name] != kept.imprint.checksums[name]:
+            differing.append(name)
+
+    read_tensors(paths, kept.forms, compare)
+    if differing:
         raise AuditError(
-            f"{len(lost)} kept weights are no longer in the model (first: {lost[0]}): the model was "
-            "changed during training and cannot be restored."
+            f"the checkpoint that was written after the audit of step {kept.step} holds other weights than "
+            f"those that were audited: {len(differing)} tensors (first: {differing[0]})"
         )
-    with torch.no_grad():
-        for name, tensor in kept["tensors"].items():
-            _own_part(present[name]).copy_(tensor)
 
 
-def _own_part(tensor: Tensor) -> Tensor:
-    """The part of a distributed tensor that this process holds, in its memory; else the tensor itself."""
-    tensor = tensor.detach()
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+def _link(files: Sequence[Path], names: Sequence[Path]) -> bool:
+    """Give files a second name each; False where the file system cannot."""
+    try:
+        for file, name in zip(files, names, strict=True):
+            name.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.link(file, name)
+    except OSError:
+        for name in names:
+            name.unlink(missing_ok=True)
+        return False
+    return bool(files)
 
 
-def _is_same_everywhere(model: nn.Module) -> bool:
-    """Whether all processes hold the same trainable weights: seen from their values, not guessed from types.
+def _n_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(own_part(tensor).numel() * own_part(tensor).element_size() for tensor in tensors.values())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: own_part(tensor).to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _is_same_everywhere(model: nn.Module, present: Imprint) -> bool:
+    """Whether all processes hold the same parameters: seen from their values, not guessed from types.
 
     Buffers may differ: data-parallel training takes the main process's.
     """
     if n_processes() == 1:
         return True
-    sums = [
-        (name, *part.shape, part.sum(dtype=torch.float64).item(), part.abs().sum(dtype=torch.float64).item())
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        for part in [_own_part(parameter)]
-    ]
-    digests = gather(hashlib.sha256(repr(sums).encode()).hexdigest())
-    return len(set(digests)) == 1
-
-
-def _everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def _changing(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
+    names = {name for name, _ in named_tensors(model)} - {name for name, _ in named_buffers(model)}
+    own = Imprint({name: present.checksums[name] for name in names})
+    return len(set(gather(own.digest))) == 1

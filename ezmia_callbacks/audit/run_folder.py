@@ -34,9 +34,15 @@ class RunFolder:
 
     path: Path
 
-    def kept_weights(self, *, rank: int) -> Path:
-        """File of the weights that one process keeps."""
-        return self.path / f"last_within_budget-{rank}.pt"
+    @property
+    def kept_weights(self) -> Path:
+        """Folder of the weights of the last audit within the budget."""
+        return self.path / "last_within_budget"
+
+    @property
+    def rejected_weights(self) -> Path:
+        """Folder of weights and checkpoints that were over the budget."""
+        return self.path / "over_budget"
 
     def check_writable(self) -> None:
         """Raise OSError, saying what to do, unless files can be written."""

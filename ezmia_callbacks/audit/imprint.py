@@ -1,0 +1,68 @@
+"""What a model's weights were at one moment: a checksum of each, by which they are known again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from ezmia_callbacks.distributed import gather
+from ezmia_callbacks.scoring.checksums import checksums
+
+__all__: list[str] = []
+
+# What `torch.compile` puts before every name.
+_COMPILED = "_orig_mod."
+
+
+@dataclass(frozen=True, eq=False)
+class Imprint:
+    """The weights of a model at one moment: its parameters and its persistent buffers.
+
+    Of a model in pieces, each process has the imprint of its own piece.
+
+    Attributes:
+        checksums: One number for each tensor, by its name.
+    """
+
+    checksums: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Imprint:
+        """The imprint of a model as it is now; reads every weight twice, and waits for the device."""
+        return cls(checksums(dict(named_tensors(model))))
+
+    @cached_property
+    def digest(self) -> str:
+        """One text for all of it: equal for equal weights."""
+        return hashlib.sha256(repr(sorted(self.checksums.items())).encode()).hexdigest()
+
+    def is_same_as(self, other: Imprint) -> bool:
+        """Whether the weights are the same to the bit, on every process; each of them must call this."""
+        return all(gather(self.digest == other.digest))
+
+    def differing(self, other: Imprint) -> list[str]:
+        """Names of the tensors that are others there, or are only here or only there."""
+        names = self.checksums.keys() | other.checksums.keys()
+        return sorted(name for name in names if self.checksums.get(name) != other.checksums.get(name))
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters and persistent buffers, each once, by the name that it has uncompiled."""
+    for name, parameter in model.named_parameters():
+        # DeepSpeed's third stage leaves an empty shell where the parameter was, and its own piece beside it.
+        yield name.replace(_COMPILED, ""), getattr(parameter, "ds_tensor", parameter)
+    yield from named_buffers(model)
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's persistent buffers."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield f"{prefix}.{name}".lstrip(".").replace(_COMPILED, ""), buffer

@@ -1,0 +1,207 @@
+"""Which weights were audited, which are kept, and whether what is put back is what it is said to be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ezmia_callbacks.audit.imprint import Imprint
+from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.audit.settings import OnError
+from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, on_all_ranks
+from ezmia_callbacks.errors import AuditError, ConfigurationError
+
+__all__: list[str] = []
+
+logger = logging.getLogger(__name__)
+
+# Nats. The tensors are compared to the bit; kernels may round differently from one call to the next.
+_TOLERANCE = 5e-3
+
+
+class AuditedWeights:
+    """The weights of a run as its audits saw them; every process must call every method but `finish`.
+
+    Args:
+        kept: Keeps the weights of the last audit within the budget; None where nothing is to be restored.
+        sample: Log-probabilities of some tokens under a model, nats.
+        on_error: What an error does after the first step.
+    """
+
+    def __init__(
+        self, kept: KeptWeights | None, *, sample: Callable[[nn.Module], np.ndarray], on_error: OnError
+    ) -> None:
+        self._kept = kept
+        self._sample = sample
+        self._on_error = on_error
+        self._audited: set[str] = set()
+        self._present: Imprint | None = None
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether there are weights to restore."""
+        return self._kept is not None and broadcast_from_main(self._kept.exists)
+
+    def begin(self, model: nn.Module) -> None:
+        """Notice from here on which weights change.
+
+        Raises:
+            ConfigurationError: if weights are to be kept that are not in memory.
+        """
+        present = Imprint.of(model)
+        self._audited = {present.digest}
+        self._present = present
+        if self._kept is None:
+            return
+        n_away = sum(parameter.device.type == "meta" for parameter in model.parameters())
+        if any(gather(n_away)):
+            raise ConfigurationError(
+                f"{n_away} weights are offloaded, to the CPU or to the disk, and in the model only while a "
+                "layer computes: they cannot be kept and put back. Pass `restore=False`, or load the model "
+                "without offloading."
+            )
+        self._kept.begin(model, present)
+
+    def keep_start(self, model: nn.Module, *, step: int) -> None:
+        """Keep the weights before the first step, and wait until they are on the disk.
+
+        Raises:
+            OSError: if they cannot be written: the folder is the user's to mend.
+        """
+        if self._kept is not None:
+            sample = self._sample(model).tolist()
+            self._kept.save(model, step=step, present=self._present, sample=sample)
+            self._kept.settle()
+
+    def look(self, model: nn.Module) -> str:
+        """See at an audit which weights the model holds now.
+
+        Returns:
+            Why what is kept cannot be put back whole any more; empty if it can, or nothing is kept.
+        """
+        self._settle()
+        self._present = Imprint.of(model)
+        return "" if self._kept is None else self._kept.look(model, self._present)
+
+    def note_audited(self) -> None:
+        """The weights that `look` saw have figures now."""
+        if self._present is not None:
+            self._audited.add(self._present.digest)
+
+    def are_audited(self, model: nn.Module) -> bool:
+        """Whether an audit of this run saw the very weights that the model holds."""
+        return all(gather(Imprint.of(model).digest in self._audited))
+
+    def keep(self, model: nn.Module, *, step: int, checkpoint_follows: bool = False) -> None:
+        """Keep the weights that the model holds.
+
+        Args:
+            model: The model.
+            step: Optimizer steps done.
+            checkpoint_follows: Whether the trainer is about to write them itself: `checkpoint_written` and
+                `before_step` must be called then.
+        """
+        kept = self._kept
+        if kept is None:
+            return
+        try:
+            present = self._present or Imprint.of(model)
+            sample = self._sample(model).tolist()
+            if checkpoint_follows:
+                kept.expect_checkpoint(model, step=step, present=present, sample=sample)
+            else:
+                kept.save(model, step=step, present=present, sample=sample)
+        except Exception as error:  # a training is never lost for it
+            self._fail(error)
+
+    def checkpoint_written(self, model: nn.Module, folder: Path) -> None:
+        """The trainer has written the checkpoint that was to follow."""
+        if self._kept is not None:
+            try:
+                self._kept.pin(model, folder)
+            except Exception as error:  # a training is never lost for it
+                self._fail(error)
+
+    def before_step(self, model: nn.Module) -> None:
+        """The model is about to change: keep its weights if no checkpoint has come."""
+        if self._kept is not None:
+            try:
+                self._kept.save_expected(model)
+            except Exception as error:  # a training is never lost for it
+                self._fail(error)
+
+    def wait(self) -> None:
+        """Wait until what is kept is on the disk."""
+        self._settle()
+
+    def take_up(self, model: nn.Module, *, step: int, is_within: bool) -> None:
+        """Go on with what an interrupted run has kept, from this step."""
+        kept = self._kept
+        if kept is None:
+            return
+        kept.discard_after(step)
+        if is_within:
+            self.keep(model, step=step)
+        elif not self.are_kept and is_main_process():
+            logger.warning(
+                "No weights within the budget are kept yet: until an audit finds the model within it, a stop "
+                "has none to restore."
+            )
+
+    def start_over(self, model: nn.Module) -> None:
+        """A run begins with weights that were trained; those that are kept stay the ones to restore."""
+        kept = self._kept
+        if kept is None:
+            return
+        self._settle()
+        if self.are_kept:
+            on_all_ranks(lambda: kept.relabel(step=0))
+        else:
+            self._present = Imprint.of(model)
+            self.keep(model, step=0)
+
+    def restore(self, model: nn.Module, *, optimizer: Any = None) -> int:
+        """Put the kept weights back, and see that the model is what it was; returns the step they are from.
+
+        Raises:
+            AuditError: if there are none, or the model is another one afterwards; says what it is.
+        """
+        if self._kept is None:
+            raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
+        self._settle()
+        kept = self._kept.restore(model, optimizer=optimizer)
+        expected = np.array(kept.sample)
+        found = self._sample(model)
+        difference = np.abs(found - expected).mean() if found.shape == expected.shape else np.inf
+        if not broadcast_from_main(bool(difference <= _TOLERANCE)):
+            raise AuditError(
+                f"The tensors of step {kept.step} are in the model again, and yet it gives the canaries "
+                f"other probabilities than it did then (by {difference:.3g} nats a token): something that is "
+                "no tensor has changed since, such as which adapter is active or merged."
+            )
+        return kept.step
+
+    def finish(self) -> None:
+        """Forget the kept weights; waits for no other process."""
+        if self._kept is not None:
+            self._kept.unwatch()
+            self._kept.discard()
+
+    def _settle(self) -> None:
+        if self._kept is None:
+            return
+        try:
+            self._kept.settle()
+        except Exception as error:  # a training is never lost for it
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        if is_main_process():
+            logger.warning("Weights could not be kept (%s): a stop would restore older ones.", error)
