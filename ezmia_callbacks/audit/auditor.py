@@ -22,6 +22,7 @@ from ezmia_callbacks.audit.feeding import (
 )
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.audit.rejected import save_rejected
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.run_state import RunState
 from ezmia_callbacks.audit.seen import SeenCanaries
@@ -37,7 +38,7 @@ from ezmia_callbacks.distributed import (
     on_all_ranks,
     unwrapped,
 )
-from ezmia_callbacks.errors import ConfigurationError, OverlappingCanariesError
+from ezmia_callbacks.errors import AuditError, ConfigurationError, OverlappingCanariesError
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
@@ -108,6 +109,8 @@ class PrivacyAuditor:
         output_dir: Folder for the history, the reference statistics and the kept weights; None keeps all in
             memory.
         restore: Keep the weights of the last audit within the budget, for `restore_within_budget`.
+        keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
+            those within it are restored; else they are gone.
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
@@ -123,6 +126,11 @@ class PrivacyAuditor:
             `**inputs` it is also given what else training feeds, by name.
         autocast: Makes the context under which training runs its forward pass.
         run_metadata: What is known about the run besides; by default its time, machine, versions and command.
+
+    Attributes:
+        canaries: The canaries.
+        settings: The choices.
+        rejected_folder: Where weights over the budget were written by `keep_rejected`; None if none were.
 
     Raises:
         ConfigurationError: if an argument is outside its range.
@@ -154,6 +162,7 @@ class PrivacyAuditor:
         max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
+        keep_rejected: bool = False,
         on_error: OnError = "warn",
         allow_shift: bool = False,
         judge_only: bool = False,
@@ -176,11 +185,14 @@ class PrivacyAuditor:
             max_overhead=max_overhead,
             output_dir=output_dir,
             restore=restore,
+            keep_rejected=keep_rejected,
             on_error=on_error,
             allow_shift=allow_shift,
             judge_only=judge_only,
             assume_seen=assume_seen,
         )
+        if keep_rejected and output_dir is None:
+            raise ConfigurationError("`keep_rejected=True` needs an `output_dir` to write the weights to.")
         _check_attack_fits(settings.attack, canaries)
         self.canaries = canaries
         self.settings = settings
@@ -200,6 +212,7 @@ class PrivacyAuditor:
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
         self._said: set[str] = set()
+        self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
@@ -366,6 +379,7 @@ class PrivacyAuditor:
         Save it with every checkpoint (`accelerator.register_for_checkpointing(auditor)` does).
         """
         # Waits for no other process: one alone may save.
+        self._weights.wait()
         if self._seen is not None and n_processes() == 1:
             self._look_back(self._seen)
         state: dict[str, Any] = _map_leaves(
@@ -439,10 +453,10 @@ class PrivacyAuditor:
                     self._look_back(self._seen)
                 self._choose_subset()
                 result = self._measure(model, moment)
-                self._weights.note_audited()
             except Exception as error:
                 result = self._failed(f"{type(error).__name__}: {error}", moment)
                 self._record(result)
+                self._weights.note_audited(result)
                 if self.settings.on_error == "raise":
                     raise
                 logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
@@ -451,6 +465,7 @@ class PrivacyAuditor:
             if lost and not is_within:
                 result = replace(result, findings=(*result.findings, _not_whole(result, lost)))
             self._record(result)
+            self._weights.note_audited(result)
             if is_within:
                 self._weights.keep(model, step=step, checkpoint_follows=checkpoint_follows)
             self._refuse_contamination(result)
@@ -488,23 +503,16 @@ class PrivacyAuditor:
         """
         self._weights.before_step(unwrapped(model))
 
-    def wait_for_writes(self) -> None:
-        """Wait until the weights that are kept are on the disk; they are written while training goes on.
+    def audit_of(self, model: nn.Module) -> AuditResult | None:
+        """The audit that saw the very weights that the model holds now, to the bit; None if none of them did.
 
-        Call it before a checkpoint is saved to resume from, if the run may be killed right after it.
-        """
-        self._weights.wait()
-
-    def is_audited(self, model: nn.Module) -> bool:
-        """Whether an audit of this run saw the very weights that the model holds now, to the bit.
-
-        After training others may write into a model: averages of the weights, the best checkpoint. Every
-        process must call it.
+        Others write into models, too: averages of the weights at the end, the best checkpoint. Every process
+        must call it.
 
         Args:
             model: The model.
         """
-        return self._weights.are_audited(unwrapped(model))
+        return self._weights.audit_of(unwrapped(model))
 
     def restore_within_budget(self, model: nn.Module, optimizer: Any = None) -> AuditResult:
         """Restore, in place, the weights of the last audit within the budget; returns that audit.
@@ -522,8 +530,11 @@ class PrivacyAuditor:
             AuditError: if no such weights were kept, if they cannot be put back whole, or if the model is
                 another one afterwards; says what it holds.
         """
+        if self.settings.keep_rejected:
+            self._save_rejected(unwrapped(model))
         step = self._weights.restore(unwrapped(model), optimizer=optimizer)
         results = [r for r in self.history if r.step == step and r.decision.is_within_budget]
+        self._weights.note_audited(results[-1])
         return results[-1]
 
     def finish(self) -> None:
@@ -596,6 +607,7 @@ class PrivacyAuditor:
         on_all_ranks(self._save_reference)
         with self._watch.keeping():
             self._record(result)
+            self._weights.note_audited(result)
             self._weights.keep_start(model, step=moment.step)
         self._watch_batches(called, step=moment.step)
         return result
@@ -603,6 +615,7 @@ class PrivacyAuditor:
     def _go_on(self, model: nn.Module, *, step: int | None) -> None:
         """The interrupted run has its model again, at this step or, if None, at its last audit."""
         called, model = model, unwrapped(model)
+        self._weights.begin(model)
         self._prepare(model)
         if step is not None:
             self._move_to(self._state.at_step(step))
@@ -613,7 +626,6 @@ class PrivacyAuditor:
             is_within = within is self.history[-1] and self._is_audited(model)
         else:
             is_within = within is not None and within.step == step
-        self._weights.begin(model)
         self._weights.take_up(model, step=step, is_within=is_within)
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
@@ -747,6 +759,19 @@ class PrivacyAuditor:
         members = is_member if counted is None else is_member & counted.is_counted
         loss = mean_loss(target, members) if members.any() else None
         return broadcast_from_main(loss == self.history[-1].member_loss)
+
+    def _save_rejected(self, model: nn.Module) -> None:
+        folder = self._folder
+        known = self._weights.audit_of(model)
+        # Weights within the budget are no rejected ones.
+        if folder is None or (known is not None and known.decision.is_within_budget):
+            return
+        try:
+            self.rejected_folder = save_rejected(model, folder.rejected_weights, step=self.history[-1].step)
+        except (OSError, AuditError) as error:
+            if self.settings.on_error == "raise":
+                raise
+            logger.warning("The weights over the budget could not be written (%s) and are gone.", error)
 
     def _sample(self, model: nn.Module) -> np.ndarray:
         """Log-probabilities of a few canaries' tokens, nats: the same ones, in the same batch, each time."""

@@ -133,7 +133,7 @@ class KeptWeights:
 
     Of several processes that hold the same weights the main one keeps them for all; where each holds its own
     part of the model, as in fully sharded training, each keeps its part. All methods but
-    `unwatch` and `discard` must be called by all.
+    `unwatch`, `wait` and `discard` must be called by all.
 
     Args:
         folder: Folder to hold the weights of all processes; None for memory.
@@ -298,9 +298,8 @@ class KeptWeights:
         Raises:
             OSError: if what was kept last could not be written.
         """
-        is_pinned = self._can_pin and _n_bytes(self._to_keep(model)) > _SMALL
         # Whether it could be done before is known to the main process alone.
-        if not broadcast_from_main(is_pinned) or not _is_same_everywhere(model, present):
+        if not broadcast_from_main(self._can_pin) or not _is_same_everywhere(model, present):
             self.save(model, step=step, present=present, sample=sample)
             return
         self.settle()
@@ -366,6 +365,10 @@ class KeptWeights:
 
         self._pending = pending
         self._background.start(check)
+
+    def wait(self) -> None:
+        """Wait until what this process writes is on the disk; for no other process."""
+        self._background.join()
 
     def relabel(self, *, step: int) -> None:
         """Count the kept weights, if any, as those of another step; for a run that starts over with them.
@@ -561,7 +564,8 @@ def _check_files(paths: Sequence[Path], kept: Kept) -> None:
     if differing:
         raise AuditError(
             f"the checkpoint that was written after the audit of step {kept.step} holds other weights than "
-            f"those that were audited: {len(differing)} tensors (first: {differing[0]})"
+            f"those that were audited, and may be OVER BUDGET: {len(differing)} tensors differ (first: "
+            f"{differing[0]})"
         )
 
 

@@ -36,6 +36,7 @@ _AUDITOR_ARGUMENTS = (
     "max_overhead",
     "output_dir",
     "restore",
+    "keep_rejected",
     "on_error",
     "allow_shift",
     "judge_only",
@@ -70,6 +71,8 @@ class AuditSettings:
             time that training took until then; never fewer than the budget needs. None scores all canaries.
         output_dir: Folder for the history, the reference statistics and the kept weights.
         restore: Restore the weights of the last audit within the budget when stopping.
+        keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
+            those within it are restored; else they are gone.
         prefix: Put before every metric name.
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
@@ -97,6 +100,7 @@ class AuditSettings:
     max_overhead: float | None = None
     output_dir: str | Path | None = None
     restore: bool = True
+    keep_rejected: bool = False
     prefix: str = "privacy/"
     on_error: OnError = "warn"
     allow_shift: bool = False
@@ -128,6 +132,10 @@ class AuditSettings:
             raise ConfigurationError(
                 "`reference` must be 'auto', 'adapter', 'copy', a module, a function that loads one, or the "
                 f"path or hub id of a checkpoint, got {self.reference!r}."
+            )
+        if self.keep_rejected and not self.keeps_weights:
+            raise ConfigurationError(
+                "`keep_rejected=True` needs a `budget` and `restore=True`: else no weights are rejected."
             )
         if self.on_error not in ("warn", "raise"):
             raise ConfigurationError(f"`on_error` must be 'warn' or 'raise', got {self.on_error!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,6 +161,11 @@ class Background:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="ezmia-weights")
         self._future = self._executor.submit(work)
+
+    def join(self) -> None:
+        """Wait until it is done; what it raised is still to be raised by `wait`."""
+        if self._future is not None:
+            wait([self._future])
 
     def wait(self) -> None:
         """Wait until it is done, and raise what it raised; nothing if nothing was begun."""

@@ -15,6 +15,7 @@ from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.settings import OnError
 from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, on_all_ranks
 from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.results.result import AuditResult
 
 __all__: list[str] = []
 
@@ -25,7 +26,9 @@ _TOLERANCE = 5e-3
 
 
 class AuditedWeights:
-    """The weights of a run as its audits saw them; every process must call every method but `finish`.
+    """The weights of a run as its audits saw them.
+
+    Every process must call every method but `wait` and `finish`.
 
     Args:
         kept: Keeps the weights of the last audit within the budget; None where nothing is to be restored.
@@ -39,7 +42,7 @@ class AuditedWeights:
         self._kept = kept
         self._sample = sample
         self._on_error = on_error
-        self._audited: set[str] = set()
+        self._audited: dict[str, AuditResult] = {}
         self._present: Imprint | None = None
 
     @property
@@ -53,9 +56,8 @@ class AuditedWeights:
         Raises:
             ConfigurationError: if weights are to be kept that are not in memory.
         """
-        present = Imprint.of(model)
-        self._audited = {present.digest}
-        self._present = present
+        self._present = present = Imprint.of(model)
+        self._audited = {}
         if self._kept is None:
             return
         n_away = sum(parameter.device.type == "meta" for parameter in model.parameters())
@@ -88,14 +90,16 @@ class AuditedWeights:
         self._present = Imprint.of(model)
         return "" if self._kept is None else self._kept.look(model, self._present)
 
-    def note_audited(self) -> None:
-        """The weights that `look` saw have figures now."""
+    def note_audited(self, result: AuditResult) -> None:
+        """The weights that `begin` or `look` saw last have these figures."""
         if self._present is not None:
-            self._audited.add(self._present.digest)
+            self._audited[self._present.digest] = result
 
-    def are_audited(self, model: nn.Module) -> bool:
-        """Whether an audit of this run saw the very weights that the model holds."""
-        return all(gather(Imprint.of(model).digest in self._audited))
+    def audit_of(self, model: nn.Module) -> AuditResult | None:
+        """The last audit that saw the very weights that the model holds; None if none did."""
+        found = self._audited.get(Imprint.of(model).digest)
+        is_known = all(gather(found is not None))
+        return found if is_known else None
 
     def keep(self, model: nn.Module, *, step: int, checkpoint_follows: bool = False) -> None:
         """Keep the weights that the model holds.
@@ -136,8 +140,9 @@ class AuditedWeights:
                 self._fail(error)
 
     def wait(self) -> None:
-        """Wait until what is kept is on the disk."""
-        self._settle()
+        """Wait until what this process keeps is on the disk; for no other process."""
+        if self._kept is not None:
+            self._kept.wait()
 
     def take_up(self, model: nn.Module, *, step: int, is_within: bool) -> None:
         """Go on with what an interrupted run has kept, from this step."""
@@ -171,10 +176,12 @@ class AuditedWeights:
         Raises:
             AuditError: if there are none, or the model is another one afterwards; says what it is.
         """
-        if self._kept is None:
+        kept_weights = self._kept
+        if kept_weights is None:
             raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
         self._settle()
-        kept = self._kept.restore(model, optimizer=optimizer)
+        kept = kept_weights.restore(model, optimizer=optimizer)
+        self._present = kept.imprint
         expected = np.array(kept.sample)
         found = self._sample(model)
         difference = np.abs(found - expected).mean() if found.shape == expected.shape else np.inf

@@ -29,6 +29,7 @@ from ezmia_callbacks.huggingface.checkpoints import (
     steps_between,
     steps_per_epoch,
 )
+from ezmia_callbacks.huggingface.last_word import LastWord
 from ezmia_callbacks.huggingface.trainer_access import (
     Trainer,
     TrainerCallback,
@@ -59,12 +60,14 @@ from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
 from ezmia_callbacks.shells import console
-from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
+from ezmia_callbacks.shells.checkpoint_folders import checkpoint_folder, checkpoints_in, step_of
 from ezmia_callbacks.shells.membership_check import is_indexable
 from ezmia_callbacks.shells.messages import (
     check_canaries,
+    log_earlier_weights,
     log_first_audit,
     log_not_restored,
+    log_other_weights,
     log_restarted,
     log_restored,
     log_start,
@@ -73,7 +76,7 @@ from ezmia_callbacks.shells.messages import (
     warn_of_failed_audits,
 )
 from ezmia_callbacks.shells.runs import RunsOfOneCallback
-from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
+from ezmia_callbacks.shells.schedule_free import forget_undone_steps, swaps_weights, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
 
 __all__: list[str] = []
@@ -125,6 +128,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         output_dir: Folder for the history, the reference statistics and the kept weights; by default
             `privacy_audit` in the trainer's own.
         restore: Restore the weights of the last audit within the budget when stopping.
+        keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
+            those within it are restored; else they are gone.
         prefix: Put before every metric name. (The trackers' own integration adds `train/`.)
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
@@ -169,6 +174,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
+        keep_rejected: bool = False,
         prefix: str = "privacy/",
         on_error: OnError = "warn",
         allow_shift: bool = False,
@@ -190,6 +196,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             max_overhead=max_overhead,
             output_dir=output_dir,
             restore=restore,
+            keep_rejected=keep_rejected,
             prefix=prefix,
             on_error=on_error,
             allow_shift=allow_shift,
@@ -208,6 +215,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._older_checkpoints: dict[Path, float] = {}
         self._restored_result: AuditResult | None = None
         self._hidden_best: tuple[float | None] | None = None
+        self._is_given_up = False
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,12 +240,14 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         """Take the reference and make the baseline audit, before the first optimizer step."""
         trainer, model = self._trainer.anew(self), kwargs["model"]
         self._state = state
+        LastWord.put_last(trainer, self)
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
         self._refuse_a_double(trainer)
         self._older_checkpoints = checkpoints_in(run_folder(trainer))
         self._is_ended = False
         self._restored_result = None
         self._hidden_best = None
+        self._is_given_up = False
         plan = self._plan(args, state, kwargs.get("train_dataloader"))
         is_restart = self._begun_with is not None and self._begun_with() is model
         if state.global_step == 0 and is_restart and self.auditor is not None:
@@ -319,8 +329,26 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give back what `on_evaluate` hid."""
+        """Give back what `on_evaluate` hid; the weights are about to change."""
         self._show_best(state)
+        if self.auditor is not None:
+            self.auditor.before_step(kwargs["model"])
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See that what was saved is what was audited; its files stand for the kept weights then."""
+        if self.auditor is None or not self._guards_checkpoints:
+            return
+        trainer, model = self._find_trainer(), kwargs["model"]
+        self.auditor.checkpoint_saved(model, checkpoint_folder(run_folder(trainer), state.global_step))
+        # A schedule-free optimizer has the trainer save the weights that it trains on.
+        if swaps_weights(kwargs.get("optimizer")) or self.auditor.audit_of(model) is not None:
+            return
+        # Another callback asked for this checkpoint, or has written into the model.
+        self._audit(state, control, is_anew=True, **kwargs)
+        if self._is_past_budget:
+            self._set_aside(trainer, after_step=state.global_step - 1)
 
     def on_log(
         self,
@@ -338,7 +366,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if not self._is_publishing or logs is None:
             return
         callbacks = self._find_trainer().callback_handler.callbacks
-        after = callbacks[callbacks.index(self) + 1 :]
+        after = [c for c in callbacks[callbacks.index(self) + 1 :] if not isinstance(c, LastWord)]
         if all(type(callback).__name__ in _CONSOLE_CALLBACKS for callback in after):
             prefix = self.settings.prefix
             shown = {f"{prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
@@ -348,7 +376,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say what the run came to, and remove the kept weights."""
+        """Audit what was trained after the last audit, and restore what is within the budget."""
         self._refuse_another_run(state)
         self._show_best(state)
         if self.auditor is None:
@@ -361,9 +389,29 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
                     self.auditor.audit(kwargs["model"], step=state.global_step, epoch=self._epoch(state))
             if self._is_past_budget:
                 self._restore(args, state, **kwargs)
+
+    def say_last_word(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        """Say what the run came to, and remove the kept weights; after every other callback's end.
+
+        Others copy averages of the weights into the model there: what they leave is audited as it is.
+        """
+        auditor = self.auditor
+        if auditor is None:
+            return
+        model = kwargs["model"]
+        with weights_for_use(kwargs.get("optimizer")):
+            known = auditor.audit_of(model)
+            if known is None:
+                known = auditor.audit(model, step=state.global_step, epoch=self._epoch(state))
+                log_other_weights(known)
+        if self._guards_checkpoints and known.decision.is_within_budget is False and not self._is_given_up:
+            self._is_ended = False
+            self._restore(args, state, **kwargs)
+        elif known is not self.history[-1] and known is not self._restored_result:
+            log_earlier_weights(known)
         warn_of_failed_audits(self.history)
         log_unjudged(self.history)
-        self.auditor.finish()
+        auditor.finish()
 
     @property
     def _state_key(self) -> str:
@@ -450,6 +498,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         *,
         model: nn.Module,
         optimizer: Any = None,
+        is_anew: bool = False,
         **kwargs: Any,
     ) -> None:
         auditor = self.auditor
@@ -458,10 +507,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
                 "The callback was added after training began: pass it in `callbacks=[...]`."
             )
         # A stop in mid-epoch still fires the end of the epoch.
-        if self._is_audited(state):
+        if self._is_audited(state) and not is_anew:
             return
         with weights_for_use(optimizer):
-            result = auditor.audit(model, step=state.global_step, epoch=self._epoch(state))
+            result = auditor.audit(
+                model,
+                step=state.global_step,
+                epoch=self._epoch(state),
+                checkpoint_follows=control.should_save and not is_anew and not swaps_weights(optimizer),
+            )
         trainer = self._find_trainer()
         self._publish(trainer, state, control, result)
         if result.decision.stop:
@@ -485,8 +539,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._is_ended = True
         forget_undone_steps(optimizer)
         try:
-            kept = auditor.restore_within_budget(model)
+            kept = auditor.restore_within_budget(model, optimizer=optimizer)
         except AuditError as error:
+            self._is_given_up = True
             log_not_restored(error, self.history, step=state.global_step)
             return
         self._restored_result = kept
@@ -495,15 +550,18 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if best_step is not None and best_step > kept.step:
             state.best_model_checkpoint = state.best_global_step = state.best_metric = None
             self._hidden_best = None
+        self._set_aside(self._find_trainer(), after_step=kept.step)
+        log_restored(kept, self.history, step=state.global_step, rejected=auditor.rejected_folder)
+
+    def _set_aside(self, trainer: Trainer, *, after_step: int) -> None:
+        """Move checkpoints that were not audited, or not as they were saved, to where none is taken up."""
         if is_main_process():
-            trainer = self._find_trainer()
             set_aside_unaudited(
                 run_folder(trainer),
-                after_step=kept.step,
+                after_step=after_step,
                 into=self._folder(trainer) / "over_budget",
                 older=self._older_checkpoints,
             )
-        log_restored(kept, self.history, step=state.global_step)
 
     def _folder(self, trainer: Trainer) -> Path:
         return self._runs.folder(self._base_folder(trainer))

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, ends_epochs, plan_audits
+from ezmia_callbacks.audit.rejected import describe_folder
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
 from ezmia_callbacks.shells.checkpoint_folders import set_aside
@@ -122,6 +123,8 @@ def set_aside_unaudited(folder: Path, *, after_step: int, into: Path, older: Map
             error,
         )
         return
+    if moved:
+        describe_folder(into)
     for path in moved:
         logger.warning(
             "A checkpoint newer than the last audit within the budget was moved to %s: it was never "

@@ -63,8 +63,10 @@ from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.membership_check import sample_training_rows
 from ezmia_callbacks.shells.messages import (
     check_canaries,
+    log_earlier_weights,
     log_first_audit,
     log_not_restored,
+    log_other_weights,
     log_restarted,
     log_restored,
     log_start,
@@ -133,6 +135,8 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         output_dir: Folder for the history, the reference statistics and the kept weights; by default
             `privacy_audit` in `default_root_dir`.
         restore: Restore the weights of the last audit within the budget when stopping.
+        keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
+            those within it are restored; else they are gone.
         prefix: Put before every metric name.
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
@@ -181,6 +185,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         max_overhead: float | None = None,
         output_dir: str | Path | None = None,
         restore: bool = True,
+        keep_rejected: bool = False,
         prefix: str = "privacy/",
         on_error: OnError = "warn",
         allow_shift: bool = False,
@@ -203,6 +208,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             max_overhead=max_overhead,
             output_dir=output_dir,
             restore=restore,
+            keep_rejected=keep_rejected,
             prefix=prefix,
             on_error=on_error,
             allow_shift=allow_shift,
@@ -222,6 +228,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self._early_steps: frozenset[int] = frozenset()
         self._older_checkpoints: dict[Path, float] = {}
         self._restored_step: int | None = None
+        self._is_given_up = False
         self._runs = RunsOfOneCallback()
         self._running: weakref.ref[Any] | None = None
         console.show_audit_lines()
@@ -292,6 +299,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             )
         self._forward_context = forward_context(trainer)
         self._restored_step = None
+        self._is_given_up = False
         self._older_checkpoints = checkpoints_of(trainer)
         self._is_audited_for_others = self._guards and bool(trainer.checkpoint_callbacks)
         self._is_audited_for_others |= any(
@@ -363,6 +371,9 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             checkpoint["callbacks"][self.state_key] = self.state_dict()
             return
         self._audit(trainer, pl_module)
+        # What is trained after a stop will be undone: no audit of it may count.
+        if self._restored_step is None:
+            self._audit_others_weights(trainer, pl_module)
         self.auditor.look_back()
         if not self._is_past_budget:
             checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -379,7 +390,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
                 tensor.copy_(value)
 
     def on_train_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
-        """Say what the run came to, and remove the kept weights."""
+        """Audit what was trained after the last audit, and restore what is within the budget."""
         if not self._is_running or self.auditor is None:
             return
         self._refuse_another_run(trainer)
@@ -387,12 +398,27 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
         kept = self._restore(trainer, pl_module) if self._is_past_budget else None
         if kept is not None:
-            if is_main_process():
-                self._set_aside(trainer, after_step=kept.step)
-            log_restored(kept, self.history, step=trainer.global_step)
+            self._say_restored(trainer, kept)
+
+    def on_fit_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
+        """Say what the run came to, and remove the kept weights; after what others do when training ends.
+
+        Averages of the weights are copied into the model there: what they leave is audited as it is.
+        """
+        auditor = self.auditor
+        if not self._is_running or auditor is None:
+            return
+        known = self._audit_others_weights(trainer, pl_module)
+        is_over = known is not None and known.decision.is_within_budget is False
+        if self._guards and is_over and not self._is_given_up:
+            kept = self._restore(trainer, pl_module)
+            if kept is not None:
+                self._say_restored(trainer, kept)
+        elif known is not None and known.step not in (self._restored_step, self.history[-1].step):
+            log_earlier_weights(known)
         warn_of_failed_audits(self.history)
         log_unjudged(self.history)
-        self.auditor.finish()
+        auditor.finish()
         self._is_running = False
 
     @property
@@ -419,6 +445,25 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             if self.settings.restore:
                 self._restore(trainer, pl_module)
 
+    def _audit_others_weights(self, trainer: LightningTrainer, pl_module: Any) -> AuditResult | None:
+        """The audit of the weights that the module holds; made now if others have written into it."""
+        auditor = self.auditor
+        if auditor is None:
+            return None
+        with torch.inference_mode(False), _weights_for_use(trainer):
+            known = auditor.audit_of(pl_module)
+            if known is not None:
+                return known
+            known = auditor.audit(pl_module, step=self._step(trainer), epoch=epochs_done(trainer))
+        log_other_weights(known)
+        return known
+
+    def _say_restored(self, trainer: LightningTrainer, kept: AuditResult) -> None:
+        if is_main_process():
+            self._set_aside(trainer, after_step=kept.step)
+        rejected = None if self.auditor is None else self.auditor.rejected_folder
+        log_restored(kept, self.history, step=trainer.global_step, rejected=rejected)
+
     def _step(self, trainer: LightningTrainer) -> int:
         """Optimizer steps done: as the trainer counts, or as seen, of an optimizer that it does not know."""
         counted, auditor = int(trainer.global_step), self.auditor
@@ -435,8 +480,10 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
                 if is_undone:
                     for optimizer in trainer.optimizers:
                         forget_undone_steps(optimizer)
-                kept = self.auditor.restore_within_budget(pl_module)
+                optimizers = list(trainer.optimizers) if is_undone else None
+                kept = self.auditor.restore_within_budget(pl_module, optimizer=optimizers)
         except AuditError as error:
+            self._is_given_up = True
             log_not_restored(error, self.history, step=trainer.global_step)
             return None
         if is_undone:

@@ -25,6 +25,15 @@ def step_of(checkpoint: str | Path | None) -> int | None:
     return int(number) if name.startswith(_PREFIX) and number.isdigit() else None
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the trainer saves a step.
+
+    >>> checkpoint_folder(Path("run"), 300).as_posix()
+    'run/checkpoint-300'
+    """
+    return run / f"{_PREFIX}{step}"
+
+
 def checkpoints_in(folder: Path) -> dict[Path, float]:
     """The checkpoints in a folder, each with the time of its last change as its file system tells it."""
     return {path: path.stat().st_mtime for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}

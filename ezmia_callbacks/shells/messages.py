@@ -108,8 +108,17 @@ def log_restarted() -> None:
     )
 
 
-def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None:
-    """Say at which step the run ended and why, and what the model holds now."""
+def log_restored(
+    kept: AuditResult, history: AuditHistory, *, step: int, rejected: Path | None = None
+) -> None:
+    """Say at which step the run ended and why, what the model holds now, and what became of the rest.
+
+    Args:
+        kept: The audit of the weights that were restored.
+        history: All audits.
+        step: Optimizer steps done.
+        rejected: Folder to which the weights over the budget were written; None if they are gone.
+    """
     if not is_main_process():
         return
     if kept.is_baseline:
@@ -120,7 +129,18 @@ def log_restored(kept: AuditResult, history: AuditHistory, *, step: int) -> None
         )
     else:
         restored, advice = f"the weights of step {kept.step}, the last audit within it", ""
-    logger.warning("%s", f"{_how_it_ended(history, step)}. Restored {restored}. {advice}".rstrip())
+    checked = "checked: every tensor is, and the canaries that were scored again say the same"
+    text = f"{_how_it_ended(history, step)}. Restored {restored} ({checked}). {advice}".rstrip()
+    logger.warning("%s %s", text, _what_is_lost(kept, step=step, rejected=rejected))
+
+
+def _what_is_lost(kept: AuditResult, *, step: int, rejected: Path | None) -> str:
+    if rejected is not None:
+        return f"The weights over the budget are in {rejected}."
+    return (
+        f"What was trained after step {kept.step}, until step {step}, is gone (`keep_rejected=True` would "
+        "keep it aside)."
+    )
 
 
 def _earlier_audits(history: AuditHistory) -> str:
@@ -131,6 +151,25 @@ def _earlier_audits(history: AuditHistory) -> str:
     if first.step > 1:
         return f"audit more often (`every={first.step // 2}`, in steps), or "
     return ""
+
+
+def log_other_weights(result: AuditResult) -> None:
+    """Say that training left other weights than those of the last audit, whose figures are these."""
+    if is_main_process():
+        logger.warning(
+            "The model that training left does not hold the weights of any audit: something else wrote into "
+            "it, an average of the weights perhaps. It was audited as it is: the line above is about it."
+        )
+
+
+def log_earlier_weights(result: AuditResult) -> None:
+    """Say that training left the weights of an earlier audit, such as those of the best checkpoint."""
+    if is_main_process():
+        logger.info(
+            "The model that training left holds the weights of step %d: its figures are those of that audit, "
+            "not the last ones.",
+            result.step,
+        )
 
 
 def log_not_restored(error: AuditError, history: AuditHistory, *, step: int) -> None:

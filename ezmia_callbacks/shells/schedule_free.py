@@ -22,7 +22,7 @@ def weights_for_use(optimizer: Any) -> Iterator[None]:
     Args:
         optimizer: The optimizer, wrapped by accelerate or not.
     """
-    if not _swaps_weights(optimizer):
+    if not swaps_weights(optimizer):
         yield
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -45,14 +45,19 @@ def forget_undone_steps(optimizer: Any) -> None:
     Args:
         optimizer: The optimizer, wrapped by accelerate or not; None does nothing.
     """
-    if _swaps_weights(optimizer):
+    if swaps_weights(optimizer):
         optimizer.eval()
     state = getattr(optimizer, "state", None)
     if state is not None:
         state.clear()
 
 
-def _swaps_weights(optimizer: Any) -> bool:
+def swaps_weights(optimizer: Any) -> bool:
+    """Whether an optimizer trains on other weights than those that are meant to be used.
+
+    Args:
+        optimizer: The optimizer, wrapped by accelerate or not; None is none.
+    """
     # accelerate's wrapper has both methods whether or not the optimizer has them.
     inner = getattr(optimizer, "optimizer", optimizer)
     return callable(getattr(inner, "eval", None)) and callable(getattr(inner, "train", None))

@@ -600,13 +600,6 @@ def test_weights_that_have_changed_before_their_checkpoint_came_are_not_kept_as_
     assert pinning.step == 0
 
 
-def test_adapters_and_what_is_small_are_saved_at_once(tmp_path):
-    snapshot, model = KeptWeights(tmp_path), make_model()
-    begin(snapshot, model)
-    expect(snapshot, model, step=4)
-    assert snapshot.step == 4
-
-
 def test_a_pinned_checkpoint_that_is_written_anew_after_a_restart_does_not_change_what_is_kept(
     pinning, tmp_path
 ):

@@ -1,0 +1,69 @@
+"""Weights that were over the budget, put where nothing is loaded from by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ezmia_callbacks.audit.imprint import named_tensors
+from ezmia_callbacks.audit.weight_files import write_tensors
+from ezmia_callbacks.distributed import is_main_process, is_sharded, on_all_ranks, rank
+from ezmia_callbacks.files import write_atomically
+
+__all__: list[str] = []
+
+_README = """\
+# Over the leakage budget
+
+What lies here was rejected by a privacy audit: it gave away more of its training records than the run's
+budget allows, or was never audited. Do not publish or deploy it. `history.jsonl`, in the folder above, has
+the figures. Delete this folder when you are done with it.
+"""
+
+
+def describe_folder(folder: Path) -> None:
+    """Have the folder of rejected weights say what it holds.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_atomically(folder / "README.md", _README)
+
+
+def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
+    """Write a model that is over the budget; every process must call it.
+
+    As the model itself saves, where it can (`save_pretrained`); else as one safetensors file, of a model in
+    pieces one for each process.
+
+    Args:
+        model: The model.
+        folder: Folder of rejected weights.
+        step: Optimizer steps done.
+
+    Returns:
+        The folder that holds it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    into = folder / f"step-{step}"
+    is_in_pieces = is_sharded(model)
+
+    def save() -> None:
+        if not (is_main_process() or is_in_pieces):
+            return
+        into.mkdir(mode=0o700, parents=True, exist_ok=True)
+        describe_folder(folder)
+        if hasattr(model, "save_pretrained") and not is_in_pieces:
+            model.save_pretrained(into)  # type: ignore[operator]  # a method of Hugging Face models
+            for path in into.rglob("*"):
+                path.chmod(0o700 if path.is_dir() else 0o600)
+            return
+        path = into / f"weights-{rank()}.safetensors"
+        path.unlink(missing_ok=True)
+        write_tensors(path, dict(named_tensors(model)))
+
+    on_all_ranks(save)
+    return into
