@@ -37,7 +37,7 @@ def train(base: str, texts: list[str], output_dir: Path, *, first_epoch: int, en
         budget=LeakageBudget(metric="auc", limit=0.70),
         n_audits=N_EPOCHS,
         batch_size=32,
-        output_dir=output_dir / "privacy_audit",
+        output_dir=output_dir / "_privacy_audit",
         autocast=accelerator.autocast,
     )
     accelerator.register_for_checkpointing(auditor)

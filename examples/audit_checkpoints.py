@@ -59,7 +59,7 @@ def main() -> None:
         tokenizer=AutoTokenizer.from_pretrained(base),
         max_length=MAX_LENGTH,  # what the run trained with
         batch_size=32,
-        output_dir=output_dir / "privacy_audit",
+        output_dir=output_dir / "_privacy_audit",
     )
     auditor.begin(AutoModelForCausalLM.from_pretrained(base))
     for checkpoint in checkpoints:

@@ -32,7 +32,7 @@ def main() -> None:
         budget=LeakageBudget(metric="auc", limit=0.70),
         n_audits=N_EPOCHS,
         batch_size=32,
-        output_dir=output_dir / "privacy_audit",
+        output_dir=output_dir / "_privacy_audit",
     )
 
     auditor.begin(model)

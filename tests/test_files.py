@@ -1,11 +1,12 @@
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 
 from ezmia_callbacks import files
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import check_writable, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path):
@@ -70,3 +71,37 @@ def test_who_reads_while_a_file_is_replaced_reads_the_old_content(tmp_path):
 
         assert reader.read() == "old"
     assert path.read_text() == "new"
+
+
+@pytest.fixture
+def usual_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_a_file_is_its_owners_alone_unless_it_is_for_others(tmp_path):
+    (tmp_path / "private").write_text("was for others")
+    (tmp_path / ".private.tmp").write_text("left by a killed process")
+
+    write_atomically(tmp_path / "private", "new")
+    write_atomically(tmp_path / "report", "new", is_for_others=True)
+
+    assert (mode(tmp_path / "private"), mode(tmp_path / "report")) == (0o600, 0o644)
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_a_folder_is_made_for_its_owner_alone_and_one_that_is_there_stays_as_it_is(tmp_path):
+    check_writable(tmp_path / "above" / "run")
+    (tmp_path / "mine").mkdir()
+    check_writable(tmp_path / "mine")
+
+    modes = [mode(tmp_path / name) for name in ("above", "above/run", "mine")]
+    assert modes == [0o755, 0o700, 0o755]

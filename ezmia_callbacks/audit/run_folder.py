@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ezmia_callbacks.audit.run_state import RunState, SavedRun
 from ezmia_callbacks.errors import AuditError
@@ -65,6 +66,13 @@ class RunFolder:
         """
         state.history.save(self.path / _HISTORY)
         state.trajectories.save(self.path / _TRAJECTORIES)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The audits in the history file, as plain dicts; none if it cannot be read."""
+        try:
+            return AuditHistory.load(self.path / _HISTORY).to_dicts()
+        except AuditError:
+            return []
 
     def load(self, results: Sequence[AuditResult], state: RunState) -> SavedRun:
         """What an interrupted run left here, with its audits from elsewhere.

@@ -120,7 +120,7 @@ def _load(run: Path) -> AuditHistory:
     """The history of a run, wherever in its folder it is."""
     if not run.is_dir():
         return AuditHistory.load(run)
-    for place in (run / _FILE, run / "privacy_audit" / _FILE):
+    for place in (run / _FILE, run / "_privacy_audit" / _FILE):
         if place.is_file():
             return AuditHistory.load(place)
     found = sorted(run.rglob(_FILE))
@@ -164,7 +164,7 @@ def _write(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> 
     elif suffix == ".md":
         from ezmia_callbacks.report.markdown import summarize
 
-        write_atomically(path, summarize(histories))
+        write_atomically(path, summarize(histories), is_for_others=True)
     else:
         _draw(histories, path)
 
@@ -180,7 +180,7 @@ def _draw(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> N
     axes.figure.savefig(  # type: ignore[union-attr]
         picture, format=path.suffix[1:].lower(), dpi=140
     )
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, picture.getvalue(), is_for_others=True)
 
 
 def _say_document(histories: AuditHistory | Mapping[str, AuditHistory]) -> None:

@@ -68,7 +68,7 @@ def split(
     kept = _kept_rows(file, canaries)
     # The canaries first: a training file without them could not be audited any more.
     save_canaries(canaries, canaries_path)
-    write_atomically(train_path, file.content_of(kept))
+    write_atomically(train_path, file.content_of(kept), is_for_others=True)
     if is_json:
         say_json(
             {

@@ -5,7 +5,7 @@ It translates hooks, obeys the decision, logs, and keeps state; measuring is the
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import nn
 
 from ezmia_callbacks.audit.auditor import PrivacyAuditor
 from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, early_steps, ends_epochs
+from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.distributed import is_main_process, on_all_ranks
-from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, on_all_ranks
+from ezmia_callbacks.errors import AuditError, ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes
 from ezmia_callbacks.huggingface.checkpoints import (
     checkpoint_intervals,
     evaluation_intervals,
@@ -48,6 +50,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     splits_records,
     sums_all_metrics,
     tokenizer_of,
+    would_be_pushed,
 )
 from ezmia_callbacks.huggingface.trainer_feed import (
     as_fed_by_trainer,
@@ -83,7 +86,7 @@ __all__: list[str] = []
 
 # With the prefix no class name, so that Trainer leaves it alone and still saves it with every checkpoint.
 _STATE_KEY = "ezmia/privacy_audit:"
-_FOLDER = "privacy_audit"
+_FOLDER = "_privacy_audit"
 _CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
 
 
@@ -93,7 +96,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     Before the first step the model's token statistics on the canaries are kept as the reference. At each
     audit one forward pass over the canaries shows what training changed; figures go to
     `trainer.state.log_history` and every tracker, one line goes to the console, and everything to
-    `<output_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last audit
+    `<output_dir>/_privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last audit
     inside it are restored at once, nothing over budget is saved, and training ends. Training itself is
     not changed by one bit.
 
@@ -126,7 +129,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
             time that training took until then; never fewer than the budget needs. None scores all canaries.
         output_dir: Folder for the history, the reference statistics and the kept weights; by default
-            `privacy_audit` in the trainer's own.
+            `_privacy_audit` in the trainer's own.
         restore: Restore the weights of the last audit within the budget when stopping.
         keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
             those within it are restored; else they are gone.
@@ -142,8 +145,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     Attributes:
         history: All audits so far of the newest run.
         histories: Those of all runs, the oldest first: one callback may serve several trainers, one after the
-            other, as in folds or sweeps. Each run has a folder of its own: `privacy_audit`,
-            `privacy_audit_2`, ...
+            other, as in folds or sweeps. Each run has a folder of its own: `_privacy_audit`,
+            `_privacy_audit_2`, ...
         auditor: The auditor; None before training begins.
 
     Raises:
@@ -216,6 +219,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._restored_result: AuditResult | None = None
         self._hidden_best: tuple[float | None] | None = None
         self._is_given_up = False
+        self._notes: CheckpointNotes | None = None
+        self._noted_step: int | None = None
         console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,6 +248,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         LastWord.put_last(trainer, self)
         _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
         self._refuse_a_double(trainer)
+        _refuse_pushing(trainer, self._folder(trainer))
         self._older_checkpoints = checkpoints_in(run_folder(trainer))
         self._is_ended = False
         self._restored_result = None
@@ -257,16 +263,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self.auditor = on_all_ranks(lambda: self._make_auditor(trainer, args, model, plan))
         self._begun_with = weakref.ref(model)
         if state.global_step > 0:
-            saved = saved_state(state, self._state_key)
+            saved = self._saved(state)
+            self._begin_part(trainer, state)
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(
-                    model,
-                    saved.get("history", []),
-                    step=state.global_step,
-                    exposures=saved.get("exposures"),
+                    model, saved["history"], step=state.global_step, exposures=saved.get("exposures")
                 )
             self.auditor.watch(called_by_loop(trainer))
             return
+        self._begin_part(trainer, state)
         log_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
         self.auditor.watch(called_by_loop(trainer))
@@ -286,7 +291,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if is_due or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         self._veto_save(control)
-        self._note_exposures(args, state, control)
+        if may_save_next(args, control):
+            self._note(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -294,13 +300,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         """Audit at the end of each epoch, before a checkpoint, and at the end of training in any case."""
         self._refuse_another_run(state)
         self._show_best(state)
+        self._forget_newer_best(state)
         is_last = control.should_training_stop or state.global_step >= state.max_steps
         if ends_epochs(self.settings.cadence) or is_last or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
         if is_last and self._is_past_budget:
             self._restore(args, state, **kwargs)
         self._veto_save(control)
-        self._note_exposures(args, state, control)
+        if may_save_next(args, control):
+            self._note(state)
 
     def on_evaluate(
         self,
@@ -338,6 +346,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See that what was saved is what was audited; its files stand for the kept weights then."""
+        # A checkpoint that another callback asked for, after this one.
+        if self._state is state and self._noted_step != state.global_step:
+            self._note(state)
         if self.auditor is None or not self._guards_checkpoints:
             return
         trainer, model = self._find_trainer(), kwargs["model"]
@@ -461,16 +472,44 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         """Epochs done; of a stream the trainer counts the share of the steps instead, which is none."""
         return state.epoch if is_indexable(self._find_trainer().train_dataset) else None
 
-    def _note_exposures(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Have the checkpoint that may follow know what was fed up to it."""
-        if self.auditor is not None and may_save_next(args, control):
-            self.auditor.look_back()
-            self._save_state(state)
+    def _begin_part(self, trainer: Trainer, state: TrainerState) -> None:
+        """From here on checkpoints are of this part of the run; no more of it is in what may be pushed."""
+        self._notes = broadcast_from_main(CheckpointNotes.anew(self._folder(trainer) / "checkpoints"))
+        self._noted_step = None
+        save_state(state, self._state_key, {"part": self._notes.part})
 
-    def _save_state(self, state: TrainerState) -> None:
-        if self.auditor is not None:
-            kept = {"history": self.history.to_dicts(), "exposures": self.auditor.exposures_of_all.to_dict()}
-            save_state(state, self._state_key, kept)
+    def _note(self, state: TrainerState) -> None:
+        """Keep what the checkpoint of this step needs to go on."""
+        if self.auditor is None or self._notes is None:
+            return
+        self._noted_step = state.global_step
+        self.auditor.look_back()
+        if is_main_process():
+            steps = map(step_of, checkpoints_in(run_folder(self._find_trainer())))
+            note = {"history": self.history.to_dicts(), "exposures": self.auditor.exposures_of_all.to_dict()}
+            self._notes.write(
+                state.global_step, note, checkpoints={step for step in steps if step is not None}
+            )
+
+    def _saved(self, state: TrainerState) -> Mapping[str, Any]:
+        """What was kept for the checkpoint that training goes on from."""
+        kept = saved_state(state, self._state_key)
+        if "history" in kept:  # as the first version kept it
+            return kept
+        if "part" not in kept:
+            raise ReferenceMismatchError(
+                f"Training resumes at step {state.global_step} from a checkpoint that was made without this "
+                "callback (or with another `prefix`), and trained weights cannot stand in for the reference. "
+                "Start over with the callback; or load the weights alone and train without "
+                "`resume_from_checkpoint`: leakage is then counted from those weights on."
+            )
+        folder = self._folder(self._find_trainer())
+
+        def read() -> Mapping[str, Any]:
+            note = CheckpointNotes(folder / "checkpoints", kept["part"]).read(state.global_step)
+            return {"history": RunFolder(folder).rows()} if note is None else note
+
+        return broadcast_from_main(on_all_ranks(lambda: read() if is_main_process() else {}))
 
     def _veto_save(self, control: TrainerControl) -> None:
         if self._is_past_budget:
@@ -545,13 +584,16 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             log_not_restored(error, self.history, step=state.global_step)
             return
         self._restored_result = kept
-        # Trainer would load its best checkpoint last of all: not one newer than the last good audit.
-        best_step = step_of(state.best_model_checkpoint)
-        if best_step is not None and best_step > kept.step:
-            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
-            self._hidden_best = None
+        self._forget_newer_best(state)
         self._set_aside(self._find_trainer(), after_step=kept.step)
         log_restored(kept, self.history, step=state.global_step, rejected=auditor.rejected_folder)
+
+    def _forget_newer_best(self, state: TrainerState) -> None:
+        """Trainer would load its best checkpoint last of all: not one newer than the weights restored."""
+        kept, best_step = self._restored_result, step_of(state.best_model_checkpoint)
+        if kept is not None and best_step is not None and best_step > kept.step:
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+            self._hidden_best = None
 
     def _set_aside(self, trainer: Trainer, *, after_step: int) -> None:
         """Move checkpoints that were not audited, or not as they were saved, to where none is taken up."""
@@ -567,16 +609,15 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         return self._runs.folder(self._base_folder(trainer))
 
     def _base_folder(self, trainer: Trainer) -> Path:
-        run = run_folder(trainer)
-        if self.settings.output_dir is None:
-            return run / _FOLDER
-        is_trial = run != Path(trainer.args.output_dir)
-        return Path(self.settings.output_dir) / run.name if is_trial else Path(self.settings.output_dir)
+        run, output_dir = run_folder(trainer), Path(trainer.args.output_dir)
+        # Of names that begin so, those that stand directly in the trainer's folder alone are not pushed.
+        folder = Path(self.settings.output_dir or output_dir / _FOLDER)
+        return folder / run.name if run != output_dir else folder
 
     def _publish(
         self, trainer: Trainer, state: TrainerState, control: TrainerControl, result: AuditResult
     ) -> None:
-        """Log to trackers and `log_history`, and leave the history where checkpoints are made of it."""
+        """Log to trackers and `log_history`."""
         payload = {f"{self.settings.prefix}{name}": value for name, value in result.to_metrics().items()}
         reporters = trainer.callback_handler.callbacks
         if result.is_baseline and is_main_process():
@@ -592,7 +633,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             self._is_publishing = False
         if is_main_process():
             log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
-        self._save_state(state)
 
     def _restart(self, state: TrainerState, model: nn.Module, plan: AuditPlan) -> None:
         """The same weights train on from step 0: a second `train()`, or a smaller batch after an OOM."""
@@ -600,7 +640,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if self.auditor is not None:
             self.auditor.restart(model, n_audits=plan.n_audits)
             self.auditor.watch(called_by_loop(self._find_trainer()))
-            self._save_state(state)
+            self._begin_part(self._find_trainer(), state)
 
     def _make_auditor(
         self, trainer: Trainer, args: TrainingArguments, model: nn.Module, plan: AuditPlan
@@ -648,6 +688,17 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
 
     def _find_trainer(self) -> Trainer:
         return self._trainer.of(self)
+
+
+def _refuse_pushing(trainer: Trainer, folder: Path) -> None:
+    """Who was in the training set is not pushed to the hub with the model."""
+    if would_be_pushed(trainer, folder):
+        output_dir = trainer.args.output_dir
+        raise ConfigurationError(
+            f"`push_to_hub` would upload the audit's folder {str(folder)!r}, which tells who was in the "
+            f"training set: leave `output_dir` out of the callback, or pass one outside of {output_dir!r}, "
+            f"or one whose name begins with an underscore, {str(Path(output_dir) / f'_{folder.name}')!r}."
+        )
 
 
 def _refuse_unsupported(trainer: Trainer, model: nn.Module, *, restore: bool) -> None:

@@ -96,6 +96,7 @@ class TrainingArguments(Protocol):
     num_train_epochs: float
     per_device_eval_batch_size: int
     per_device_train_batch_size: int
+    push_to_hub: bool
     save_strategy: str
 
 
@@ -207,6 +208,17 @@ def run_folder(trainer: Trainer) -> Path:
     """Where the trainer saves this run: the trials of a hyper-parameter search have a folder each."""
     owner: Any = trainer
     return Path(owner._get_output_dir(getattr(owner, "_trial", None)))
+
+
+def would_be_pushed(trainer: Trainer, folder: Path) -> bool:
+    """Whether the trainer uploads a folder to the hub: all in its own but what begins with an underscore.
+
+    It leaves out checkpoints as well, and uploads them by themselves if `hub_strategy` says so.
+    """
+    top, folder = Path(trainer.args.output_dir).resolve(), folder.resolve()
+    if not trainer.args.push_to_hub or not folder.is_relative_to(top):
+        return False
+    return not folder.relative_to(top).as_posix().startswith("_")
 
 
 def tokenizer_of(trainer: Trainer) -> Tokenizer | None:

@@ -82,7 +82,7 @@ __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "privacy_audit"
+_FOLDER = "_privacy_audit"
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 _DEFAULT_BATCH_SIZE = 16
 
@@ -94,14 +94,14 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     audit one forward pass over the canaries shows what training changed; figures go to every logger and to
     `trainer.callback_metrics`, where `EarlyStopping` and `ModelCheckpoint(monitor="privacy/auc")` find them
     in the same epoch, one line goes to the console, and everything to
-    `<default_root_dir>/privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last
+    `<default_root_dir>/_privacy_audit/history.jsonl`. When the budget is crossed, the weights of the last
     audit inside it are restored at once, nothing over budget is saved, and training ends. Training itself is
     not changed by one bit.
 
     Under a budget every checkpoint is audited before it is written; these audits come on top of `every`.
     What is saved while over budget, by a callback of the user's or by `trainer.save_checkpoint`, holds the
     weights of the last audit inside it. Only `trainer.save_checkpoint(..., weights_only=True)` in mid-run
-    goes past this callback. A checkpoint whose audit failed is moved to `privacy_audit/over_budget` if the
+    goes past this callback. A checkpoint whose audit failed is moved to `_privacy_audit/over_budget` if the
     run ends over budget.
 
     What is audited are the weights in training. Averages of them (`StochasticWeightAveraging`, EMA) are not,
@@ -133,7 +133,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             baseline then chooses a subset of the canaries that keeps to it, for all audits of the run, by the
             time that training took until then; never fewer than the budget needs. None scores all canaries.
         output_dir: Folder for the history, the reference statistics and the kept weights; by default
-            `privacy_audit` in `default_root_dir`.
+            `_privacy_audit` in `default_root_dir`.
         restore: Restore the weights of the last audit within the budget when stopping.
         keep_rejected: At a stop, write the weights over budget to `over_budget` in the run's folder, before
             those within it are restored; else they are gone.
@@ -152,8 +152,8 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     Attributes:
         history: All audits so far of the newest run.
         histories: Those of all runs, the oldest first: one callback may serve several trainers, one after the
-            other, as in folds or sweeps. Each run has a folder of its own: `privacy_audit`,
-            `privacy_audit_2`, ...
+            other, as in folds or sweeps. Each run has a folder of its own: `_privacy_audit`,
+            `_privacy_audit_2`, ...
         auditor: The auditor; None before training begins.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ezmia_callbacks.files import private_folder
 from ezmia_callbacks.lightning.trainer_access import LightningTrainer
 
 __all__: list[str] = []
@@ -41,7 +42,7 @@ def set_aside(trainer: LightningTrainer, *, after_step: int, into: Path, older: 
             saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
             if saved["global_step"] <= after_step:
                 continue
-            into.mkdir(parents=True, exist_ok=True)
+            private_folder(into)
             moved = shutil.move(path, into / f"step-{saved['global_step']}-{path.name}")
         except Exception as error:  # torch has no common parent for what a damaged file raises
             logger.error("The checkpoint %s may be OVER BUDGET and was not moved: %s", path, error)

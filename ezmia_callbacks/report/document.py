@@ -132,7 +132,9 @@ def write_json(
         ConfigurationError: as `to_document`.
     """
     document = to_document(histories, title=title, exposed=exposed, texts=texts)
-    write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    # With records named it says who was in the training set.
+    write_atomically(Path(path), text, is_for_others=exposed is None)
 
 
 def report_view(

@@ -68,7 +68,8 @@ def write_report(
         MissingDependencyError: if Jinja is not installed.
     """
     view = report_view(histories, title=title, exposed=exposed, texts=texts)
-    write_atomically(Path(path), _render(view))
+    # With records named it says who was in the training set.
+    write_atomically(Path(path), _render(view), is_for_others=exposed is None)
 
 
 def render_report(document: Document) -> str:

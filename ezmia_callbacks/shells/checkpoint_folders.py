@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ezmia_callbacks.files import private_folder
+
 __all__: list[str] = []
 
 _PREFIX = "checkpoint-"
@@ -62,7 +64,7 @@ def set_aside(
     )
     moved = []
     for _, path in later:
-        into.mkdir(parents=True, exist_ok=True)
+        private_folder(into)
         target = into / path.name
         n_taken = 1
         while target.exists():

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture
 def runs(run, tmp_path):
     for name in ("one", "two"):
-        run.history.save(tmp_path / name / "privacy_audit" / "history.jsonl")
+        run.history.save(tmp_path / name / "_privacy_audit" / "history.jsonl")
     return tmp_path / "one", tmp_path / "two"
 
 
 def run_auc(folder):
-    return AuditHistory.load(folder / "privacy_audit" / "history.jsonl")[-1].metrics["auc"].value
+    return AuditHistory.load(folder / "_privacy_audit" / "history.jsonl")[-1].metrics["auc"].value
 
 
 def test_a_report_is_written_by_the_ending_of_its_file(runs, call, tmp_path):
@@ -41,7 +41,7 @@ def test_a_report_is_written_by_the_ending_of_its_file(runs, call, tmp_path):
 
 
 def test_a_report_goes_to_standard_output_without_a_file(runs, call):
-    code, out, err = call("report", runs[0] / "privacy_audit" / "history.jsonl")
+    code, out, err = call("report", runs[0] / "_privacy_audit" / "history.jsonl")
     _, content, _ = call("report", runs[0], "--json")
 
     assert (code, err) == (0, "")

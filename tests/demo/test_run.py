@@ -81,7 +81,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
     for name in (FULL, LORA):
         for result in histories[name]:
             assert f"{result.metrics['auc'].value:.3f} [" in printed
-        saved = tmp_path / "out" / name.split()[0].lower() / "privacy_audit" / "history.jsonl"
+        saved = tmp_path / "out" / name.split()[0].lower() / "_privacy_audit" / "history.jsonl"
         assert AuditHistory.load(saved).to_dicts() == histories[name].to_dicts()
     assert (tmp_path / "out" / "leakage.png").read_bytes().startswith(b"\x89PNG")
     assert "<title>ezmia demo</title>" in (tmp_path / "out" / "report.html").read_text()

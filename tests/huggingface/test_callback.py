@@ -298,7 +298,7 @@ def test_restore_can_be_declined(tmp_path):
 
     assert audit.history.stopped is not None
     assert (tmp_path / f"checkpoint-{audit.history.stopped.step}").exists()
-    assert not list((tmp_path / "privacy_audit").glob("*.pt"))
+    assert not list((tmp_path / "_privacy_audit").glob("*.pt"))
 
 
 def test_the_trainers_own_loss_rows_survive_and_the_figures_are_beside_them(tmp_path):
@@ -344,7 +344,8 @@ def test_the_json_lines_file_is_the_history(tmp_path):
     make_trainer(tmp_path, rows, [audit]).train()
 
     assert (
-        AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl").to_dicts() == audit.history.to_dicts()
+        AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl").to_dicts()
+        == audit.history.to_dicts()
     )
 
 
@@ -717,14 +718,71 @@ def test_a_resumed_run_continues_its_curve_with_the_original_reference(tmp_path)
     ]
 
 
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 def test_resuming_without_the_reference_file_is_refused(tmp_path):
     rows, canaries = draw()
-    first = make_trainer(tmp_path, rows, [StopAfter(8)], save_strategy="epoch")
-    first.train()
+    make_trainer(
+        tmp_path, rows, [PrivacyAuditCallback(canaries), StopAfter(8)], save_strategy="epoch"
+    ).train()
+    (tmp_path / "_privacy_audit" / "reference.safetensors").unlink()
 
     second = make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries)], save_strategy="epoch")
     with pytest.raises(ReferenceMismatchError, match="No reference statistics"):
         second.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
+def test_a_checkpoint_made_without_the_callback_is_refused(tmp_path):
+    """Whatever the folder holds: here the reference of a run that had the callback."""
+    rows, canaries = draw()
+    make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries)], max_steps=1).train()
+    make_trainer(tmp_path, rows, [StopAfter(8)], model=make_model(seed=5), save_strategy="epoch").train()
+
+    second = make_trainer(tmp_path, rows, [PrivacyAuditCallback(canaries)], save_strategy="epoch")
+    with pytest.raises(ReferenceMismatchError, match="made without this callback"):
+        second.train(resume_from_checkpoint=True)
+
+    assert second.state.global_step == 8
+
+
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
+def test_a_run_whose_notes_are_lost_resumes_with_its_history(tmp_path, caplog):
+    rows, canaries = draw()
+    first = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path, rows, [first, StopAfter(16)], save_strategy="epoch").train()
+    for note in (tmp_path / "_privacy_audit" / "checkpoints").iterdir():
+        note.unlink()
+
+    second = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path, rows, [second], save_strategy="epoch").train(resume_from_checkpoint=True)
+
+    assert "What the checkpoint of step 16 was fed is lost" in caplog.text
+    assert [result.step for result in second.history] == [0, 8, 16, 24]
+    assert second.history.to_dicts()[:3] == first.history.to_dicts()
+    # All were fed again in the epoch that was left.
+    assert set(second.auditor.exposures.n_times[second.auditor.encoded.is_member]) == {1}
+
+
+class SavesAt(TrainerCallback):
+    """A callback that comes after the audit and saves on its own account."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= state.global_step == 11
+
+
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
+def test_a_checkpoint_of_another_callback_goes_on_with_what_was_fed_by_then(tmp_path):
+    rows, canaries = draw()
+    settings = {"num_train_epochs": 2}
+    whole = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path / "whole", rows, [whole], **settings).train()
+    first = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path / "parts", rows, [first, SavesAt(), StopAfter(12)], **settings).train()
+
+    second = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path / "parts", rows, [second], **settings).train(resume_from_checkpoint=True)
+
+    assert second.auditor.exposures.to_dict() == whole.auditor.exposures.to_dict()
 
 
 def test_a_checkpoint_can_be_the_reference(tmp_path):

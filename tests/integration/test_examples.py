@@ -31,19 +31,19 @@ class Example(NamedTuple):
 
 
 SCRIPTS = {
-    "huggingface_trainer": Example(STOPPED, ("run/privacy_audit/history.jsonl", "final/config.json")),
+    "huggingface_trainer": Example(STOPPED, ("run/_privacy_audit/history.jsonl", "final/config.json")),
     "trl_sft_lora_chat": Example(
-        STOPPED, ("run/privacy_audit/history.jsonl", "final/adapter_model.safetensors")
+        STOPPED, ("run/_privacy_audit/history.jsonl", "final/adapter_model.safetensors")
     ),
-    "lightning_module": Example(STOPPED, ("privacy_audit/history.jsonl", "final.ckpt")),
+    "lightning_module": Example(STOPPED, ("_privacy_audit/history.jsonl", "final.ckpt")),
     "accelerate_loop": Example(
         r"(?s)Interrupted after epoch 1.*" + STOPPED,
-        ("privacy_audit/history.jsonl", "state/custom_checkpoint_0.pkl", "final/config.json"),
+        ("_privacy_audit/history.jsonl", "state/custom_checkpoint_0.pkl", "final/config.json"),
     ),
-    "plain_pytorch_loop": Example(STOPPED, ("privacy_audit/history.jsonl", "final/config.json")),
+    "plain_pytorch_loop": Example(STOPPED, ("_privacy_audit/history.jsonl", "final/config.json")),
     "audit_checkpoints": Example(
         r"Last checkpoint within the budget: (none|checkpoint-\d+)",
-        ("privacy_audit/history.jsonl", "run/checkpoint-10/config.json"),
+        ("_privacy_audit/history.jsonl", "run/checkpoint-10/config.json"),
     ),
     "compare_lora_ranks": Example(
         r"(?s)LoRA rank 1 .*LoRA rank 8 .*LoRA rank 64 .*stopped at epoch", ("ranks.png", "summary.md")
@@ -123,7 +123,7 @@ def test_two_processes_run_under_torchrun_and_one_of_them_speaks(tmp_path):
 
     assert_went_well(outcome, SCRIPTS["huggingface_trainer"], tmp_path)
     assert outcome.stdout.count("Leakage curve:") == 1
-    header, baseline, *_ = (tmp_path / "run" / "privacy_audit" / "history.jsonl").read_text().splitlines()
+    header, baseline, *_ = (tmp_path / "run" / "_privacy_audit" / "history.jsonl").read_text().splitlines()
     assert json.loads(header)["budget"]["limit"] == 0.7
     assert json.loads(baseline)["is_baseline"]
 
@@ -141,7 +141,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(tmp_path):
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     (output_dir,) = tmp_path.glob("ezmia-quickstart-*")
-    leaves = ("leakage.png", "summary.md", "run/privacy_audit/history.jsonl")
+    leaves = ("leakage.png", "summary.md", "run/_privacy_audit/history.jsonl")
     assert_went_well(outcome, Example(STOPPED, leaves), output_dir)
 
 

@@ -246,7 +246,7 @@ def test_an_exception_in_an_audit_ends_training_when_errors_raise(tmp_path):
         trainer.train()
 
     assert trainer.state.global_step == 8
-    assert AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl").n_failed == 1
+    assert AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl").n_failed == 1
     assert not any(module.training is False for module in model.modules() if module is model)
 
 
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
 
 def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_path, caplog):
     rows, canaries = draw()
-    folder = tmp_path / "privacy_audit"
+    folder = tmp_path / "_privacy_audit"
     audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     seen = {}
 
@@ -320,13 +320,14 @@ def train_until_killed(folder, n_writes, moment):
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
-# Writes: a probe, reference, history, trajectories and weights at the start; then the last three each epoch.
+# Writes: a probe, reference, history, trajectories and weights at the start; then the last three each epoch,
+# and the checkpoint's note.
 @pytest.mark.parametrize(
     ("n_writes", "moment"),
     [
-        *((n_writes, moment) for n_writes in (9, 10, 11) for moment in ("before", "after")),
-        (12, "before"),
-        (14, "after"),
+        *((n_writes, moment) for n_writes in (10, 11, 12, 13) for moment in ("before", "after")),
+        (14, "before"),
+        (16, "after"),
     ],
 )
 @pytest.mark.usefixtures("checkpoints_of_old_releases")
@@ -344,7 +345,7 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     )
     process.start()
     process.join(timeout=60)
-    folder = tmp_path / "killed" / "privacy_audit"
+    folder = tmp_path / "killed" / "_privacy_audit"
     left = AuditHistory.load(folder / "history.jsonl")
     torch.load(folder / "last_within_budget-0.pt", weights_only=True)
     resumed = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
@@ -360,10 +361,12 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
     # Nothing of the killed write stays, either.
     assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
         "history.jsonl",
         "reference.safetensors",
         "trajectories.safetensors",
     ]
+    assert list(folder.glob("checkpoints/.*")) == []
 
 
 @pytest.fixture
@@ -388,7 +391,7 @@ def test_ctrl_c_in_training_leaves_a_valid_history(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, rows, [audit, Interrupt()]).train()
 
-    lines = (tmp_path / "privacy_audit" / "history.jsonl").read_text().splitlines()
+    lines = (tmp_path / "_privacy_audit" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines[1:]] == [0, 8]
 
 
@@ -411,7 +414,7 @@ def test_ctrl_c_in_an_audit_leaves_the_model_in_training_mode_and_a_valid_histor
         make_trainer(tmp_path, rows, [audit], model=model).train()
 
     assert all(module.training for module in model.modules())
-    assert [r.step for r in AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl")] == [0]
+    assert [r.step for r in AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl")] == [0]
 
 
 def test_damaged_weights_are_an_error_that_says_so(tmp_path):

@@ -176,7 +176,7 @@ def test_a_checkpoint_of_trainer_is_resumed_and_ends_with_the_same_curve(tmp_pat
     # Older releases of transformers do not know every field of newer ones.
     known = {name: value for name, value in state.items() if name in TrainerState.__dataclass_fields__}
     state_file.write_text(json.dumps(known))
-    audit = PrivacyAuditCallback(draw()[1], budget=BUDGET, every="epoch")
+    audit = PrivacyAuditCallback(draw()[1], budget=BUDGET, every="epoch", output_dir=folder / "privacy_audit")
     trainer = make_trainer(
         folder,
         draw()[0],

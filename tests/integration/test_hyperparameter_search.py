@@ -87,7 +87,7 @@ def rates_of(study):
 
 
 def history_of(folder):
-    return AuditHistory.load(folder / "privacy_audit" / "history.jsonl")
+    return AuditHistory.load(folder / "history.jsonl")
 
 
 def test_each_trial_has_its_own_reference_and_its_own_history(tmp_path):
@@ -97,15 +97,17 @@ def test_each_trial_has_its_own_reference_and_its_own_history(tmp_path):
     _, witness, study = search(tmp_path, audit, num_train_epochs=2)
 
     assert not torch.equal(*(weights["lm_head.weight"] for weights in witness.at_begin))
-    references = {(tmp_path / f"run-{i}/privacy_audit/reference.safetensors").read_bytes() for i in range(2)}
+    references = {(tmp_path / f"_privacy_audit/run-{i}/reference.safetensors").read_bytes() for i in range(2)}
     assert len(references) == 2
     for trial in study.trials:
-        history = history_of(tmp_path / f"run-{trial.number}")
+        history = history_of(tmp_path / "_privacy_audit" / f"run-{trial.number}")
         assert [result.step for result in history] == [0, 8, 16]
         assert [result.is_baseline for result in history] == [True, False, False]
         assert history[0].metrics["auc"].value == 0.5
     # Nothing of the search lies where a run of its own would look for something to resume.
-    assert not (tmp_path / "privacy_audit").exists()
+    assert not (tmp_path / "_privacy_audit" / "history.jsonl").exists()
+    # Of names that begin with an underscore those right in the trainer's folder alone are not pushed.
+    assert list(tmp_path.glob("run-*/*privacy_audit")) == []
 
 
 def test_trials_share_no_folder_when_the_user_names_one(tmp_path):
@@ -127,7 +129,8 @@ def test_a_budget_stop_ends_one_trial_and_leaves_the_others_alone(tmp_path):
     assert {trial.state for trial in study.trials} == {optuna.trial.TrialState.COMPLETE}
     for trial, weights in zip(study.trials, witness.at_end, strict=True):
         folder = tmp_path / f"run-{trial.number}"
-        history = history_of(folder)
+        audits = tmp_path / "_privacy_audit" / folder.name
+        history = history_of(audits)
         over = [result for result in history if result.decision.is_within_budget is False]
         saved = sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
         good = history.last_within_budget
@@ -139,7 +142,7 @@ def test_a_budget_stop_ends_one_trial_and_leaves_the_others_alone(tmp_path):
             assert over == []
             assert max(saved) == good.step == history[-1].step == 12 * 8
         assert_is_checkpoint(folder / f"checkpoint-{good.step}", weights)
-        assert list(folder.glob("privacy_audit/*.pt")) == []
+        assert list(audits.glob("*.pt")) == []
 
 
 def assert_is_checkpoint(folder, weights):
@@ -178,7 +181,7 @@ def test_an_unaudited_checkpoint_of_a_trial_is_moved_aside_in_its_own_folder(tmp
     )
 
     for run in ("run-0", "run-1"):
-        aside = tmp_path / run / "privacy_audit" / "over_budget"
+        aside = tmp_path / "_privacy_audit" / run / "over_budget"
         assert [path.name for path in aside.iterdir()] == ["checkpoint-90"]
         assert list((tmp_path / run).glob("checkpoint-*")) == []
 
@@ -192,8 +195,8 @@ def test_a_pruned_trial_leaves_a_whole_history_and_no_kept_weights(tmp_path, pru
 
     states = {trial.number: trial.state.name for trial in study.trials}
     assert states == {pruned: "PRUNED", 1 - pruned: "COMPLETE"}
-    assert [result.step for result in history_of(tmp_path / f"run-{pruned}")] == [0, 8]
-    assert [result.step for result in history_of(tmp_path / f"run-{1 - pruned}")] == [0, 8, 16]
+    assert [result.step for result in history_of(tmp_path / f"_privacy_audit/run-{pruned}")] == [0, 8]
+    assert [result.step for result in history_of(tmp_path / f"_privacy_audit/run-{1 - pruned}")] == [0, 8, 16]
     assert list(tmp_path.rglob("last_within_budget*")) == []
 
 
@@ -217,7 +220,7 @@ def test_an_objective_of_the_users_can_weigh_leakage(tmp_path):
     )
 
     for trial in study.trials:
-        last = history_of(tmp_path / f"run-{trial.number}")[-1]
+        last = history_of(tmp_path / f"_privacy_audit/run-{trial.number}")[-1]
         assert trial.value == last.metrics["auc"].value
     assert study.best_trial.params["learning_rate"] == NONE
 
@@ -237,7 +240,7 @@ def test_leakage_that_chooses_the_checkpoint_is_offered_to_the_default_objective
     )
 
     for trial in study.trials:
-        last = history_of(tmp_path / f"run-{trial.number}")[-1]
+        last = history_of(tmp_path / f"_privacy_audit/run-{trial.number}")[-1]
         assert trial.value == last.metrics["auc"].value
 
 
@@ -245,9 +248,9 @@ def test_training_after_a_search_is_a_run_of_its_own(tmp_path):
     _, canaries = draw()
     audit = PrivacyAuditCallback(canaries)
     trainer, _, _ = search(tmp_path, audit, num_train_epochs=1)
-    kept = [(tmp_path / f"run-{i}/privacy_audit/history.jsonl").read_bytes() for i in range(2)]
+    kept = [(tmp_path / f"_privacy_audit/run-{i}/history.jsonl").read_bytes() for i in range(2)]
 
     trainer.train()
 
-    assert [result.step for result in history_of(tmp_path)] == [0, 8]
-    assert [(tmp_path / f"run-{i}/privacy_audit/history.jsonl").read_bytes() for i in range(2)] == kept
+    assert [result.step for result in history_of(tmp_path / "_privacy_audit")] == [0, 8]
+    assert [(tmp_path / f"_privacy_audit/run-{i}/history.jsonl").read_bytes() for i in range(2)] == kept

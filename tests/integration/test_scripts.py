@@ -115,7 +115,7 @@ def test_one_line_in_a_real_script_stops_it_and_leaves_a_curve(script, tmp_path)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     rows = [
         json.loads(line)
-        for line in (tmp_path / "out" / "privacy_audit" / "history.jsonl").read_text().splitlines()[1:]
+        for line in (tmp_path / "out" / "_privacy_audit" / "history.jsonl").read_text().splitlines()[1:]
     ]
     assert rows[0]["is_baseline"]
     assert rows[-1]["decision"]["stop"]

@@ -156,7 +156,7 @@ def check_what_is_left(path, arguments):
     assert set(before.saved) <= set(in_budget_steps(audit.history))
     left = checkpoints(path)
     assert not left or left[-1] <= good.step
-    assert not (path / "privacy_audit" / "over_budget").exists()
+    assert not (path / "_privacy_audit" / "over_budget").exists()
     best = step_of(trainer.state.best_model_checkpoint)
     assert best is None or best in in_budget_steps(audit.history)
     if arguments["load_best_model_at_end"] and best is not None:
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_a_failed_audit_is_moved_aside_at_the_stop(tmp_path, mon
 
     trainer.train()
 
-    aside = tmp_path / "run" / "privacy_audit" / "over_budget"
+    aside = tmp_path / "run" / "_privacy_audit" / "over_budget"
     assert audit.history.stopped.step == step_over
     assert checkpoints(aside) == [unknown]
     assert max(checkpoints(tmp_path / "run"), default=0) <= audit.history.last_within_budget.step < unknown
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_another_callback_forced_is_moved_aside(tmp_path, step
 
     assert audit.history.stopped.step == step_over
     assert checkpoints(tmp_path / "run") == []
-    assert checkpoints(tmp_path / "run" / "privacy_audit" / "over_budget") == [step_over - 1]
+    assert checkpoints(tmp_path / "run" / "_privacy_audit" / "over_budget") == [step_over - 1]
 
 
 def test_a_best_checkpoint_that_was_never_audited_is_not_loaded(tmp_path, step_over):

@@ -379,7 +379,7 @@ def test_one_callback_serves_folds_each_with_its_own_data_reference_folder_and_h
     assert not np.array_equal(*models)
     assert [len(history) for history in audit.histories] == [13, 13]
     assert audit.histories[-1] is audit.history
-    first, second = (tmp_path / name / "history.jsonl" for name in ("privacy_audit", "privacy_audit_2"))
+    first, second = (tmp_path / name / "history.jsonl" for name in ("_privacy_audit", "_privacy_audit_2"))
     assert first.read_text() != second.read_text()
     assert len(second.read_text().splitlines()) == 14
 
@@ -391,7 +391,7 @@ def test_lightning_folds_have_a_folder_and_a_history_each(tmp_path):
         make_lightning_trainer(tmp_path, [audit], max_epochs=2).fit(TinyModule(), make_loader(rows))
 
     assert [len(history) for history in audit.histories] == [3, 3]
-    for name in ("privacy_audit", "privacy_audit_2"):
+    for name in ("_privacy_audit", "_privacy_audit_2"):
         assert len((tmp_path / name / "history.jsonl").read_text().splitlines()) == 4
 
 
@@ -422,11 +422,11 @@ def test_exposures_go_on_where_a_run_resumes(tmp_path):
     make_trainer(tmp_path / "whole", rows, [whole], **settings).train()
     first = PrivacyAuditCallback(canaries, every="epoch")
     make_trainer(tmp_path / "parts", rows, [first, StopAfter(30)], **settings).train()
-    state = json.loads((tmp_path / "parts" / "checkpoint-30" / "trainer_state.json").read_text())
+    (note,) = (tmp_path / "parts" / "_privacy_audit" / "checkpoints").glob("30-*.json")
+    kept = json.loads(note.read_text())["exposures"]
     second = PrivacyAuditCallback(canaries, every="epoch")
     make_trainer(tmp_path / "parts", rows, [second], **settings).train(resume_from_checkpoint=True)
 
-    kept = state["stateful_callbacks"]["ezmia/privacy_audit:privacy/"]["exposures"]
     assert sum(kept["n_times"]) > 60
     assert second.auditor.exposures.n_times.tolist() == whole.auditor.exposures.n_times.tolist()
     assert second.auditor.exposures.last_step.tolist() == whole.auditor.exposures.last_step.tolist()

@@ -204,8 +204,8 @@ def test_a_memorizing_run_stops_and_ends_with_the_last_good_weights(tmp_path, ca
     assert_same_weights(module, witness.weights[good.step])
     assert differs(module, witness.weights[audit.history.stopped.step])
     assert f"Restored the weights of step {good.step}, the last audit within it" in caplog.text
-    assert AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl").results == audit.history.results
-    assert not list((tmp_path / "privacy_audit").glob("*.pt"))
+    assert AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl").results == audit.history.results
+    assert not list((tmp_path / "_privacy_audit").glob("*.pt"))
 
 
 class SaveOften(Callback):
@@ -359,7 +359,7 @@ def test_a_checkpoint_whose_audit_failed_is_set_aside_when_the_run_ends_over_bud
         enable_checkpointing=True,
     )
 
-    moved = list((tmp_path / "privacy_audit" / "over_budget").glob("*.ckpt"))
+    moved = list((tmp_path / "_privacy_audit" / "over_budget").glob("*.ckpt"))
     left = sorted(torch.load(path, weights_only=True)["global_step"] for path in folder.glob("*.ckpt"))
     assert [result.status for result in audit.history] == ["ok", "ok", "ok", "failed", "ok"]
     assert audit.history.stopped.step == 32
@@ -650,7 +650,7 @@ def test_fast_dev_run_makes_no_audit_and_says_so(tmp_path, caplog):
 
     assert len(audit.history) == 0
     assert caplog.text.count("no privacy audit is made") == 1
-    assert not (tmp_path / "privacy_audit").exists()
+    assert not (tmp_path / "_privacy_audit").exists()
 
 
 def interrupted(tmp_path, *, audit=None, **arguments):
@@ -796,7 +796,7 @@ def test_an_error_in_mid_run_leaves_a_valid_history_and_an_audited_checkpoint(tm
     with pytest.raises(KeyError):
         fit(tmp_path, [witness, audit, saver, Break()], enable_checkpointing=True, max_epochs=5)
 
-    saved = AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl")
+    saved = AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl")
     good = audit.history.last_within_budget.step
     checkpoint = torch.load(tmp_path / "broken.ckpt", weights_only=True)
     assert saved.results == audit.history.results
@@ -815,7 +815,7 @@ def test_ctrl_c_leaves_a_valid_history(tmp_path):
     with pytest.raises(SystemExit):
         fit(tmp_path, [audit, Interrupt()])
 
-    saved = AuditHistory.load(tmp_path / "privacy_audit" / "history.jsonl")
+    saved = AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl")
     assert [result.step for result in saved] == [0, 8]
 
 

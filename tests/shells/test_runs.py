@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from ezmia_callbacks import AuditHistory, AuditResult, Decision
 from ezmia_callbacks.shells.runs import RunsOfOneCallback
 
-FOLDER = Path("run") / "privacy_audit"
+FOLDER = Path("run") / "_privacy_audit"
 
 
 def auditor(step):
@@ -21,8 +21,8 @@ def test_each_new_run_in_a_folder_gets_the_next_one():
         runs.begin(None, FOLDER, is_new=True)
         folders.append(runs.folder(FOLDER).name)
 
-    assert folders == ["privacy_audit", "privacy_audit_2", "privacy_audit_3"]
-    assert runs.folder(Path("other") / "privacy_audit").name == "privacy_audit"
+    assert folders == ["_privacy_audit", "_privacy_audit_2", "_privacy_audit_3"]
+    assert runs.folder(Path("other") / "_privacy_audit").name == "_privacy_audit"
 
 
 def test_a_run_that_resumes_stays_where_it_was():
@@ -32,7 +32,7 @@ def test_a_run_that_resumes_stays_where_it_was():
     runs.begin(None, FOLDER, is_new=True)
     runs.begin(auditor(1), FOLDER, is_new=False)
 
-    assert runs.folder(FOLDER).name == "privacy_audit_2"
+    assert runs.folder(FOLDER).name == "_privacy_audit_2"
 
 
 def test_histories_are_in_the_order_of_the_runs():

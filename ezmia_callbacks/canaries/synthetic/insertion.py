@@ -43,6 +43,7 @@ from ezmia_callbacks.canaries.synthetic.placement import (
     token_row,
 )
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 
 __all__: list[str] = []
@@ -213,7 +214,7 @@ def save_removal_list(canaries: CanarySet, path: str | Path) -> None:
     """
     source = canaries.provenance
     content = {"method": source.method, "seed": source.seed, "canaries": removal_list(canaries)}
-    Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+    write_atomically(Path(path), json.dumps(content, indent=1, ensure_ascii=False, default=str))
 
 
 def strip_canaries(train_dataset: DatasetT, canaries: CanarySet) -> DatasetT:
