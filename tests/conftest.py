@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def settings_of_the_test_alone():
-    """Old transformers leave a run's precision and compiler in the environment, and the next run takes them."""
+    """Old transformers leave a run's precision and compiler in the environment, for the next one to take."""
     before = {name for name in os.environ if name.startswith("ACCELERATE_")}
     yield
     for name in {name for name in os.environ if name.startswith("ACCELERATE_")} - before:
