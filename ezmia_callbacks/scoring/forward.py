@@ -63,7 +63,7 @@ _N_PROBE_TOKENS = 16
 @contextmanager
 def evaluation_without_side_effects(
     model: nn.Module, traces: Traces | None = None, *, by_bits: bool = False, copies_on_write: bool = False
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Put a model in evaluation mode, without gradients, and leave no trace afterwards.
 
     Training flags are written directly: some adapters merge weights in an overridden `train()`/`eval()`,
@@ -76,6 +76,9 @@ def evaluation_without_side_effects(
         by_bits: Compare every bit of it before and after.
         copies_on_write: Find out what its forward passes overwrite.
 
+    Yields:
+        What puts the model back already, still in evaluation mode.
+
     Raises:
         ModelChangedError: if it could not be left as it was found.
     """
@@ -83,25 +86,32 @@ def evaluation_without_side_effects(
     torch_state = torch.get_rng_state()
     has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
-    with left_as_found(model, traces or Traces(), by_bits=by_bits, copies_on_write=copies_on_write):
-        flags = [(module, module.training) for module in model.modules()]
-        for module, _ in flags:
-            module.training = False
-            if vars(module).get(_PACKS_IN_PLACE):
-                setattr(module, _PACKS_IN_PLACE, False)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, was_training in flags:
-                module.training = was_training
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            torch.set_rng_state(torch_state)
-            if has_cuda:
-                torch.cuda.set_rng_state_all(cuda_states)
-            # Weights cast without gradients must not be found again by a training step under autocast.
-            torch.clear_autocast_cache()
+    flags = [(module, module.training) for module in model.modules()]
+    packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
+    for module, _ in flags:
+        module.training = False
+    for module in packing:
+        setattr(module, _PACKS_IN_PLACE, False)
+    try:
+        with (
+            left_as_found(
+                model, traces or Traces(), by_bits=by_bits, copies_on_write=copies_on_write
+            ) as put_back,
+            torch.no_grad(),
+        ):
+            yield put_back
+    finally:
+        for module, was_training in flags:
+            module.training = was_training
+        for module in packing:
+            setattr(module, _PACKS_IN_PLACE, True)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if has_cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+        # Weights cast without gradients must not be found again by a training step under autocast.
+        torch.clear_autocast_cache()
 
 
 def traces_of(
@@ -240,7 +250,7 @@ def check_model(
             f"A canary holds token id {largest}, the model has {n_vocabulary} embeddings: was it encoded "
             "with this model's tokenizer?"
         )
-    with evaluation_without_side_effects(model, traces, by_bits=True):
+    with evaluation_without_side_effects(model, traces, by_bits=True) as put_back:
         probe = _probe(rows, device_of(model))
         ids, mask = probe.input_ids, probe.attention_mask
         changed = ids.clone()
@@ -248,10 +258,9 @@ def check_model(
         first, last = ids[:, -2 if probe.inputs else 0], ids[:, -1]
         changed[:, -1] = torch.where(last != first, first, (last + 1) % (n_vocabulary or 2))
         with autocast():
-            before, after = (
-                aligned(logits_fn(model, each, mask, **probe.inputs), ids, model)[:, :-1].float()
-                for each in (ids, changed)
-            )
+            before = aligned(logits_fn(model, ids, mask, **probe.inputs), ids, model)[:, :-1].float()
+            put_back()
+            after = aligned(logits_fn(model, changed, mask, **probe.inputs), ids, model)[:, :-1].float()
             # Padding that attends to nothing may be made to attend to everything.
             is_token = mask[:, :-1].bool().to(before.device)
             before, after = before[is_token], after[is_token]
@@ -434,7 +443,7 @@ def token_statistics(
     means = np.empty(offsets[-1], dtype=np.float32)
     deviations = np.empty(offsets[-1], dtype=np.float32)
     device = device_of(model)
-    with evaluation_without_side_effects(model, traces, by_bits=not traces.is_proven):
+    with evaluation_without_side_effects(model, traces, by_bits=not traces.is_proven) as put_back:
         if projection is None:
             probe = _probe(rows, device)
             projection = try_projection(
@@ -453,6 +462,9 @@ def token_statistics(
             disable=not show_progress,
         ):
             batch = _collate([rows[i] for i in chosen], device)
+            # What the model remembers of one batch must not show in the figures of the next.
+            if traces.is_restless:
+                put_back()
             dynamic_positions.forget(model)
             with autocast():
                 pieces = scored_logits(

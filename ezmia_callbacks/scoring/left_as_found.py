@@ -9,7 +9,7 @@ overwrite. Then it is checked: the first time by the bits of every tensor, later
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,14 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ezmia_callbacks.distributed import reshard
 from ezmia_callbacks.errors import ModelChangedError
+from ezmia_callbacks.scoring.checksums import checksums
 from ezmia_callbacks.scoring.module_state import is_managed_elsewhere, is_small, model_state
 
 __all__: list[str] = []
 
 _N_NAMES_SHOWN = 3
-_PIECE_BYTES = 2**23
-# The golden ratio, as 64 bits with a sign.
-_ODD = -7046029254386353131
 
 
 @dataclass
@@ -38,26 +36,31 @@ class Traces:
 
     Attributes:
         names: Large tensors that are overwritten in place, by name: copied before a pass, and put back.
+        is_restless: Whether a pass changes anything at all, so that the next one may say something else.
         is_proven: Whether a whole pass was found to leave every bit as it was.
     """
 
     names: set[str] = field(default_factory=set)
+    is_restless: bool = False
     is_proven: bool = False
 
 
 @contextmanager
 def left_as_found(
     model: nn.Module, traces: Traces, *, by_bits: bool = False, copies_on_write: bool = False
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Put back whatever changes in a model meanwhile, and check that it is back.
 
     Args:
         model: The model.
-        traces: What is known of it; what was overwritten with the same bits, or copied on write, is added.
+        traces: What is known of it; what is found out is added.
         by_bits: Compare the bits of every tensor, which reads each twice; else autograd's counters, which
             kernels of the user's own may pass by.
         copies_on_write: Copy each tensor just before an operation first writes to it. Every operation pays
             for that, and what is compiled runs uncompiled.
+
+    Yields:
+        What puts everything back already, so that the next pass does not depend on those before it.
 
     Raises:
         ModelChangedError: if a tensor has changed and could not be put back; names it.
@@ -67,21 +70,28 @@ def left_as_found(
     for name, tensor in state.tensors.items():
         if name in traces.names or is_small(tensor):
             copies.keep(name)
-    before = _checksums(state.tensors) if by_bits else {}
+    before = _bits(state.tensors) if by_bits else {}
     versions = {name: _version(tensor) for name, tensor in state.tensors.items()}
-    try:
-        with _copying_on_write(model, copies) if copies_on_write else nullcontext():
-            yield
-    finally:
+    moved: set[str] = set()
+
+    def put_back() -> None:
         reshard(model)
-        state.put_back()
-        # Before copies are put back, which sets the counters back, too.
-        moved = {name for name, tensor in state.tensors.items() if _version(tensor) != versions[name]}
+        is_changed = state.put_back()
+        # Before copies are put back, which sets their counters back, too.
+        just_moved = {name for name, tensor in state.tensors.items() if _version(tensor) != versions[name]}
         copies.put_back()
+        moved.update(just_moved)
+        traces.is_restless |= is_changed or bool(just_moved)
+
+    try:
+        with _copying_on_write(copies) if copies_on_write else nullcontext():
+            yield put_back
+    finally:
+        put_back()
         if by_bits:
-            after = _checksums(state.tensors)
-            changed = {name for name, value in before.items() if after[name] != value}
-            traces.names |= {name for name in moved | copies.names if not is_small(state.tensors[name])}
+            after = _bits(state.tensors)
+            changed = {name for (name, i), value in before.items() if after.get((name, i)) != value}
+            traces.names |= {name for name in moved if not is_small(state.tensors[name])}
         else:
             changed = moved - copies.names
         if changed:
@@ -191,34 +201,15 @@ def bytes_of(tensor: Tensor) -> list[Tensor]:
     return [empty.set_(storage, start, (n_bytes,), (1,))]
 
 
-def _checksums(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """A number for the bits of each tensor, at their places; waits once for each device."""
-    sums: dict[torch.device, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        for view in bytes_of(tensor):
-            of_device = sums.setdefault(view.device, {})
-            of_device[name] = of_device[name] * 31 + _checksum(view) if name in of_device else _checksum(view)
-    found = dict.fromkeys(tensors, 0)
-    for of_device in sums.values():
-        found |= dict(zip(of_device, torch.stack(list(of_device.values())).tolist(), strict=True))
-    return found
-
-
-def _checksum(view: Tensor) -> Tensor:
-    """Of bytes: words of 64 bits, each mixed and times an odd number of its place, summed modulo 2**64."""
-    total = torch.zeros((), dtype=torch.int64, device=view.device)
-    for piece in torch.split(view, _PIECE_BYTES):
-        words = torch.zeros(-(-len(piece) // 8), dtype=torch.int64, device=view.device)
-        words.view(torch.uint8)[: len(piece)] = piece
-        words *= _ODD
-        words ^= words >> 29
-        words *= torch.arange(1, 2 * len(words), 2, device=view.device)
-        total = total * _ODD + words.sum()
-    return total
+def _bits(tensors: dict[str, Tensor]) -> dict[tuple[str, int], int]:
+    """A number for the bits of each tensor, or of each part of a tensor that wraps others."""
+    views = {(name, i): view for name, tensor in tensors.items() for i, view in enumerate(bytes_of(tensor))}
+    found = checksums({f"{name} {i}": view for (name, i), view in views.items()})
+    return dict(zip(views, found.values(), strict=True))
 
 
 @contextmanager
-def _copying_on_write(model: nn.Module, copies: _Copies) -> Iterator[None]:
+def _copying_on_write(copies: _Copies) -> Iterator[None]:
     with _eagerly(), _CopyOnWrite(copies):
         yield
 

@@ -44,12 +44,13 @@ class ModelState(NamedTuple):
     holdings: list[_Holding]
     contents: list[_Contents]
 
-    def put_back(self) -> None:
-        """Undo what was replaced, added or deleted since."""
-        for contents in self.contents:
-            contents.put_back()
-        for holding in self.holdings:
-            holding.put_back()
+    def put_back(self) -> bool:
+        """Undo what was replaced, added or deleted since; whether anything was."""
+        held: list[_Contents | _Holding] = [*self.contents, *self.holdings]
+        changed = [each for each in held if each.is_changed()]
+        for each in changed:
+            each.put_back()
+        return bool(changed)
 
 
 def model_state(model: nn.Module) -> ModelState:
@@ -94,13 +95,18 @@ class _Holding(NamedTuple):
     def of(cls, tensor: Tensor) -> _Holding:
         return cls(tensor, tensor.detach(), tensor.requires_grad)
 
+    def is_changed(self) -> bool:
+        return self.tensor.requires_grad != self.needs_gradient or not self._is_in_place()
+
     def put_back(self) -> None:
-        tensor, alias = self.tensor, self.alias
+        if not self._is_in_place():
+            self.tensor.data = self.alias
+        if self.tensor.is_leaf:
+            self.tensor.requires_grad_(self.needs_gradient)
+
+    def _is_in_place(self) -> bool:
         # Wrappers have no memory of their own; what is inside them is not replaced.
-        if not hasattr(tensor, "__tensor_flatten__") and not _is_alike(tensor, alias):
-            tensor.data = alias
-        if tensor.is_leaf and tensor.requires_grad != self.needs_gradient:
-            tensor.requires_grad_(self.needs_gradient)
+        return hasattr(self.tensor, "__tensor_flatten__") or _is_alike(self.tensor, self.alias)
 
 
 def _is_alike(tensor: Tensor, alias: Tensor) -> bool:
@@ -116,27 +122,31 @@ class _Contents(NamedTuple):
     container: Any
     before: Any
 
-    def put_back(self) -> None:
+    def is_changed(self) -> bool:
         container, before = self.container, self.before
         if isinstance(container, dict):
-            if _is_same_dictionary(container, before):
-                return
-            for key in [key for key in container if key not in before]:
-                del container[key]
-            for key, value in before.items():
-                if container.get(key, _MISSING) is not value:
-                    container[key] = value
-            # The order of modules is that in which they are called.
-            if list(container) != list(before):
-                container.clear()
-                container.update(before)
-        elif isinstance(container, set):
-            if container != before:
-                container.clear()
-                container.update(before)
-        elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+            return not _is_same_dictionary(container, before)
+        if isinstance(container, set):
+            return bool(container != before)
+        return len(container) != len(before) or any(
+            a is not b for a, b in zip(container, before, strict=True)
+        )
+
+    def put_back(self) -> None:
+        container, before = self.container, self.before
+        if not isinstance(container, dict):
             container.clear()
-            container.extend(before)
+            (container.update if isinstance(container, set) else container.extend)(before)
+            return
+        for key in [key for key in container if key not in before]:
+            del container[key]
+        for key, value in before.items():
+            if container.get(key, _MISSING) is not value:
+                container[key] = value
+        # The order of modules is that in which they are called.
+        if list(container) != list(before):
+            container.clear()
+            container.update(before)
 
 
 def _is_same_dictionary(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

@@ -197,5 +197,9 @@ class Scorer:
                 lambda _: traces_of(model, rows, logits_fn=self.logits_fn, autocast=self._autocast),
                 batch_size=1,
             )
-            self._traces[model] = Traces(set().union(*gather(found.names)))
+            everywhere = gather(found)
+            self._traces[model] = Traces(
+                set().union(*(each.names for each in everywhere)),
+                is_restless=any(each.is_restless for each in everywhere),
+            )
         return self._traces[model]
