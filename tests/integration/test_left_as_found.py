@@ -30,8 +30,13 @@ def under_trainer(model, rows, canaries, path, *, is_audited):
     return audit.history
 
 
+def logits(pl_module, input_ids, attention_mask):
+    """Of the whole model: the callback alone would find the language model inside it."""
+    return pl_module.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
 def under_lightning(model, rows, canaries, path, *, is_audited):
-    audit = LightningCallback(canaries, budget=NEVER_CROSSED, every=3)
+    audit = LightningCallback(canaries, budget=NEVER_CROSSED, every=3, logits_fn=logits)
     seed_everything()
     trainer = make_lightning_trainer(path, [audit] if is_audited else [], max_epochs=1)
     trainer.fit(TinyModule(model), make_loader(rows))
