@@ -7,6 +7,7 @@
     │   ├── OverlappingCanariesError            a record that is both a member and a non-member
     │   └── TooFewCanariesError                 too few records for the figure that was asked for
     ├── UnsupportedModelError    (TypeError)    a model whose token log-probabilities cannot be read
+    │   └── ModelChangedError               an audit changed the model, and it could not be put back
     ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed
     ├── AuditMemoryError         (MemoryError)  one record alone does not fit into memory
     ├── ReferenceMismatchError                  the reference is missing or belongs to another run
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigurationError",
     "EmptyRecordError",
     "MissingDependencyError",
+    "ModelChangedError",
     "NonFiniteLogitsError",
     "OverlappingCanariesError",
     "ReferenceMismatchError",
@@ -56,6 +58,13 @@ class TooFewCanariesError(CanaryError):
 
 class UnsupportedModelError(AuditError, TypeError):
     """The model is not a causal language model that returns logits."""
+
+
+class ModelChangedError(UnsupportedModelError):
+    """An audit changed the model and could not put it back: raised whatever `on_error` says.
+
+    Training that went on would train another model, and save it.
+    """
 
 
 class NonFiniteLogitsError(AuditError, ArithmeticError):

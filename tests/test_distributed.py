@@ -53,10 +53,10 @@ def test_processes_share_the_records_and_find_what_one_finds_to_the_last_bit(out
     n = len(outcomes["audit"])
     for outcome in outcomes["audit"]:
         assert_same_figures(outcome, alone)
-        # 12 batches for each of reference and audit, and six passes of the probe.
-        assert outcome["n_forwards"] == 6 + 2 * -(-12 // n)
+        # 12 batches for each of reference and audit, and seven passes of probes.
+        assert outcome["n_forwards"] == 7 + 2 * -(-12 // n)
         assert outcome["n_lines"] == 3
-    assert alone["n_forwards"] == 6 + 2 * 12
+    assert alone["n_forwards"] == 7 + 2 * 12
 
 
 def test_a_fully_sharded_model_is_audited_and_each_process_keeps_its_part(outcomes, alone):

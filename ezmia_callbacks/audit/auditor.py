@@ -38,7 +38,12 @@ from ezmia_callbacks.distributed import (
     on_all_ranks,
     unwrapped,
 )
-from ezmia_callbacks.errors import AuditError, ConfigurationError, OverlappingCanariesError
+from ezmia_callbacks.errors import (
+    AuditError,
+    ConfigurationError,
+    ModelChangedError,
+    OverlappingCanariesError,
+)
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
@@ -320,10 +325,12 @@ class PrivacyAuditor:
 
         Raises:
             UnsupportedModelError: if the model is not a causal language model with logits.
+            ModelChangedError: if the model could not be left as it was found; names the tensors.
             NonFiniteLogitsError: if it returns NaN or infinite logits.
             AuditMemoryError: if one canary alone does not fit into memory.
-            ConfigurationError: if the canaries differ from process to process, or a budget is to decide on a
-                split of the user's whose sides can be told apart without the model.
+            ConfigurationError: if the canaries differ from process to process, a budget is to decide on a
+                split of the user's whose sides can be told apart without the model, or weights are to be kept
+                that are offloaded.
             OSError: if `output_dir` cannot be written.
         """
         moment = Moment(step or 0, epoch, is_baseline=True)
@@ -435,6 +442,7 @@ class PrivacyAuditor:
 
         Raises:
             ConfigurationError: if `begin` was not called.
+            ModelChangedError: if the model could not be left as it was found, whatever `on_error` says.
             Exception: whatever went wrong in the audit, if `on_error` is `"raise"`.
         """
         if self._state.reference is None or self._state.is_resumed:
@@ -457,7 +465,9 @@ class PrivacyAuditor:
                 result = self._failed(f"{type(error).__name__}: {error}", moment)
                 self._record(result)
                 self._weights.note_audited(result)
-                if self.settings.on_error == "raise":
+                # Whatever `on_error` says: training must not go on with another model. On all or on none.
+                is_changed = any(gather(isinstance(error, ModelChangedError)))
+                if self.settings.on_error == "raise" or is_changed:
                     raise
                 logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
                 return result

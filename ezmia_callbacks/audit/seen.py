@@ -205,9 +205,11 @@ class SeenCanaries:
         return is_moved
 
     def _sampled(self) -> list[Tensor]:
-        """Some values of some weights that are trained; none where they are held in pieces."""
+        """Some values of some weights that are trained; none where they are held in pieces or elsewhere."""
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
-        if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") or not p.numel() for p in trained):
+        if any(
+            hasattr(p, "device_mesh") or hasattr(p, "ds_id") or p.is_meta or not p.numel() for p in trained
+        ):
             return []
         chosen = trained[:: max(1, len(trained) // _N_SAMPLED)]
         return [parameter.detach().flatten()[:_N_VALUES].clone() for parameter in chosen]

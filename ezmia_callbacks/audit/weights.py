@@ -60,12 +60,10 @@ class AuditedWeights:
         self._audited = {}
         if self._kept is None:
             return
-        n_away = sum(parameter.device.type == "meta" for parameter in model.parameters())
-        if any(gather(n_away)):
+        if any(gather(any(parameter.is_meta for parameter in model.parameters()))):
             raise ConfigurationError(
-                f"{n_away} weights are offloaded, to the CPU or to the disk, and in the model only while a "
-                "layer computes: they cannot be kept and put back. Pass `restore=False`, or load the model "
-                "without offloading."
+                "Parts of the model are offloaded (their device is `meta`) and cannot be kept to be "
+                "restored: pass `restore=False`, or audit checkpoints afterwards."
             )
         self._kept.begin(model, present)
 

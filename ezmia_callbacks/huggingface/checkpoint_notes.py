@@ -1,7 +1,7 @@
 """What a checkpoint of the trainer needs to go on, kept in the audit's own folder.
 
-The trainer's state is pushed to the hub with the model. It names the part of the run alone; which records were
-fed, and what the audits found, is in notes here, one for each checkpoint.
+The trainer's state is pushed to the hub with the model. It names the part of the run alone; which records
+were fed, and what the audits found, is in notes here, one for each checkpoint.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """One forward pass over the canaries, reduced on the spot to token statistics.
 
-The pass must leave no trace: dropout and the random state, the training flag of every submodule and the
-autocast cache are restored exactly as they were found.
+The pass must leave no trace: the model (`left_as_found`), the random state and the autocast cache are
+restored exactly as they were found.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ezmia_callbacks.canaries.records import IGNORED_LABEL
-from ezmia_callbacks.distributed import reshard
 from ezmia_callbacks.errors import (
     ConfigurationError,
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
 from ezmia_callbacks.scoring import dynamic_positions
+from ezmia_callbacks.scoring.left_as_found import Traces, can_copy_on_write, left_as_found
 from ezmia_callbacks.scoring.memory import is_out_of_memory
 from ezmia_callbacks.scoring.projection import (
     LogitsFunction,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 __all__: list[str] = []
+
+logger = logging.getLogger(__name__)
 
 # Logits are reduced in pieces of this size, in float32: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 16 * 2**20
@@ -58,34 +61,50 @@ _N_PROBE_TOKENS = 16
 
 
 @contextmanager
-def evaluation_without_side_effects(model: nn.Module) -> Iterator[None]:
+def evaluation_without_side_effects(
+    model: nn.Module, traces: Traces | None = None, *, by_bits: bool = False, copies_on_write: bool = False
+) -> Iterator[Callable[[], None]]:
     """Put a model in evaluation mode, without gradients, and leave no trace afterwards.
 
     Training flags are written directly: some adapters merge weights in an overridden `train()`/`eval()`,
     which costs bits, and a plain `model.train()` would wake submodules that the user froze in
     evaluation mode.
+
+    Args:
+        model: The model.
+        traces: What is known of the traces that its forward passes leave.
+        by_bits: Compare every bit of it before and after.
+        copies_on_write: Find out what its forward passes overwrite.
+
+    Yields:
+        What puts the model back already, still in evaluation mode.
+
+    Raises:
+        ModelChangedError: if it could not be left as it was found.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state = torch.get_rng_state()
-    positions = dynamic_positions.remembered(model)
     has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
+    flags = [(module, module.training) for module in model.modules()]
+    packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
     for module, _ in flags:
         module.training = False
     for module in packing:
         setattr(module, _PACKS_IN_PLACE, False)
     try:
-        with torch.no_grad():
-            yield
+        with (
+            left_as_found(
+                model, traces or Traces(), by_bits=by_bits, copies_on_write=copies_on_write
+            ) as put_back,
+            torch.no_grad(),
+        ):
+            yield put_back
     finally:
-        reshard(model)
         for module, was_training in flags:
             module.training = was_training
         for module in packing:
             setattr(module, _PACKS_IN_PLACE, True)
-        dynamic_positions.restore(positions)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
@@ -93,6 +112,32 @@ def evaluation_without_side_effects(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
         # Weights cast without gradients must not be found again by a training step under autocast.
         torch.clear_autocast_cache()
+
+
+def traces_of(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    *,
+    logits_fn: LogitsFunction,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Traces:
+    """Which tensors the forward passes of a model overwrite, from one short pass; the model stays as it is.
+
+    Raises:
+        ModelChangedError: if it changes bits in a way that cannot be followed.
+    """
+    traces = Traces()
+    if not can_copy_on_write(model):
+        return traces
+    with evaluation_without_side_effects(model, traces, by_bits=True, copies_on_write=True), autocast():
+        try:
+            _inputs_refused(model, _probe(rows, device_of(model)), logits_fn=logits_fn)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # A model that is wrong is refused elsewhere; an operation that cannot be watched is none of it.
+            logger.debug("What the model overwrites was not found out: %s", error)
+    return traces
 
 
 class InputNotTakenError(ConfigurationError):
@@ -165,17 +210,19 @@ def check_model(
     *,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    traces: Traces | None = None,
 ) -> Projection:
     """Find out how a model can be scored; refuse one that is not causal, or too small for the rows.
 
     Causality is tried, not guessed from a name: changing a token must not change what was predicted
-    before it.
+    before it. `traces` are those of the model, found out first if None.
 
     Returns:
         How its logits are to be computed.
 
     Raises:
         UnsupportedModelError: for encoders, encoder-decoders and models without logits.
+        ModelChangedError: if it could not be left as it was found.
         ConfigurationError: if a row is longer, or a token id larger, than the model can take.
     """
     config = getattr(model, "config", None)
@@ -183,12 +230,13 @@ def check_model(
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder: only causal language models can be audited."
         )
+    traces = traces or traces_of(model, rows, logits_fn=logits_fn, autocast=autocast)
     longest = max(rows, key=lambda row: len(row.input_ids))
     limit = getattr(config, "max_position_embeddings", None)
     if (
         isinstance(limit, int)
         and 0 < limit < len(longest.input_ids)
-        and not _takes_length(model, longest, limit, logits_fn=logits_fn, autocast=autocast)
+        and not _takes_length(model, longest, limit, logits_fn=logits_fn, autocast=autocast, traces=traces)
     ):
         raise ConfigurationError(
             f"A canary has {len(longest.input_ids)} tokens, the model takes {limit}: pass `max_length=`, the "
@@ -202,18 +250,17 @@ def check_model(
             f"A canary holds token id {largest}, the model has {n_vocabulary} embeddings: was it encoded "
             "with this model's tokenizer?"
         )
-    with evaluation_without_side_effects(model):
-        probe = _probe(rows, _device_of(model))
+    with evaluation_without_side_effects(model, traces, by_bits=True) as put_back:
+        probe = _probe(rows, device_of(model))
         ids, mask = probe.input_ids, probe.attention_mask
         changed = ids.clone()
         # Of rows with images the first token may stand for one; the last but one is text.
         first, last = ids[:, -2 if probe.inputs else 0], ids[:, -1]
         changed[:, -1] = torch.where(last != first, first, (last + 1) % (n_vocabulary or 2))
         with autocast():
-            before, after = (
-                aligned(logits_fn(model, each, mask, **probe.inputs), ids, model)[:, :-1].float()
-                for each in (ids, changed)
-            )
+            before = aligned(logits_fn(model, ids, mask, **probe.inputs), ids, model)[:, :-1].float()
+            put_back()
+            after = aligned(logits_fn(model, changed, mask, **probe.inputs), ids, model)[:, :-1].float()
             # Padding that attends to nothing may be made to attend to everything.
             is_token = mask[:, :-1].bool().to(before.device)
             before, after = before[is_token], after[is_token]
@@ -236,6 +283,7 @@ def _takes_length(
     *,
     logits_fn: LogitsFunction,
     autocast: Callable[[], AbstractContextManager[object]],
+    traces: Traces,
 ) -> bool:
     """Whether the model takes a row longer than its configuration says; rotary ones do.
 
@@ -247,8 +295,8 @@ def _takes_length(
         # Some tables begin with two rows of their own.
         if is_table and module.num_embeddings < len(row.input_ids) + (module.num_embeddings > limit) * 2:
             return False
-    with evaluation_without_side_effects(model), autocast():
-        batch = _collate([row], _device_of(model))
+    with evaluation_without_side_effects(model, traces, by_bits=True), autocast():
+        batch = _collate([row], device_of(model))
         try:
             logits_fn(model, batch.input_ids, batch.attention_mask, **batch.inputs)
         except (IndexError, RuntimeError) as error:
@@ -264,29 +312,40 @@ def check_inputs(
     *,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    traces: Traces | None = None,
 ) -> frozenset[str]:
     """Names of further inputs of the rows that the model cannot be given; empty if it takes them all.
 
-    They are tried: adapters and wrappers take any name and hand it on.
+    They are tried: adapters and wrappers take any name and hand it on. `traces` are those of the model, found
+    out first if None.
     """
+    traces = traces or traces_of(model, rows, logits_fn=logits_fn, autocast=autocast)
     names = {name for row in rows for name in row.inputs} - {MASK}
     # Not every record has an image.
     tried = [row for row in rows if row.batch_inputs is not None][:1] or [_shortest(rows)]
-    with evaluation_without_side_effects(model), autocast():
-        batch = _collate(tried, _device_of(model))
+    with evaluation_without_side_effects(model, traces, by_bits=True), autocast():
+        batch = _collate(tried, device_of(model))
         names |= set(batch.inputs)
-        if names and not takes_further_inputs(logits_fn):
+        if not names:
+            return frozenset()
+        if not takes_further_inputs(logits_fn):
             return frozenset(names)
-        inputs, refused = dict(batch.inputs), frozenset[str]()
-        while inputs:
-            try:
-                logits_fn(model, batch.input_ids, batch.attention_mask, **inputs)
-            except InputNotTakenError as error:
-                refused |= error.names
-                inputs = {name: value for name, value in inputs.items() if name not in refused}
-            else:
-                break
-    return refused
+        return _inputs_refused(model, batch, logits_fn=logits_fn)
+
+
+def _inputs_refused(model: nn.Module, batch: _Batch, *, logits_fn: LogitsFunction) -> frozenset[str]:
+    """Run a batch with as many of its further inputs as the model takes; the names of the others."""
+    refused = frozenset[str]() if takes_further_inputs(logits_fn) else frozenset(batch.inputs)
+    while True:
+        inputs = {name: value for name, value in batch.inputs.items() if name not in refused}
+        try:
+            logits_fn(model, batch.input_ids, batch.attention_mask, **inputs)
+        except InputNotTakenError as error:
+            if not error.names & inputs.keys():
+                raise
+            refused |= error.names
+        else:
+            return refused
 
 
 def _shortest(rows: Sequence[TokenRow]) -> TokenRow:
@@ -346,6 +405,7 @@ def token_statistics(
     batch_size: int = 16,
     n_batches: int = 0,
     projection: Projection | None = None,
+    traces: Traces | None = None,
     logits_fn: LogitsFunction = call_for_logits,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     show_progress: bool = False,
@@ -364,6 +424,7 @@ def token_statistics(
         n_batches: Forward passes to make at least: processes that share a model's weights must make the
             same number of them. The last batch is run again, for nothing, until they are made.
         projection: How the logits are computed, from `check_model`; found out first if None.
+        traces: Those of the model, from `traces_of`; none if None.
         logits_fn: How to get logits out of the model.
         autocast: Makes the context under which training runs its forward pass.
         show_progress: Show a bar if the pass takes longer than two seconds.
@@ -371,7 +432,9 @@ def token_statistics(
     Raises:
         NonFiniteLogitsError: if a logit that matters is NaN or infinite.
         UnsupportedModelError: if the model returns no logits.
+        ModelChangedError: if the model could not be left as it was found.
     """
+    traces = traces or Traces()
     batches = batches_of(rows, batch_size=batch_size)
     n_scored = np.array([row.n_scored for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64)
@@ -379,8 +442,8 @@ def token_statistics(
     is_correct = np.empty(offsets[-1], dtype=np.bool_)
     means = np.empty(offsets[-1], dtype=np.float32)
     deviations = np.empty(offsets[-1], dtype=np.float32)
-    device = _device_of(model)
-    with evaluation_without_side_effects(model):
+    device = device_of(model)
+    with evaluation_without_side_effects(model, traces, by_bits=not traces.is_proven) as put_back:
         if projection is None:
             probe = _probe(rows, device)
             projection = try_projection(
@@ -399,6 +462,9 @@ def token_statistics(
             disable=not show_progress,
         ):
             batch = _collate([rows[i] for i in chosen], device)
+            # What the model remembers of one batch must not show in the figures of the next.
+            if traces.is_restless:
+                put_back()
             dynamic_positions.forget(model)
             with autocast():
                 pieces = scored_logits(
@@ -422,6 +488,7 @@ def token_statistics(
         for _ in range(len(batches), n_batches):
             with autocast():
                 logits_fn(model, batch.input_ids, batch.attention_mask, **batch.inputs)
+    traces.is_proven = True
     return TokenStatistics(log_probs, is_correct, means, deviations, offsets)
 
 
@@ -548,8 +615,29 @@ def _dot(a: Float[Tensor, "n vocabulary"], b: Float[Tensor, "n vocabulary"]) -> 
     return torch.bmm(a[:, None], b[:, :, None]).flatten()
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    """Device that takes the token ids: that of the input embeddings, else of the first parameter."""
+def device_of(model: nn.Module) -> torch.device:
+    """Device that takes the token ids: that of the input embeddings, else of the first parameter.
+
+    Of weights that hooks of `accelerate` bring in when they are needed, the one they are brought to.
+    """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    first = next(embeddings.parameters() if embeddings is not None else model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    owner = next(
+        (m for m in (embeddings or model).modules() if next(m.parameters(recurse=False), None) is not None),
+        None,
+    )
+    if owner is None:
+        return torch.device("cpu")
+    first: Tensor = next(owner.parameters(recurse=False))
+    return _execution_device(owner) if first.is_meta else first.device
+
+
+def _execution_device(module: nn.Module) -> torch.device:
+    hook = vars(module).get("_hf_hook")
+    for each in (hook, *getattr(hook, "hooks", ())):
+        device = getattr(each, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    raise ConfigurationError(
+        f"The weights of {type(module).__name__} are on the device `meta`, and nothing brings them in: load "
+        "the model with its weights."
+    )

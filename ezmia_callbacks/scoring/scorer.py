@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import nn
@@ -27,7 +28,9 @@ from ezmia_callbacks.scoring.forward import (
     deal_rows,
     evaluation_without_side_effects,
     token_statistics,
+    traces_of,
 )
+from ezmia_callbacks.scoring.left_as_found import Traces
 from ezmia_callbacks.scoring.memory import fit_into_memory
 from ezmia_callbacks.scoring.projection import LogitsFunction, Projection
 from ezmia_callbacks.scoring.rows import EncodedCanaries, TokenRow
@@ -67,13 +70,21 @@ class Scorer:
         self._autocast = autocast
         self.logits_fn = logits_fn
         self._show_progress = show_progress
+        self._traces: WeakKeyDictionary[nn.Module, Traces] = WeakKeyDictionary()
 
     def inputs_not_taken(self, model: nn.Module, encoded: EncodedCanaries) -> frozenset[str]:
         """Further inputs of the canaries that the model cannot be given, alike on all processes."""
         if not encoded.input_names:
             return frozenset()
+        traces = self._traces_of(model, encoded.rows)
         found = on_all_ranks(
-            lambda: check_inputs(model, encoded.rows, logits_fn=self.logits_fn, autocast=self._autocast)
+            lambda: check_inputs(
+                model,
+                encoded.rows,
+                logits_fn=self.logits_fn,
+                autocast=self._autocast,
+                traces=traces,
+            )
         )
         return frozenset().union(*gather(found))
 
@@ -85,8 +96,11 @@ class Scorer:
             ConfigurationError: if a row is longer, or a token id larger, than the model can take.
             AuditMemoryError: if one record alone does not fit into memory.
         """
+        traces = self._traces_of(model, rows)
         found, _ = fit_into_memory(
-            lambda _: check_model(model, rows, logits_fn=self.logits_fn, autocast=self._autocast),
+            lambda _: check_model(
+                model, rows, logits_fn=self.logits_fn, autocast=self._autocast, traces=traces
+            ),
             batch_size=1,
         )
         self.projection = next((each for each in gather(found) if each.reason is not None), found)
@@ -112,6 +126,7 @@ class Scorer:
             AuditMemoryError: if one record alone does not fit into memory.
         """
         projection = self.projection if is_in_training else None
+        traces = self._traces_of(model, rows)
         n_shares, own = (n_processes(), rank()) if can_share_records(model) else (1, 0)
 
         def share(batch_size: int) -> tuple[TokenStatistics, list[list[int]]]:
@@ -124,6 +139,7 @@ class Scorer:
                     len(batches_of([rows[i] for i in each], batch_size=batch_size)) for each in shares
                 ),
                 projection=projection,
+                traces=traces,
                 logits_fn=self.logits_fn,
                 autocast=self._autocast,
                 show_progress=self._show_progress and is_main_process(),
@@ -158,12 +174,32 @@ class Scorer:
         Raises:
             AuditError: if there is not one finite number for each record.
         """
+        traces = self._traces_of(model, encoded.rows)
+
+        def begun() -> None:
+            with evaluation_without_side_effects(model, traces, by_bits=True), self._autocast():
+                attack.begin(model, encoded)
 
         def scored() -> np.ndarray:
-            scores = attack.score(model, encoded, target, reference)
+            with evaluation_without_side_effects(model, traces, by_bits=is_first), self._autocast():
+                scores = attack.score(model, encoded, target, reference)
             return checked_scores(scores, name=attack.name, n_records=len(encoded.rows))
 
-        with evaluation_without_side_effects(model), self._autocast():
-            if is_first:
-                on_all_ranks(lambda: attack.begin(model, encoded))
-            return {attack.name: on_all_ranks(scored)}
+        # Whether the model is as it was is found out on each process, and must not be one's own secret.
+        if is_first:
+            on_all_ranks(begun)
+        return {attack.name: on_all_ranks(scored)}
+
+    def _traces_of(self, model: nn.Module, rows: Sequence[TokenRow]) -> Traces:
+        """What passes through this very model leave behind, found out once."""
+        if model not in self._traces:
+            found, _ = fit_into_memory(
+                lambda _: traces_of(model, rows, logits_fn=self.logits_fn, autocast=self._autocast),
+                batch_size=1,
+            )
+            everywhere = gather(found)
+            self._traces[model] = Traces(
+                set().union(*(each.names for each in everywhere)),
+                is_restless=any(each.is_restless for each in everywhere),
+            )
+        return self._traces[model]

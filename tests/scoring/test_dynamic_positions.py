@@ -3,10 +3,8 @@
 import numpy as np
 import torch
 from further_inputs import make_dynamic_llama
-from tiny import make_model
 from token_rows import mixed_rows
 
-from ezmia_callbacks.scoring import dynamic_positions
 from ezmia_callbacks.scoring.forward import evaluation_without_side_effects, token_statistics
 
 
@@ -47,7 +45,3 @@ def test_each_batch_starts_anew():
         alone = token_statistics(make_dynamic_llama(), [row], batch_size=1)
         found = together.log_probs[together.offsets[i] : together.offsets[i + 1]]
         np.testing.assert_allclose(found, alone.log_probs, atol=1e-6)
-
-
-def test_a_model_without_dynamic_scaling_remembers_nothing():
-    assert dynamic_positions.remembered(make_model()) == []
