@@ -1,4 +1,4 @@
-"""Writing files: a killed process leaves the old content or the new, and nobody else reads what is private."""
+"""Writing files: a killed process leaves the old content or the new, and for their owner alone."""
 
 import os
 from pathlib import Path

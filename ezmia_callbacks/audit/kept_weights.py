@@ -38,7 +38,7 @@ from ezmia_callbacks.distributed import (
     rank,
 )
 from ezmia_callbacks.errors import AuditError
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import private_folder, write_atomically
 from ezmia_callbacks.scoring.checksums import checksums, own_part
 
 __all__: list[str] = []
@@ -251,8 +251,7 @@ class KeptWeights:
         folder, pending = self._folder, self._pending
 
         def write() -> None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_tensors(folder / name, copies)
+            write_tensors(private_folder(folder) / name, copies)
             if is_everybodys:
                 self._commit(pending)
 
@@ -452,7 +451,7 @@ class KeptWeights:
         for path in self._folder.glob(f"{rank()}-*.safetensors"):
             path.unlink(missing_ok=True)
         # Another process's part may still be there.
-        if self._folder.exists() and not any(self._folder.iterdir()):
+        with suppress(OSError):
             self._folder.rmdir()
 
     def _newest(self) -> Kept | None:
@@ -573,7 +572,7 @@ def _link(files: Sequence[Path], names: Sequence[Path]) -> bool:
     """Give files a second name each; False where the file system cannot."""
     try:
         for file, name in zip(files, names, strict=True):
-            name.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(name.parent)
             os.link(file, name)
     except OSError:
         for name in names:

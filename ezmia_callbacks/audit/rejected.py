@@ -9,7 +9,7 @@ from torch import nn
 from ezmia_callbacks.audit.imprint import named_tensors
 from ezmia_callbacks.audit.weight_files import write_tensors
 from ezmia_callbacks.distributed import is_main_process, is_sharded, on_all_ranks, rank
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import private_folder, write_atomically
 
 __all__: list[str] = []
 
@@ -54,7 +54,7 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
     def save() -> None:
         if not (is_main_process() or is_in_pieces):
             return
-        into.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(into)
         describe_folder(folder)
         if hasattr(model, "save_pretrained") and not is_in_pieces:
             model.save_pretrained(into)  # type: ignore[operator]  # a method of Hugging Face models

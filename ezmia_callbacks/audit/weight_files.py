@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.files import open_private
 from ezmia_callbacks.scoring.checksums import own_part
 
 __all__: list[str] = []
@@ -79,12 +80,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         offset += n_bytes
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with open_private(path) as file:
             _write(file.write, len(head).to_bytes(8, "little") + head)
             for tensor in tensors.values():
                 _write(file.write, _bytes(tensor))
+            file.flush()
             os.fsync(file.fileno())
     except BaseException:
         path.unlink(missing_ok=True)

@@ -335,7 +335,7 @@ def test_finish_removes_the_kept_weights_and_nothing_else(tmp_path):
     rows, canaries = draw()
     auditor = PrivacyAuditor(canaries, budget=LeakageBudget(limit=0.8), n_audits=1, output_dir=tmp_path)
     run(auditor, rows, n_epochs=1)
-    assert list(tmp_path.glob("*.pt"))
+    assert list((tmp_path / "last_within_budget").glob("*.safetensors"))
 
     auditor.finish()
 
@@ -481,13 +481,14 @@ def test_weights_that_could_not_be_kept_are_not_claimed_to_be_back(tmp_path, cap
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ezmia_callbacks.audit.kept_weights.torch.save", full)
+        patch.setattr("ezmia_callbacks.audit.kept_weights.write_tensors", full)
         train_one_epoch(model, rows, torch.optim.Adam(model.parameters(), lr=1e-3))
         auditor.audit(model)
+        auditor.state_dict()  # waits for the write
 
     restored = auditor.restore_within_budget(model)
 
-    assert "weights of step 1 could not be kept" in caplog.text
+    assert "Weights could not be kept (No space left on device)" in caplog.text
     assert restored.is_baseline
     assert_same_weights(model, start)
 

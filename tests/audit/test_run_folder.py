@@ -85,12 +85,11 @@ def test_the_history_file_says_whether_it_is_whole(tmp_path):
     assert first_line["is_complete"] is False
 
 
-def test_each_process_has_its_own_file_of_kept_weights(tmp_path):
+def test_kept_and_rejected_weights_have_a_folder_each(tmp_path):
     folder = RunFolder(tmp_path)
 
-    names = [folder.kept_weights(rank=rank).name for rank in (0, 1)]
-
-    assert names == ["last_within_budget-0.pt", "last_within_budget-1.pt"]
+    assert folder.kept_weights == tmp_path / "last_within_budget"
+    assert folder.rejected_weights == tmp_path / "over_budget"
 
 
 def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):

@@ -16,6 +16,8 @@ from tiny import make_model
 from transformers import TrainerCallback
 
 from ezmia_callbacks import AuditHistory, LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
+from ezmia_callbacks.audit import kept_weights, weight_files
+from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.errors import AuditError, AuditMemoryError
 from ezmia_callbacks.scoring.forward import token_statistics
 from ezmia_callbacks.scoring.memory import fit_into_memory
@@ -276,8 +278,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.global_step == 16:
                 seen["history"] = len(AuditHistory.load(folder / "history.jsonl"))
-                kept = torch.load(folder / "last_within_budget-0.pt", weights_only=True)
-                seen["step"] = kept["step"]
+                seen["step"] = KeptWeights(folder / "last_within_budget").step
                 seen["files"] = sorted(path.name for path in folder.iterdir())
 
     def full(_descriptor):
@@ -293,7 +294,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
     assert seen["step"] == 8
     assert seen["files"] == [
         "history.jsonl",
-        "last_within_budget-0.pt",
+        "last_within_budget",
         "reference.safetensors",
         "trajectories.safetensors",
     ]
@@ -302,8 +303,21 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
 
 
 def train_until_killed(folder, n_writes, moment):
-    """Train in this process until it kills itself just before or after the rename of one write."""
+    """Train in this process until it kills itself just before or after the rename of one write.
+
+    Or in the middle of writing weights, in the background.
+    """
     rename, seen = Path.replace, []
+    write, n_written = weight_files._write, []
+
+    def write_half(to, content):
+        n_written.append(1)
+        if moment == "half of the weights" and len(n_written) == n_writes:
+            to(bytes(content)[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(to, content)
+
+    weight_files._write = write_half
 
     def replace(self, target):
         seen.append(1)
@@ -317,6 +331,8 @@ def train_until_killed(folder, n_writes, moment):
     Path.replace = replace
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    if moment == "half of the weights":  # no checkpoint that could stand for them
+        kept_weights._link = lambda files, names: False
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
@@ -347,7 +363,8 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     process.join(timeout=60)
     folder = tmp_path / "killed" / "_privacy_audit"
     left = AuditHistory.load(folder / "history.jsonl")
-    torch.load(folder / "last_within_budget-0.pt", weights_only=True)
+    # What is kept is whole, and says so: this compares every tensor.
+    KeptWeights(folder / "last_within_budget").restore(make_model())
     resumed = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(tmp_path / "killed", rows, [resumed], num_train_epochs=4, save_strategy="epoch")
     trainer.train(resume_from_checkpoint=True)
@@ -422,10 +439,11 @@ def test_damaged_weights_are_an_error_that_says_so(tmp_path):
     model = make_model()
     auditor = PrivacyAuditor(canaries, budget=BUDGET, output_dir=tmp_path)
     auditor.begin(model)
-    (tmp_path / "last_within_budget-0.pt").write_bytes(b"half a fi")
+    (tmp_path / "last_within_budget" / "index-0.json").write_bytes(b"half a fi")
+    resumed = PrivacyAuditor(canaries, budget=BUDGET, output_dir=tmp_path)
 
     with pytest.raises(AuditError, match="are damaged"):
-        auditor.restore_within_budget(model)
+        resumed.resume(model, auditor.history.to_dicts(), step=0)
 
 
 def test_every_test_named_in_the_documentation_exists():

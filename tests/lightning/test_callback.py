@@ -205,7 +205,7 @@ def test_a_memorizing_run_stops_and_ends_with_the_last_good_weights(tmp_path, ca
     assert differs(module, witness.weights[audit.history.stopped.step])
     assert f"Restored the weights of step {good.step}, the last audit within it" in caplog.text
     assert AuditHistory.load(tmp_path / "_privacy_audit" / "history.jsonl").results == audit.history.results
-    assert not list((tmp_path / "_privacy_audit").glob("*.pt"))
+    assert not list((tmp_path / "_privacy_audit").glob("last_within_budget"))
 
 
 class SaveOften(Callback):
@@ -427,7 +427,7 @@ def test_weights_that_cannot_be_put_back_are_reported(tmp_path, caplog):
 
     class LoseWeights(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            audit.auditor._kept.discard()
+            audit.auditor._weights._kept.discard()
 
     fit(tmp_path, [audit, LoseWeights()], max_epochs=24)
 

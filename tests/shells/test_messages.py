@@ -1,6 +1,7 @@
 """What the shells say when a run ends, from audits made of plain values."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,23 @@ def test_it_is_said_where_the_run_ended_why_and_what_the_model_holds(states, mes
 
     log_restored(history.last_within_budget, history, step=9)
 
-    assert caplog.record_tuples == [(LOGGER, logging.WARNING, message)]
+    checked = " (checked: every tensor is, and the canaries that were scored again say the same)"
+    ((_, level, said),) = caplog.record_tuples
+    assert (level, said.replace(checked, "").partition(" What was trained")[0]) == (logging.WARNING, message)
+    assert checked in said
+
+
+def test_it_is_said_what_is_lost_and_how_to_keep_it(caplog):
+    history = make_history("baseline", "within", "stop")
+
+    log_restored(history.last_within_budget, history, step=9)
+    log_restored(history.last_within_budget, history, step=9, rejected=Path("run/over_budget/step-9"))
+
+    lost, kept = caplog.messages
+    assert lost.endswith(
+        "What was trained after step 3, until step 9, is gone (`keep_rejected=True` would keep it aside)."
+    )
+    assert kept.endswith("The weights over the budget are in run/over_budget/step-9.")
 
 
 @pytest.mark.parametrize(

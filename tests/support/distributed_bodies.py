@@ -7,6 +7,7 @@ import torch
 from tiny import make_model, make_rows, make_texts
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks.audit import kept_weights
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.distributed import gather
 from ezmia_callbacks.errors import AuditError, ConfigurationError
@@ -89,21 +90,21 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     fully_shard(model, mesh=mesh)
     outcome = audit_twice(None, model)
     is_sharded_again = all(hasattr(parameter, "to_local") for parameter in model.parameters())
-    snapshot = KeptWeights(folder / f"weights-{rank}.pt")
+    snapshot = KeptWeights(folder / "kept")
     before = [p.to_local().clone() for p in model.parameters()]
     snapshot.save(model, step=3)
     trained(model)
     is_changed = not all(
         torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True)
     )
-    step = snapshot.restore(model)
+    step = snapshot.restore(model).step
     is_back = all(torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True))
     return outcome | {
         "is_sharded_again": is_sharded_again,
         "is_changed": is_changed,
         "is_back": is_back,
         "step": step,
-        "files": sorted(path.name for path in folder.glob("*.pt")),
+        "files": sorted(path.name for path in (folder / "kept").iterdir()),
     }
 
 
@@ -179,7 +180,7 @@ def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict
     return {
         "step": restored.step,
         "is_back": all(torch.equal(state[name], kept[name]) for name in kept),
-        "files": sorted(path.name for path in folder.glob("audit/*.pt")),
+        "files": sorted(path.name for path in folder.glob("audit/last_within_budget/*")),
     }
 
 
@@ -188,20 +189,25 @@ def fail_to_keep(rank: int, folder: Path) -> dict[str, Any]:
     model = torch.nn.Linear(3, 2)
     with torch.no_grad():
         model.weight.fill_(rank)  # each process has its own part
-    snapshot = KeptWeights(folder / f"weights-{rank}.pt")
+    snapshot = KeptWeights(folder / "kept")
     snapshot.save(model, step=1)
     with torch.no_grad():
         model.weight.add_(10)
+    write = kept_weights.write_tensors
     if rank == 1:
-        snapshot._temporary(snapshot._path).mkdir()
+        kept_weights.write_tensors = _full_disk
     try:
         snapshot.save(model, step=2)
+        snapshot.settle()
     except (OSError, AuditError) as error:
         raised = type(error).__name__
     else:
         raised = "nothing"
     finally:
         gather(None)
-    if rank == 1:
-        snapshot._temporary(snapshot._path).rmdir()
-    return {"raised": raised, "step": snapshot.restore(model), "weight": model.weight[0, 0].item()}
+    kept_weights.write_tensors = write
+    return {"raised": raised, "step": snapshot.restore(model).step, "weight": model.weight[0, 0].item()}
+
+
+def _full_disk(path: Path, tensors: object) -> None:
+    raise OSError(28, "No space left on device")

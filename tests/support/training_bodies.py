@@ -98,7 +98,7 @@ def trainer_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
         "is_back": are_same(weights_of(trainer.model), within.get(last.step, starting)),
         "weights": weights_of(trainer.model),
         "checkpoints": sorted(int(p.name.split("-")[1]) for p in (folder / "run").glob("checkpoint-*")),
-        "kept_files": sorted(p.name for p in (folder / "run" / "_privacy_audit").glob("*.pt")),
+        "kept_files": sorted(p.name for p in (folder / "run").rglob("last_within_budget*")),
     }
 
 
