@@ -568,9 +568,7 @@ def test_a_checkpoint_of_other_weights_is_found_out(pinning, tmp_path):
     pinning.pin(model, other)
     train(model)
 
-    with pytest.raises(
-        AuditError, match="holds other weights than those that were audited, .* OVER BUDGET: 1 tensors"
-    ):
+    with pytest.raises(AuditError, match=r"holds other weights .* OVER BUDGET: 1 tensors"):
         pinning.settle()
     assert pinning.restore(model).step == 0
 

@@ -289,12 +289,13 @@ class SaveAt(TrainerCallback):
             control.should_save = True
 
 
-def test_a_checkpoint_that_another_callback_forced_is_moved_aside(tmp_path, step_over):
-    trainer, audit, _, _ = run(tmp_path / "run", callbacks=[SaveAt(step_over - 1)])
+def test_a_checkpoint_that_another_callback_forced_is_audited_and_moved_aside(tmp_path, step_over):
+    trainer, audit, before, _ = run(tmp_path / "run", callbacks=[SaveAt(step_over - 1)])
 
     trainer.train()
 
-    assert audit.history.stopped.step == step_over
+    assert audit.history.stopped.step == step_over - 1
+    assert_same_weights(trainer.model, before.weights[audit.history.last_within_budget.step])
     assert checkpoints(tmp_path / "run") == []
     assert checkpoints(tmp_path / "run" / "_privacy_audit" / "over_budget") == [step_over - 1]
 
