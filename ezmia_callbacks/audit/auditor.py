@@ -49,7 +49,12 @@ from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
 from ezmia_callbacks.measuring.split_checks import check_split, refuse_blind_split
 from ezmia_callbacks.measuring.subset import CanarySubset, smallest_subset
-from ezmia_callbacks.reference.sources import ReferenceSource, check_reference, reference_label
+from ezmia_callbacks.reference.sources import (
+    ReferenceSource,
+    adapter_names,
+    check_reference,
+    reference_label,
+)
 from ezmia_callbacks.reference.statistics import reference_statistics
 from ezmia_callbacks.results.exposures import (
     Exposures,
@@ -612,6 +617,7 @@ class PrivacyAuditor:
         self._weights.begin(model)
         self._prepare(model)
         self._log_power()
+        self._log_adapters(model)
         result = self._measure(model, moment)
         self._check_split()
         on_all_ranks(self._save_reference)
@@ -827,6 +833,18 @@ class PrivacyAuditor:
         if power is not None and is_main_process():
             can_judge = self._judge.can_judge(self._state.subset)
             logger.log(logging.INFO if can_judge else logging.WARNING, "%s", power)
+
+    def _log_adapters(self, model: nn.Module) -> None:
+        """Say before the first step what audits of several adapters are about."""
+        names = adapter_names(model)
+        if len(names) > 1 and is_main_process():
+            logger.warning(
+                "The model has %d adapters (%s). Audits score it with those that are active at that moment, "
+                "and weights that are put back do not switch them: keep the same ones active while it is "
+                "trained, or audit each adapter in a run of its own.",
+                len(names),
+                ", ".join(names),
+            )
 
     def _measure(self, model: nn.Module, moment: Moment) -> AuditResult:
         """One result for all processes, from the main one."""

@@ -51,6 +51,11 @@ def has_adapters(model: nn.Module) -> bool:
     return _adapter_owner(model) is not None
 
 
+def adapter_names(model: nn.Module) -> list[str]:
+    """Names of the adapters that the model, or a module inside it, carries."""
+    return sorted(_peft_configs(model))
+
+
 def can_disable_adapters(model: nn.Module) -> bool:
     """Whether disabling leaves the weights alone: merged adapters would be unmerged, which costs bits."""
     return not any(getattr(module, "merged_adapters", ()) for module in model.modules())
