@@ -1,7 +1,7 @@
 """What a checkpoint of the trainer needs to go on, kept in the audit's own folder.
 
-The trainer's state is pushed to the hub with the model. It names the part of the run alone; which records were
-fed, and what the audits found, is in notes here, one for each checkpoint.
+The trainer's state is pushed to the hub with the model. It names the part of the run alone; which records
+were fed, and what the audits found, is in notes here, one for each checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ezmia_callbacks.files import write_atomically
 __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
+
+_NAMES = ("history", "exposures", "judged_by")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class CheckpointNotes:
         path = _file(self.folder, max(steps), self.part)
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
-            return {"history": note["history"], "exposures": note["exposures"]}
+            return {name: note[name] for name in _NAMES}
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("What the checkpoint of step %d was fed is lost (%s): %s", step, path, error)
             return None
