@@ -1,4 +1,4 @@
-"""Writing files: a killed process leaves the old content or the new, and for their owner alone."""
+"""Writing files: a killed process leaves old content or new, and others cannot read what is private."""
 
 import os
 from pathlib import Path

@@ -354,6 +354,7 @@ class PrivacyAuditor:
         *,
         step: int,
         exposures: Mapping[str, Any] | None = None,
+        judged_by: Mapping[str, Any] | None = None,
     ) -> None:
         """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
 
@@ -365,10 +366,13 @@ class PrivacyAuditor:
             step: Optimizer steps done in the checkpoint that training resumes from.
             exposures: What it had been fed by then, as `Exposures.to_dict` gave it; None if that is lost:
                 then members count once they are fed again.
+            judged_by: What they were judged by, as `AuditHistory.judged_by` gave it; None if that is unknown.
+                Under another budget they are judged anew.
 
         Raises:
-            ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
-            ConfigurationError: if there is no `output_dir` to read it from.
+            ReferenceMismatchError: if the reference is missing, damaged, made for other canaries, or another
+                run's.
+            ConfigurationError: if there is no `output_dir` to read it from, or the score is another one.
         """
         folder, state = self._folder, self._state
         if folder is None:
@@ -382,7 +386,7 @@ class PrivacyAuditor:
             if saved is not None:  # the main process's, on every one
                 if exposures is not None:
                     saved = replace(saved, exposures=Exposures.from_dict(exposures))
-                self._move_to(state.resumed(saved))
+                self._move_to(state.resumed(replace(saved, judged_by=judged_by), self._judge))
             self._go_on(model, step=step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -402,11 +406,14 @@ class PrivacyAuditor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over an interrupted run, as `state_dict` left it; call `begin` afterwards as always.
 
+        Its audits are judged anew if they were judged by another budget.
+
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
+            ConfigurationError: if its audits were judged by another score.
         """
         arrays = _map_leaves(state, lambda v: v.cpu().numpy() if isinstance(v, torch.Tensor) else v)
-        self._move_to(self._state.resumed_from_dict(arrays))
+        self._move_to(self._state.resumed_from_dict(arrays, self._judge))
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
         """Start a new run with the reference kept: the weights were trained in between.
@@ -632,9 +639,14 @@ class PrivacyAuditor:
         """The interrupted run has its model again, at this step or, if None, at its last audit."""
         called, model = model, unwrapped(model)
         self._weights.begin(model)
+        folder = self._folder
+        if folder is not None:
+            results = self.history.results
+            on_all_ranks(lambda: folder.refuse_another_run(results) if is_main_process() else None)
         self._prepare(model)
         if step is not None:
             self._move_to(self._state.at_step(step))
+        self._say_where_it_stands()
         on_all_ranks(self._save_reference)
         within = self.history.last_within_budget
         if step is None:
@@ -642,9 +654,22 @@ class PrivacyAuditor:
             is_within = within is self.history[-1] and self._is_audited(model)
         else:
             is_within = within is not None and within.step == step
-        self._weights.take_up(model, step=step, is_within=is_within)
+        self._weights.take_up(model, step=step, is_within=is_within, is_within_at=self.history.is_within_at)
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
+
+    def _say_where_it_stands(self) -> None:
+        """Name, where the run goes on, a last audit that this budget does not let pass."""
+        judged = [result for result in self.history.audits_after_baseline if result.status == "ok"]
+        if self.settings.budget is None or not judged or judged[-1].decision.is_within_budget:
+            return
+        if is_main_process():
+            logger.warning(
+                "The run goes on from weights that are not known to be within its budget (step %d, %s): the "
+                "next audit judges it again.",
+                judged[-1].step,
+                judged[-1].decision.message,
+            )
 
     def _watch_batches(self, called: nn.Module, *, step: int) -> None:
         """From here on every batch is looked at; what was fed before the run was interrupted still counts."""

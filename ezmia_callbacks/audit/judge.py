@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
@@ -20,13 +20,17 @@ from ezmia_callbacks.functional.planning import (
     describe_power,
     has_enough_power,
 )
+from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
+    from ezmia_callbacks.functional.intervals import Interval
     from ezmia_callbacks.measuring.subset import CanarySubset
-    from ezmia_callbacks.results.history import AuditHistory
-    from ezmia_callbacks.results.result import Measurement
+    from ezmia_callbacks.results.result import AuditResult, Measurement
 
 __all__: list[str] = []
+
+# Findings of an audit that leave no verdict on it: nobody knows what was fed, or it was scored otherwise.
+NO_VERDICT = frozenset({"batches not seen", "not scored as fed"})
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,78 @@ class Judge:
             return not_yet
         return replace(decision, stop=False) if self.judge_only else decision
 
+    def rejudged(
+        self,
+        results: Sequence[AuditResult],
+        everything: CanarySubset,
+        *,
+        judged_by: Mapping[str, Any] | None,
+    ) -> tuple[AuditResult, ...]:
+        """The audits of an interrupted run as this budget has them: what another let pass may be over it.
+
+        Under the same budget every decision stays as it was. Under another, figures and bands are judged
+        anew; an audit that lacks what this budget asks for has no verdict. None of them stops the run, which
+        goes on: its next audit may.
+
+        Args:
+            results: The audits.
+            everything: All canaries that are scored.
+            judged_by: `AuditHistory.judged_by` of the interrupted run; None if it is not known.
+        """
+        history = AuditHistory(budget=self.budget)
+        if judged_by is not None and judged_by["budget"] == history.judged_by["budget"]:
+            return tuple(results)
+        confidence = None if judged_by is None else float(judged_by["confidence"])
+        for result in results:
+            if result.status == "ok" and not result.is_baseline:
+                decision = self._anew(result, history, everything, confidence=confidence)
+                result = replace(result, decision=decision)
+            history = history.with_result(result)
+        return history.results
+
+    def _anew(
+        self,
+        result: AuditResult,
+        before: AuditHistory,
+        everything: CanarySubset,
+        *,
+        confidence: float | None,
+    ) -> Decision:
+        old, budget = result.decision, self.budget
+        if budget is None:
+            return self.decide(result.metrics, before)
+        if lacking := self._lacking(result.metrics.get(budget.name), before, confidence=confidence):
+            return Decision(False, None, f"not judged under this budget: {lacking}", limit=budget.limit)
+        seen = result.n_members_seen
+        new = self.decide(
+            result.metrics,
+            before,
+            why_unknown=next((f.text for f in result.findings if f.name in NO_VERDICT), ""),
+            lacks="" if seen is None else self.lacks(seen, result.n_non_members, everything),
+        )
+        is_same = replace(new, stop=old.stop, message=old.message) == old
+        # A stop and the reason why there was no verdict stay, where this budget says the same.
+        if is_same and (new.message == old.message or new.is_within_budget is None):
+            return old
+        return replace(new, stop=False)
+
+    def _lacking(
+        self, measured: Measurement | None, before: AuditHistory, *, confidence: float | None
+    ) -> str:
+        """What an older figure lacks to be judged by this budget; empty for nothing."""
+        budget = self.budget
+        if budget is None:
+            return ""
+        if measured is None:
+            return f"{budget.label} was not measured"
+        if measured.value is None or measured.band is None:
+            return measured.note or f"{budget.label} has no band"
+        if budget.rule == "point" or (confidence is not None and confidence >= budget.confidence):
+            return ""
+        if _is_at_least(measured.band, self.band_confidence(before)):
+            return ""
+        return f"the band of {budget.label} was made for a lower confidence than this budget asks for"
+
     def check_resolvable(self, subset: CanarySubset) -> None:
         """Refuse a budget that these canaries could never answer.
 
@@ -179,3 +255,8 @@ class Judge:
 
     def _alpha(self, audit: int) -> float:
         return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)
+
+
+def _is_at_least(band: Interval, confidence: float) -> bool:
+    # The plan's share of the error rate is a quotient: the last bits do not count.
+    return band.confidence >= confidence - 1e-12

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ezmia_callbacks.audit.run_state import RunState, SavedRun
-from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.errors import AuditError, ReferenceMismatchError
 from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
@@ -74,6 +74,23 @@ class RunFolder:
         except AuditError:
             return []
 
+    def refuse_another_run(self, results: Sequence[AuditResult]) -> None:
+        """See that a run which goes on here is the one that wrote here last: both began with one baseline.
+
+        Args:
+            results: The audits of the run that goes on.
+
+        Raises:
+            ReferenceMismatchError: if another run did: its reference and its kept weights are here.
+        """
+        found = [AuditResult.from_dict(row) for row in self.rows()[:1]]
+        starts = [_start(result) for result in (*found, *results[:1]) if result.is_baseline]
+        if len(starts) == 2 and starts[0] != starts[1]:
+            raise ReferenceMismatchError(
+                f"The reference in {self.path} is that of another run: pass the `output_dir` of the run that "
+                "is resumed, and give every run its own."
+            )
+
     def load(self, results: Sequence[AuditResult], state: RunState) -> SavedRun:
         """What an interrupted run left here, with its audits from elsewhere.
 
@@ -98,3 +115,9 @@ class RunFolder:
         except AuditError as error:
             logger.warning("What an earlier part of the run found is lost: %s", error)
         return saved
+
+
+def _start(baseline: AuditResult) -> tuple[Any, ...]:
+    """What a baseline says of the weights and the reference that it was made with."""
+    figures = {name: measured.value for name, measured in baseline.metrics.items()}
+    return baseline.score, figures, baseline.member_loss, baseline.non_member_loss

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ezmia_callbacks.errors import ReferenceMismatchError
+from ezmia_callbacks.audit.judge import Judge
+from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.measuring.subset import CanarySubset
 from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory
@@ -31,6 +32,7 @@ class SavedRun:
         caveat: What has to stand beside its headlines.
         trajectories: Scores of its records; None if they are lost.
         exposures: What it was fed of each canary; None if that is lost.
+        judged_by: `AuditHistory.judged_by` of it; None if that is not known.
     """
 
     results: tuple[AuditResult, ...]
@@ -39,6 +41,7 @@ class SavedRun:
     caveat: str = ""
     trajectories: Trajectories | None = None
     exposures: Exposures | None = None
+    judged_by: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +149,30 @@ class RunState:
         metadata = replace(self.history.run_metadata, **fields)
         return replace(self, history=replace(self.history, run_metadata=metadata))
 
-    def resumed(self, saved: SavedRun, *, step: int | None = None) -> RunState:
+    def resumed(self, saved: SavedRun, judge: Judge) -> RunState:
         """An interrupted run goes on: its audits, its reference and its subset, with this run's settings.
 
         Args:
             saved: What it left behind.
-            step: Optimizer steps done where it goes on; later audits never happened. None for all.
+            judge: Judges the audits anew where they were judged by another budget.
+
+        Raises:
+            ConfigurationError: if they were judged by another score.
         """
+        others = sorted({result.score for result in saved.results} - {self.trajectories.score})
+        if others:
+            raise ConfigurationError(
+                f"The interrupted run was judged by the score {others[0]!r}, and this one would be by "
+                f"{self.trajectories.score!r}, which makes no curve: resume with the score {others[0]!r}, or "
+                "start again from the original weights."
+            )
+        share = _chosen_share(saved.results)
+        everything = self.subset.of_share(1.0 if share is None else share)
+        results = judge.rejudged(saved.results, everything, judged_by=saved.judged_by)
+        return self._going_on(replace(saved, results=results))
+
+    def _going_on(self, saved: SavedRun, *, step: int | None = None) -> RunState:
+        """The run with what it left up to a step; later audits never happened. None for all."""
         history = replace(self.history, results=saved.results, findings=saved.findings, caveat=saved.caveat)
         if step is not None:
             history = history.up_to_step(step)
@@ -176,7 +196,7 @@ class RunState:
 
     def at_step(self, step: int) -> RunState:
         """The same interrupted run, gone on with from an earlier step."""
-        return self if (saved := self.saved()) is None else self.resumed(saved, step=step)
+        return self if (saved := self.saved()) is None else self._going_on(saved, step=step)
 
     def restarted(self) -> RunState:
         """The run starts over with trained weights: reference, checks and baseline stay what they were."""
@@ -196,6 +216,7 @@ class RunState:
             caveat=self.history.caveat,
             trajectories=self.trajectories,
             exposures=self.exposures,
+            judged_by=self.history.judged_by,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,13 +229,15 @@ class RunState:
             "reference": None if self.reference is None else _arrays(self.reference),
             "trajectories": _arrays(self.trajectories),
             "exposures": self.exposures.to_dict(),
+            "judged_by": self.history.judged_by,
         }
 
-    def resumed_from_dict(self, state: Mapping[str, Any]) -> RunState:
+    def resumed_from_dict(self, state: Mapping[str, Any], judge: Judge) -> RunState:
         """`resumed` from what `to_dict` returned; this state where that run had not begun.
 
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
+            ConfigurationError: if its audits were judged by another score.
         """
         if state["reference"] is None:
             return self
@@ -237,8 +260,9 @@ class RunState:
             trajectories=replace(empty, **state["trajectories"]),
             # A state of before they were counted has none.
             exposures=Exposures.from_dict(state["exposures"]) if "exposures" in state else None,
+            judged_by=state.get("judged_by"),
         )
-        return self.resumed(saved)
+        return self.resumed(saved, judge)
 
 
 def _chosen_share(results: Sequence[AuditResult]) -> float | None:

@@ -142,12 +142,30 @@ class AuditedWeights:
         if self._kept is not None:
             self._kept.wait()
 
-    def take_up(self, model: nn.Module, *, step: int, is_within: bool) -> None:
-        """Go on with what an interrupted run has kept, from this step."""
+    def take_up(
+        self, model: nn.Module, *, step: int, is_within: bool, is_within_at: Callable[[int], bool]
+    ) -> None:
+        """Go on with what an interrupted run has kept.
+
+        Args:
+            model: The model.
+            step: Optimizer steps done.
+            is_within: Whether it is within the budget now.
+            is_within_at: Whether it was at a step, by the budget of the run that goes on.
+        """
         kept = self._kept
         if kept is None:
             return
         kept.discard_after(step)
+        kept_step = broadcast_from_main(kept.step)
+        if kept_step is not None and not is_within_at(kept_step):
+            kept.discard()
+            if is_main_process():
+                logger.warning(
+                    "The weights of step %d, which the interrupted run kept, are not known to be within this "
+                    "budget and were discarded.",
+                    kept_step,
+                )
         if is_within:
             self.keep(model, step=step)
         elif not self.are_kept and is_main_process():

@@ -267,7 +267,11 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             self._begin_part(trainer, state)
             with weights_for_use(kwargs.get("optimizer")):
                 self.auditor.resume(
-                    model, saved["history"], step=state.global_step, exposures=saved.get("exposures")
+                    model,
+                    saved["history"],
+                    step=state.global_step,
+                    exposures=saved.get("exposures"),
+                    judged_by=saved.get("judged_by"),
                 )
             self.auditor.watch(called_by_loop(trainer))
             return
@@ -486,7 +490,11 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self.auditor.look_back()
         if is_main_process():
             steps = map(step_of, checkpoints_in(run_folder(self._find_trainer())))
-            note = {"history": self.history.to_dicts(), "exposures": self.auditor.exposures_of_all.to_dict()}
+            note = {
+                "history": self.history.to_dicts(),
+                "exposures": self.auditor.exposures_of_all.to_dict(),
+                "judged_by": self.history.judged_by,
+            }
             self._notes.write(
                 state.global_step, note, checkpoints={step for step in steps if step is not None}
             )

@@ -20,6 +20,8 @@ __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 
+_NAMES = ("history", "exposures", "judged_by")
+
 
 @dataclass(frozen=True)
 class CheckpointNotes:
@@ -67,7 +69,7 @@ class CheckpointNotes:
         path = _file(self.folder, max(steps), self.part)
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
-            return {"history": note["history"], "exposures": note["exposures"]}
+            return {name: note[name] for name in _NAMES}
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("What the checkpoint of step %d was fed is lost (%s): %s", step, path, error)
             return None

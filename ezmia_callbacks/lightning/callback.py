@@ -263,6 +263,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             "history": self.history.to_dicts(),
             "weights_step": self._restored_step,
             "exposures": self.auditor.exposures_of_all.to_dict(),
+            "judged_by": self.history.judged_by,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -548,16 +549,15 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def _resume(
         self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
     ) -> None:
-        path = self._folder(trainer) / "history.jsonl"
-        found = AuditHistory.load(path).to_dicts() if path.exists() else []
-        if found and found[:1] != saved["history"][:1]:
-            raise ReferenceMismatchError(
-                f"The reference in {path.parent} is that of another run: pass the `output_dir` of the run "
-                "that is resumed, and give every run its own."
-            )
         step = saved["weights_step"]
         step = trainer.global_step if step is None else step
-        auditor.resume(pl_module, saved["history"], step=step, exposures=saved.get("exposures"))
+        auditor.resume(
+            pl_module,
+            saved["history"],
+            step=step,
+            exposures=saved.get("exposures"),
+            judged_by=saved.get("judged_by"),
+        )
         auditor.watch(self._called_in_training(pl_module))
 
     def _restart(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:

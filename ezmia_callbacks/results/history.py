@@ -48,6 +48,11 @@ class AuditHistory:
         """Confidence with which the bands of all audits hold together: the budget's, if there is one."""
         return self.confidence if self.budget is None else self.budget.confidence
 
+    @property
+    def judged_by(self) -> dict[str, Any]:
+        """What the decisions and bands were made by, as plain Python; for a checkpoint."""
+        return {"budget": self.budget and asdict(self.budget), "confidence": self.band_confidence}
+
     def __len__(self) -> int:
         return len(self.results)
 
@@ -97,6 +102,10 @@ class AuditHistory:
             if result.decision.is_within_budget:
                 return result
         return None
+
+    def is_within_at(self, step: int) -> bool:
+        """Whether an audit at this step found the model within the budget."""
+        return any(result.step == step and result.decision.is_within_budget for result in self.results)
 
     @property
     def is_past_budget(self) -> bool:

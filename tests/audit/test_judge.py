@@ -1,5 +1,7 @@
 """Verdicts from figures alone: no model, no forward pass."""
 
+from dataclasses import replace
+
 import pytest
 
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget, hold_out_canaries
@@ -8,7 +10,7 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional import Decision, Interval, alpha_for_audit, describe_power
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.subset import CanarySubset
-from ezmia_callbacks.results.result import Measurement
+from ezmia_callbacks.results.result import Finding, Measurement
 from ezmia_callbacks.scoring.rows import encode_canaries
 
 BUDGET = LeakageBudget(limit=0.6)
@@ -203,3 +205,146 @@ def test_figures_without_a_value_are_not_judged_yet_and_end_nothing():
     decision = make_judge().decide(metrics, make_history(), lacks="3 members are too few")
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
+
+
+def audits(*aucs, before=BUDGET, half_width=0.03, **options):
+    """A run with these figures, and what judged it."""
+    judge, history = make_judge(before), AuditHistory(budget=before)
+    for i, auc in enumerate((0.5, *aucs)):
+        figures = auc_of(auc, half_width=half_width)
+        decision = judge.decide(figures, history, is_baseline=i == 0)
+        history = history.with_result(
+            AuditResult(i, float(i), "ok", i == 0, "ez", 100, 200, decision, metrics=figures, **options)
+        )
+    return history
+
+
+def rejudged(history, budget, *, n_audits=4, is_known=True):
+    judged_by = history.judged_by if is_known else None
+    return make_judge(budget, n_audits=n_audits).rejudged(history.results, make_subset(), judged_by=judged_by)
+
+
+def verdicts(results):
+    return [result.decision.is_within_budget for result in results]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("patience", [0, 1])
+def test_under_the_same_budget_every_decision_stays_as_it_was(is_known, patience):
+    history = audits(0.55, 0.7, 0.7, before=LeakageBudget(limit=0.6, patience=patience))
+
+    assert rejudged(history, history.budget, is_known=is_known) == history.results
+    assert history.stopped is not None
+
+
+def test_under_the_same_budget_a_longer_plan_changes_no_decision():
+    history = audits(0.55, 0.7)
+
+    assert rejudged(history, BUDGET, n_audits=40) == history.results
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_a_wider_limit_let_pass_may_be_over_a_stricter_one(is_known):
+    history = audits(0.55, 0.7, before=LeakageBudget(limit=0.9))
+
+    results = rejudged(history, LeakageBudget(limit=0.6), is_known=is_known)
+
+    assert verdicts(history) == [True, True, True]
+    assert verdicts(results) == [True, True, False]
+    assert results[2].decision.message == "over budget: lower bound of AUC 0.670 > 0.600"
+    # It did not stop then; the next audit may.
+    assert [result.decision.stop for result in results] == [False] * 3
+    assert results[2].decision.n_over_in_a_row == 1
+
+
+def test_what_a_stricter_limit_did_not_let_pass_may_be_within_a_wider_one():
+    assert verdicts(rejudged(audits(0.7), LeakageBudget(limit=0.9))) == [True, True]
+
+
+def test_patience_counts_anew():
+    history = audits(0.7, 0.7, before=LeakageBudget(limit=0.9))
+
+    results = rejudged(history, LeakageBudget(limit=0.6, patience=3))
+
+    assert [result.decision.n_over_in_a_row for result in results] == [0, 1, 2]
+
+
+def test_another_rule_reads_the_other_end_of_the_band():
+    history = audits(0.59)
+
+    assert verdicts(rejudged(history, LeakageBudget(limit=0.6, rule="upper"))) == [True, False]
+
+
+def test_another_metric_is_judged_by_its_own_figures():
+    history = audits(0.55)
+    advantage = Measurement(0.3, band=Interval(0.25, 0.4, 0.99, "pairs"))
+    results = [replace(r, metrics={**r.metrics, "advantage": advantage}) for r in history]
+
+    judge = make_judge(LeakageBudget(metric="advantage", limit=0.2))
+
+    assert verdicts(judge.rejudged(results, make_subset(), judged_by=history.judged_by)) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        (None, "AUC was not measured"),
+        (Measurement(None, note="too few"), "too few"),
+        (Measurement(0.55, note="no band: too few"), "no band: too few"),
+    ],
+)
+def test_an_audit_without_the_figure_has_no_verdict(figure, message):
+    history = audits(0.55, before=LeakageBudget(limit=0.9))
+    results = [replace(result, metrics={} if figure is None else {"auc": figure}) for result in history]
+
+    _, again = make_judge().rejudged(results, make_subset(), judged_by=history.judged_by)
+
+    assert again.decision == Decision(False, None, f"not judged under this budget: {message}", limit=0.6)
+
+
+@pytest.mark.parametrize("rule", ["lower", "upper", "point"])
+def test_a_band_of_too_low_a_confidence_carries_no_verdict(rule):
+    """The band here holds with 0.99; four audits that share 0.01 need 0.9975 each."""
+    surer = LeakageBudget(limit=0.9, rule=rule, confidence=0.99)
+    judge = Judge(surer, 0.99, 4)
+
+    _, again = judge.rejudged(audits(0.55).results, make_subset(), judged_by=audits().judged_by)
+
+    if rule == "point":  # reads no band
+        assert again.decision.is_within_budget
+    else:
+        assert again.decision.is_within_budget is None
+        assert "was made for a lower confidence than this budget asks for" in again.decision.message
+
+
+def test_a_run_without_a_budget_is_judged_by_the_one_that_comes():
+    history = audits(0.55, 0.7, before=None)
+
+    results = rejudged(history, BUDGET)
+
+    assert verdicts(history) == [True, None, None]
+    assert verdicts(results) == [True, True, False]
+
+
+def test_a_budget_that_is_gone_leaves_no_verdict():
+    assert verdicts(rejudged(audits(0.7), None)) == [True, None]
+
+
+def test_of_what_was_not_seen_there_is_no_verdict_under_another_budget_either():
+    unseen = Finding("batches not seen", True, "Leakage is unknown: no batch was seen.")
+    history = audits(0.7, before=None, findings=(unseen,))
+    few = audits(0.55, before=None, n_members_seen=9)
+
+    for results in (rejudged(history, BUDGET), rejudged(few, BUDGET)):
+        assert verdicts(results) == [True, None]
+        assert results[1].decision.message.startswith("not judged yet: ")
+
+
+def test_a_failed_audit_stays_a_failed_one():
+    history = audits(0.55)
+    failed = replace(history[1], status="failed", metrics={}, decision=Decision(False, None, "failed"))
+    results = [history[0], failed]
+
+    found = make_judge(LeakageBudget(limit=0.9)).rejudged(results, make_subset(), judged_by=None)
+
+    assert found == tuple(results)

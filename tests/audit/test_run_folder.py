@@ -1,13 +1,15 @@
 """The files of a run, without a model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from run_states import CHECK, assert_carries_the_same, begun, fresh, run_to
+from run_states import CHECK, JUDGE, assert_carries_the_same, begun, fresh, run_to
 
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.errors import ReferenceMismatchError
+from ezmia_callbacks.results.result import Measurement
 
 
 def written(path, state):
@@ -17,13 +19,18 @@ def written(path, state):
     return folder
 
 
+def resumed(saved):
+    """Under the same budget: what judged the audits comes with them, from the checkpoint."""
+    return fresh().resumed(replace(saved, judged_by=begun().history.judged_by), JUDGE)
+
+
 def test_what_is_written_comes_back(tmp_path):
     interrupted = run_to(20)
     folder = written(tmp_path / "run", interrupted)
 
     saved = folder.load(interrupted.history.results, fresh())
 
-    assert_carries_the_same(fresh().resumed(saved), interrupted)
+    assert_carries_the_same(resumed(saved), interrupted)
 
 
 def test_the_audits_are_those_of_the_checkpoint_not_of_the_folder(tmp_path):
@@ -32,7 +39,7 @@ def test_the_audits_are_those_of_the_checkpoint_not_of_the_folder(tmp_path):
     saved = folder.load(run_to(10).history.results, fresh())
 
     assert len(saved.results) == 2
-    assert_carries_the_same(fresh().resumed(saved, step=10), run_to(10))
+    assert_carries_the_same(resumed(saved).at_step(10), run_to(10))
 
 
 def test_a_lost_history_is_named_and_costs_the_findings_alone(tmp_path, caplog):
@@ -71,6 +78,22 @@ def test_the_reference_of_other_canaries_is_refused(tmp_path):
         folder.load([], fresh(seed=1))
 
 
+def test_the_run_that_wrote_here_last_may_go_on(tmp_path):
+    written(tmp_path, run_to(20)).refuse_another_run(run_to(10).history.results)
+    RunFolder(tmp_path / "empty").refuse_another_run(run_to(10).history.results)
+
+
+@pytest.mark.parametrize(
+    "different", [{"member_loss": 3.25}, {"non_member_loss": 3.0}, {"metrics": {"auc": Measurement(0.51)}}]
+)
+def test_a_run_that_began_otherwise_than_the_one_here_is_refused(tmp_path, different):
+    folder = written(tmp_path, run_to(20))
+    baseline, *later = run_to(10).history.results
+
+    with pytest.raises(ReferenceMismatchError, match="is that of another run: pass the `output_dir`"):
+        folder.refuse_another_run([replace(baseline, **different), *later])
+
+
 def test_no_reference_is_written_before_there_is_one(tmp_path):
     RunFolder(tmp_path).save_reference(fresh())
 
@@ -78,7 +101,7 @@ def test_no_reference_is_written_before_there_is_one(tmp_path):
 
 
 def test_the_history_file_says_whether_it_is_whole(tmp_path):
-    written(tmp_path, fresh().resumed(begun().saved()))
+    written(tmp_path, fresh().resumed(begun().saved(), JUDGE))
 
     first_line = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])
 

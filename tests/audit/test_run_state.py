@@ -1,9 +1,13 @@
 """Where a run stands, and how it goes on: made of plain values, without a model."""
 
-import pytest
-from run_states import assert_carries_the_same, begun, fresh, result, run_to
+from dataclasses import replace
 
-from ezmia_callbacks.errors import ReferenceMismatchError
+import pytest
+from run_states import JUDGE, assert_carries_the_same, begun, fresh, result, run_to
+
+from ezmia_callbacks import LeakageBudget
+from ezmia_callbacks.audit.judge import Judge
+from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 
 
 def test_an_audit_makes_another_state_and_leaves_the_old_one_alone():
@@ -20,9 +24,9 @@ def test_a_resumed_run_has_all_that_the_interrupted_one_had(way):
     interrupted = run_to(30)
 
     resumed = (
-        fresh(command="second.py").resumed(interrupted.saved())
+        fresh(command="second.py").resumed(interrupted.saved(), JUDGE)
         if way == "folder"
-        else fresh(command="second.py").resumed_from_dict(interrupted.to_dict())
+        else fresh(command="second.py").resumed_from_dict(interrupted.to_dict(), JUDGE)
     )
 
     assert_carries_the_same(resumed, interrupted)
@@ -33,13 +37,13 @@ def test_a_resumed_run_has_all_that_the_interrupted_one_had(way):
 
 
 def test_a_run_resumed_at_a_step_has_no_audits_of_its_future():
-    resumed = fresh().resumed(run_to(30).saved(), step=15)
+    resumed = fresh().resumed(run_to(30).saved(), JUDGE).at_step(15)
 
     assert_carries_the_same(resumed, run_to(10))
 
 
 def test_a_resumed_run_can_still_go_back_to_an_earlier_step():
-    resumed = fresh().resumed_from_dict(run_to(30).to_dict())
+    resumed = fresh().resumed_from_dict(run_to(30).to_dict(), JUDGE)
 
     assert_carries_the_same(resumed.at_step(10), run_to(10))
 
@@ -71,7 +75,7 @@ def test_a_chosen_subset_is_that_of_the_run_from_its_start():
 def test_a_resumed_run_keeps_the_subset_that_was_chosen():
     interrupted = run_to(20, chosen(begun(chooses_subset=True)))
 
-    resumed = fresh(chooses_subset=True).resumed_from_dict(interrupted.to_dict())
+    resumed = fresh(chooses_subset=True).resumed_from_dict(interrupted.to_dict(), JUDGE)
 
     assert_carries_the_same(resumed, interrupted)
     assert resumed.is_subset_chosen
@@ -80,7 +84,7 @@ def test_a_resumed_run_keeps_the_subset_that_was_chosen():
 def test_a_run_resumed_from_before_the_choice_chooses_again():
     interrupted = run_to(20, chosen(begun(chooses_subset=True)))
 
-    resumed = fresh(chooses_subset=True).resumed(interrupted.saved(), step=5)
+    resumed = fresh(chooses_subset=True).resumed(interrupted.saved(), JUDGE).at_step(5)
 
     assert not resumed.is_subset_chosen
     assert resumed.subset.share == 1.0
@@ -90,11 +94,34 @@ def test_a_run_resumed_from_before_the_choice_chooses_again():
 
 def test_the_state_of_other_canaries_is_refused():
     with pytest.raises(ReferenceMismatchError, match="belongs to other canaries or another reference"):
-        fresh(seed=1).resumed_from_dict(run_to(10).to_dict())
+        fresh(seed=1).resumed_from_dict(run_to(10).to_dict(), JUDGE)
+
+
+def test_a_run_of_another_score_is_refused():
+    state = run_to(10)
+    others = replace(
+        state,
+        history=replace(
+            state.history, results=tuple(replace(result, score="wbc") for result in state.history)
+        ),
+    )
+
+    with pytest.raises(ConfigurationError, match="judged by the score 'wbc', and this one would be by 'ez'"):
+        fresh().resumed(others.saved(), JUDGE)
+
+
+def test_a_run_resumed_under_another_budget_is_judged_anew():
+    """These audits have no figures, so that another budget finds nothing to judge."""
+    interrupted = run_to(20)
+
+    resumed = fresh().resumed(interrupted.saved(), Judge(LeakageBudget(limit=0.55), 0.95, 4))
+
+    verdicts = [result.decision.is_within_budget for result in resumed.history]
+    assert verdicts == [True, None, None]
 
 
 def test_the_state_of_a_run_that_had_not_begun_changes_nothing():
     state = fresh()
 
-    assert state.resumed_from_dict(fresh().to_dict()) is state
+    assert state.resumed_from_dict(fresh().to_dict(), JUDGE) is state
     assert state.saved() is None

@@ -163,7 +163,7 @@ def test_a_state_dict_has_the_names_that_it_had():
 
     auditor.load_state_dict(state)
 
-    assert auditor.state_dict().keys() == {*state, "exposures"}
+    assert auditor.state_dict().keys() == {*state, "exposures", "judged_by"}
     assert auditor.state_dict()["reference"].keys() == state["reference"].keys()
     assert auditor.state_dict()["trajectories"].keys() == state["trajectories"].keys()
 

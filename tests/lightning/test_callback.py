@@ -42,7 +42,9 @@ from tiny import make_model, make_rows, make_texts, make_tokenizer
 
 import ezmia_callbacks
 from ezmia_callbacks import AuditHistory, LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError, ReferenceMismatchError
+from ezmia_callbacks.functional import Decision
 from ezmia_callbacks.lightning import PrivacyAuditCallback
 from ezmia_callbacks.lightning.trainer import language_model_in
 from ezmia_callbacks.lightning.trainer_access import callback_classes
@@ -696,11 +698,18 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path):
     assert values == [r.metrics["auc"].value for r in whole.history]
 
 
-def test_a_resumed_run_goes_back_to_the_checkpoint_if_it_crosses_the_budget_at_once(tmp_path):
+def cross_at_once(monkeypatch):
+    """Every audit from here on is over the budget, which is the same one: what it judged before stays."""
+    over = Decision(True, False, "over budget", n_over_in_a_row=1)
+    monkeypatch.setattr(Judge, "decide", lambda *figures, **of_feeding: over)
+
+
+def test_a_resumed_run_goes_back_to_the_checkpoint_if_it_crosses_the_budget_at_once(tmp_path, monkeypatch):
     saver = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
     fit_in_order(tmp_path, [bare_audit(budget=LeakageBudget(**BUDGET)), saver], max_epochs=2)
     checkpoint = torch.load(saver.best_model_path, weights_only=True)
-    audit = bare_audit(budget=LeakageBudget(limit=0.501, rule="point"), every=1)
+    cross_at_once(monkeypatch)
+    audit = bare_audit(budget=LeakageBudget(**BUDGET), every=1)
 
     trainer, module = fit_in_order(tmp_path, [audit], ckpt_path=saver.best_model_path)
 
@@ -708,12 +717,13 @@ def test_a_resumed_run_goes_back_to_the_checkpoint_if_it_crosses_the_budget_at_o
     assert_same_weights(module, checkpoint["state_dict"])
 
 
-def test_resuming_a_stopped_run_starts_from_the_weights_that_were_put_back(tmp_path):
+def test_resuming_a_stopped_run_starts_from_the_weights_that_were_put_back(tmp_path, monkeypatch):
     audit = bare_audit(budget=LeakageBudget(**BUDGET))
     trainer, module = fit_in_order(tmp_path, [audit], max_epochs=24)
     trainer.save_checkpoint(tmp_path / "final.ckpt")
     good, stopped = audit.history.last_within_budget.step, trainer.global_step
-    again = bare_audit(budget=LeakageBudget(limit=0.501, rule="point"), every=1)
+    cross_at_once(monkeypatch)
+    again = bare_audit(budget=LeakageBudget(**BUDGET), every=1)
 
     _, resumed = fit_in_order(tmp_path, [again], ckpt_path=tmp_path / "final.ckpt", max_epochs=26)
 

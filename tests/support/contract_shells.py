@@ -1,5 +1,6 @@
 """One and the same training under every shell: `test_contract.py` holds them to the same figures."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from ezmia_callbacks import (
     PrivacyAuditor,
     hold_out_canaries,
 )
+from ezmia_callbacks.errors import AuditError
+
+logger = logging.getLogger(__name__)
 
 LEARNING_RATE = 0.3
 BATCH_SIZE = 8
@@ -59,6 +63,18 @@ def outcome(model, histories) -> Outcome:
     return Outcome(tuple(histories), {k: v.clone() for k, v in model.state_dict().items()})
 
 
+def _options(canaries, budget, resuming: Mapping[str, Any]) -> dict[str, Any]:
+    """What an audit is made with; a run that resumes may have others."""
+    others = {name: value for name, value in resuming.items() if name != "meanwhile"}
+    return {"canaries": canaries, "budget": budget, **others}
+
+
+def _meanwhile(folder: Path, resuming: Mapping[str, Any]) -> None:
+    """What happens in the folder of the first audit before the run resumes."""
+    if "meanwhile" in resuming:
+        resuming["meanwhile"](folder / "0")
+
+
 class PlainTrainer(Trainer):
     """No shuffling, no clipping, the model's own loss: what the other loops do."""
 
@@ -70,15 +86,19 @@ class PlainTrainer(Trainer):
 
 
 def with_huggingface(
-    folder: Path, budgets: list[LeakageBudget | None], *, n_epochs: int, interrupt_after: int | None = None
+    folder: Path,
+    budgets: list[LeakageBudget | None],
+    *,
+    n_epochs: int,
+    interrupt_after: int | None = None,
+    **resuming: Any,
 ) -> Outcome:
     rows, canaries = draw()
 
     def run(n_run: int, *, resumes: bool):
         callbacks = [
             PrivacyAuditCallback(
-                canaries,
-                budget=b,
+                **_options(canaries, b, resuming if resumes else {}),
                 every="epoch",
                 batch_size=BATCH_SIZE,
                 prefix=f"{i}/",
@@ -107,6 +127,7 @@ def with_huggingface(
 
     if interrupt_after is not None:
         run(interrupt_after, resumes=False)
+        _meanwhile(folder, resuming)
     return run(n_epochs, resumes=interrupt_after is not None)
 
 
@@ -128,7 +149,12 @@ class PlainModule(TinyModule):
 
 
 def with_lightning(
-    folder: Path, budgets: list[LeakageBudget | None], *, n_epochs: int, interrupt_after: int | None = None
+    folder: Path,
+    budgets: list[LeakageBudget | None],
+    *,
+    n_epochs: int,
+    interrupt_after: int | None = None,
+    **resuming: Any,
 ) -> Outcome:
     rows, canaries = draw()
     checkpoint = folder / "last.ckpt"
@@ -136,8 +162,7 @@ def with_lightning(
     def run(n_run: int, *, resumes: bool):
         callbacks = [
             LightningPrivacyAuditCallback(
-                canaries,
-                budget=b,
+                **_options(canaries, b, resuming if resumes else {}),
                 every="epoch",
                 batch_size=BATCH_SIZE,
                 prefix=f"{i}/",
@@ -156,6 +181,7 @@ def with_lightning(
 
     if interrupt_after is not None:
         run(interrupt_after, resumes=False)
+        _meanwhile(folder, resuming)
     return run(n_epochs, resumes=interrupt_after is not None)
 
 
@@ -174,6 +200,7 @@ def with_own_loop(
     n_epochs: int,
     interrupt_after: int | None = None,
     is_accelerated: bool = False,
+    **resuming: Any,
 ) -> Outcome:
     """A loop as users write it, plain or with Accelerate; its state goes through a file."""
     rows, canaries = draw()
@@ -182,7 +209,13 @@ def with_own_loop(
         model = make_model()
         optimizer, loader = make_optimizer(model), make_loader(rows)
         auditors = [
-            PrivacyAuditor(canaries, budget=b, n_audits=n_epochs, batch_size=BATCH_SIZE) for b in budgets
+            PrivacyAuditor(
+                **_options(canaries, b, resuming if resumes else {}),
+                n_audits=n_epochs,
+                batch_size=BATCH_SIZE,
+                output_dir=folder / str(i) if resuming else None,
+            )
+            for i, b in enumerate(budgets)
         ]
         accelerator = Accelerator(cpu=True) if is_accelerated else None
         if accelerator is not None:
@@ -203,7 +236,10 @@ def with_own_loop(
             results = [a.audit(model, step=epoch * N_STEPS_IN_EPOCH, epoch=float(epoch)) for a in auditors]
             stopping = [a for a, r in zip(auditors, results, strict=True) if r.decision.stop]
             for auditor in stopping:
-                auditor.restore_within_budget(model)
+                try:
+                    auditor.restore_within_budget(model)
+                except AuditError as error:
+                    logger.error("The model stays OVER BUDGET: %s", error)
             if stopping:
                 break
             _save(folder, accelerator, model, optimizer, auditors)
@@ -212,6 +248,7 @@ def with_own_loop(
 
     if interrupt_after is not None:
         run(interrupt_after, resumes=False)
+        _meanwhile(folder, resuming)
     return run(n_epochs, resumes=interrupt_after is not None)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget, hold_out_canaries
+from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.run_state import RunState
 from ezmia_callbacks.functional import Decision
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
@@ -15,6 +16,7 @@ from ezmia_callbacks.scoring.rows import encode_canaries
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 BUDGET = LeakageBudget(limit=0.6)
+JUDGE = Judge(BUDGET, BUDGET.confidence, 4)
 CHECK = Finding("length", False, "shows no difference")
 
 
