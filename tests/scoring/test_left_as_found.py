@@ -7,7 +7,7 @@ import torch
 from tiny import make_model
 from token_rows import mixed_rows
 from torch import nn
-from writing_models import WRITING, CountsInPlace, assert_same_bits, bits, make_rwkv, times
+from writing_models import WRITING, CountsInPlace, assert_same_bits, bits, make_rwkv, past_everything, times
 
 from ezmia_callbacks.errors import ModelChangedError
 from ezmia_callbacks.scoring.forward import (
@@ -53,6 +53,19 @@ def test_figures_of_a_model_that_is_rescaled_are_the_same_at_each_audit():
     first, second = (scorer.statistics(model, mixed_rows()) for _ in range(2))
 
     assert first.log_probs.tolist() == second.log_probs.tolist()
+
+
+def test_figures_do_not_depend_on_the_batches_before():
+    rows = mixed_rows()
+    together, alone = Scorer(batch_size=1), Scorer(batch_size=1)
+
+    found = together.statistics(CountsInPlace(), rows)
+
+    for i in (0, len(rows) - 1):
+        expected = alone.statistics(CountsInPlace(), [rows[i]])
+        assert (
+            found.log_probs[found.offsets[i] : found.offsets[i + 1]].tolist() == expected.log_probs.tolist()
+        )
 
 
 def test_only_weights_that_are_overwritten_are_copied():
