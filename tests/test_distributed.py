@@ -16,6 +16,7 @@ AGREEING = (
     bodies.run_out_of_memory,
     bodies.fail_with_a_warning,
     bodies.fail_with_an_error,
+    bodies.be_changed,
     bodies.differ_in_canaries,
     bodies.keep_in_memory,
     bodies.keep_on_disk,
@@ -100,6 +101,14 @@ def test_a_failure_on_one_process_is_raised_on_all(two):
 
     assert first["raised"].startswith("AuditError: The audit failed on process 1: NonFiniteLogitsError")
     assert second["raised"].startswith("NonFiniteLogitsError")
+
+
+def test_a_model_changed_on_one_process_ends_training_on_all(two):
+    first, second = two["be_changed"]
+
+    assert first["status"] == second["status"] == "failed"
+    assert first["raised"].startswith("AuditError: The audit failed on process 1: ModelChangedError")
+    assert second["raised"].startswith("ModelChangedError: An audit has changed `transformer.wte.weight`")
 
 
 def test_processes_with_different_canaries_are_refused(two):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, OrderedDict, defaultdict, deque
-from types import SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -28,6 +29,9 @@ _SMALL = 2**16
 # FSDP2 registers hooks for checkpoints at its first forward pass, and needs them.
 _NOT_OURS = "state_dict"
 
+# What holds nothing, and is the most of what modules hold.
+_PLAIN = frozenset({type(None), bool, int, float, str, FunctionType, MethodType, torch.dtype, torch.device})
+
 _MISSING = object()
 
 
@@ -38,11 +42,13 @@ class ModelState(NamedTuple):
         tensors: Parameters, buffers and tensors in attributes, by name, each once.
         holdings: How each of these tensors was held.
         contents: What was in modules, configurations and containers.
+        empty: Containers in which nothing was: most dictionaries of hooks.
     """
 
     tensors: dict[str, Tensor]
     holdings: list[_Holding]
     contents: list[_Contents]
+    empty: list[Any]
 
     def put_back(self) -> bool:
         """Undo what was replaced, added or deleted since; whether anything was."""
@@ -50,7 +56,10 @@ class ModelState(NamedTuple):
         changed = [each for each in held if each.is_changed()]
         for each in changed:
             each.put_back()
-        return bool(changed)
+        filled = [container for container in self.empty if container]
+        for container in filled:
+            container.clear()
+        return bool(changed or filled)
 
 
 def model_state(model: nn.Module) -> ModelState:
@@ -63,20 +72,18 @@ def model_state(model: nn.Module) -> ModelState:
     if is_managed_elsewhere(model):
         for name, buffer in model.named_buffers():
             walk.see(buffer, name)
-        return ModelState(walk.tensors, [], [])
+        return ModelState(walk.tensors, [], [], [])
     for name, module in model.named_modules():
         walk.see_module(module, f"{name}." if name else "")
-    return ModelState(walk.tensors, walk.holdings, walk.contents)
+    return ModelState(walk.tensors, walk.holdings, walk.contents, walk.empty)
 
 
 def is_managed_elsewhere(model: nn.Module) -> bool:
     """Whether the weights are swapped by DeepSpeed's third stage or the first FSDP."""
     # By name: neither need be installed.
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters()) or any(
-        base.__name__ == "FullyShardedDataParallel"
-        for module in model.modules()
-        for base in type(module).__mro__
-    )
+    kinds = {type(module) for module in model.modules()}
+    names = {base.__name__ for kind in kinds for base in kind.__mro__}
+    return "FullyShardedDataParallel" in names or any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -125,7 +132,8 @@ class _Contents(NamedTuple):
     def is_changed(self) -> bool:
         container, before = self.container, self.before
         if isinstance(container, dict):
-            return not _is_same_dictionary(container, before)
+            # All of it in compiled code: there are some for each module.
+            return not (_identities(container) == _identities(before) and _keys(container) == _keys(before))
         if isinstance(container, set):
             return bool(container != before)
         return len(container) != len(before) or any(
@@ -149,11 +157,12 @@ class _Contents(NamedTuple):
             container.update(before)
 
 
-def _is_same_dictionary(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    return len(now) == len(before) and all(
-        key is other_key and value is other
-        for (key, value), (other_key, other) in zip(now.items(), before.items(), strict=True)
-    )
+def _identities(dictionary: dict[Any, Any]) -> list[int]:
+    return list(map(id, dictionary.values()))
+
+
+def _keys(dictionary: dict[Any, Any]) -> list[Any]:
+    return list(dictionary)
 
 
 class _Walk:
@@ -163,17 +172,22 @@ class _Walk:
         self.tensors: dict[str, Tensor] = {}
         self.holdings: list[_Holding] = []
         self.contents: list[_Contents] = []
+        self.empty: list[Any] = []
         self._known: set[int] = set()
 
     def see_module(self, module: nn.Module, prefix: str) -> None:
         held = vars(module)
         self._remember(held)
         for name, value in held.items():
-            if _NOT_OURS in name:
+            kind = type(value)
+            if kind in _PLAIN or _NOT_OURS in name:
+                continue
+            if kind in _DICTIONARIES and not value:
+                self.empty.append(value)
                 continue
             if name in ("_parameters", "_buffers", "_modules"):
                 # Compiled scripts have mappings of their own.
-                if type(value) in _DICTIONARIES:
+                if kind in _DICTIONARIES:
                     self._remember(value)
                 for own_name, item in value.items():
                     self.see(item, f"{prefix}{own_name}")
@@ -182,6 +196,8 @@ class _Walk:
 
     def see(self, value: Any, name: str) -> None:
         """A value that a module holds, directly or not; modules are seen by themselves."""
+        if type(value) in _PLAIN:
+            return
         if isinstance(value, Tensor):
             self._see_tensor(value, name)
         elif isinstance(value, tuple):
@@ -211,7 +227,10 @@ class _Walk:
         if id(container) in self._known:
             return False
         self._known.add(id(container))
-        self.contents.append(_Contents(container, _copied(container)))
+        if container:
+            self.contents.append(_Contents(container, _copied(container)))
+        else:
+            self.empty.append(container)
         return True
 
 

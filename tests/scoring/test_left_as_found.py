@@ -7,7 +7,7 @@ import torch
 from tiny import make_model
 from token_rows import mixed_rows
 from torch import nn
-from writing_models import WRITING, CountsInPlace, assert_same_bits, bits, make_rwkv
+from writing_models import WRITING, CountsInPlace, assert_same_bits, bits, make_rwkv, past_everything, times
 
 from ezmia_callbacks.errors import ModelChangedError
 from ezmia_callbacks.scoring.forward import (
@@ -17,16 +17,6 @@ from ezmia_callbacks.scoring.forward import (
 )
 from ezmia_callbacks.scoring.left_as_found import Traces, bytes_of
 from ezmia_callbacks.scoring.scorer import Scorer
-
-
-def times(factor):
-    """A hook that overwrites the weights of a module in evaluation mode."""
-
-    def overwrite(module, args):
-        if not module.training:
-            module.weight.mul_(factor)
-
-    return overwrite
 
 
 def found_out(model):
@@ -63,6 +53,19 @@ def test_figures_of_a_model_that_is_rescaled_are_the_same_at_each_audit():
     first, second = (scorer.statistics(model, mixed_rows()) for _ in range(2))
 
     assert first.log_probs.tolist() == second.log_probs.tolist()
+
+
+def test_figures_do_not_depend_on_the_batches_before():
+    rows = mixed_rows()
+    together, alone = Scorer(batch_size=1), Scorer(batch_size=1)
+
+    found = together.statistics(CountsInPlace(), rows)
+
+    for i in (0, len(rows) - 1):
+        expected = alone.statistics(CountsInPlace(), [rows[i]])
+        assert (
+            found.log_probs[found.offsets[i] : found.offsets[i + 1]].tolist() == expected.log_probs.tolist()
+        )
 
 
 def test_only_weights_that_are_overwritten_are_copied():
@@ -167,24 +170,11 @@ def test_it_is_put_back_after_an_error_too():
     assert_same_bits(bits(model), before)
 
 
-class PastEverything(nn.Module):
-    """A language model that overwrites a weight as a kernel of one's own would: nobody is told."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = make_model()
-
-    def forward(self, input_ids, attention_mask=None):
-        self.inner.transformer.wte.weight.detach().numpy()[5, 5] += 1.0
-        return self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
 def test_what_cannot_be_seen_is_found_by_its_bits_and_refused_at_the_start():
-    model = PastEverything()
+    model = make_model()
+    model.transformer.wte.register_forward_pre_hook(past_everything)
 
-    with pytest.raises(
-        ModelChangedError, match=r"`inner\.transformer\.wte\.weight` of PastEverything.*kernel"
-    ):
+    with pytest.raises(ModelChangedError, match=r"`transformer\.wte\.weight` of GPT2LMHeadModel.*kernel"):
         Scorer().prepare(model, mixed_rows())
 
 

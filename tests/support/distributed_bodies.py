@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tiny import make_model, make_rows, make_texts
+from writing_models import times
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
 from ezmia_callbacks.audit import kept_weights
@@ -124,6 +125,20 @@ def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:
 
 def fail_with_a_warning(rank: int, folder: Path) -> dict[str, Any]:
     return _fail(rank, folder, "warn")
+
+
+def be_changed(rank: int, folder: Path) -> dict[str, Any]:
+    """An audit overwrites a weight of one process's model."""
+    model = make_model()
+    auditor = PrivacyAuditor(make_canaries(), n_audits=1, on_error="warn")
+    auditor.begin(model)
+    if rank == 1:
+        model.transformer.wte.register_forward_pre_hook(times(0.5))
+    try:
+        auditor.audit(model)
+    except AuditError as error:
+        return {"raised": f"{type(error).__name__}: {error}", "status": auditor.history[-1].status}
+    return {"raised": None}
 
 
 def fail_with_an_error(rank: int, folder: Path) -> dict[str, Any]:

@@ -112,6 +112,22 @@ WRITING = {
 }
 
 
+def times(factor):
+    """A hook that overwrites the weights of a module in evaluation mode."""
+
+    def overwrite(module, args):
+        if not module.training:
+            module.weight.mul_(factor)
+
+    return overwrite
+
+
+def past_everything(module, args):
+    """A hook that overwrites a weight in evaluation mode as a kernel of one's own would: nobody is told."""
+    if not module.training:
+        module.weight.detach().numpy()[5, 5] += 1.0
+
+
 def bits(model):
     """Every tensor and plain value that a model holds, however it holds it."""
     tensors = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
