@@ -41,6 +41,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     TrainingArguments,
     autocast,
     called_by_loop,
+    holds_masters_apart,
     is_in_pieces,
     log_plainly,
     n_batches,
@@ -714,6 +715,12 @@ def _refuse_unsupported(trainer: Trainer, model: nn.Module, *, restore: bool) ->
         raise ConfigurationError(
             "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be restored yet: pass `restore=False` "
             "and keep checkpoints to return to."
+        )
+    if restore and holds_masters_apart(trainer):
+        raise ConfigurationError(
+            f"DeepSpeed in {trainer.accelerator.mixed_precision} steps on float32 copies of the weights, "
+            "which cannot be restored yet, so that its checkpoints would hold the weights over the budget: "
+            "pass `restore=False` and keep checkpoints to return to, or train in float32."
         )
     if splits_records(trainer):
         raise ConfigurationError(

@@ -3,6 +3,7 @@ import logging
 import math
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.huggingface.callback import _refuse_unsupported
 
 pytestmark = pytest.mark.filterwarnings(
     # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
@@ -914,3 +916,16 @@ def test_other_logging_set_up_by_the_user_is_left_alone(monkeypatch):
     console.show_audit_lines()
 
     assert package.handlers == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_of_which_deepspeed_has_copies_that_cannot_be_restored_are_refused(precision):
+    kind = SimpleNamespace(name="DEEPSPEED")
+    accelerator = SimpleNamespace(distributed_type=kind, mixed_precision=precision, parallelism_config=None)
+    trainer = SimpleNamespace(accelerator=accelerator)
+
+    with pytest.raises(ConfigurationError, match=f"DeepSpeed in {precision} .* `restore=False`"):
+        _refuse_unsupported(trainer, make_model(), restore=True)
+    _refuse_unsupported(trainer, make_model(), restore=False)
+    accelerator.mixed_precision = "no"
+    _refuse_unsupported(trainer, make_model(), restore=True)
