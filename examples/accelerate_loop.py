@@ -54,7 +54,7 @@ def train(base: str, texts: list[str], output_dir: Path, *, first_epoch: int, en
         result = auditor.audit(model, step=(epoch + 1) * len(loader), epoch=epoch + 1)
         accelerator.print(result.describe())
         if result.decision.stop:
-            auditor.restore_within_budget(model)
+            auditor.restore_within_budget(model, optimizer)
             break
         accelerator.save_state(str(output_dir / "state"))
     accelerator.wait_for_everyone()
@@ -62,7 +62,7 @@ def train(base: str, texts: list[str], output_dir: Path, *, first_epoch: int, en
         output_dir / "final", is_main_process=accelerator.is_main_process
     )
     if end_epoch == N_EPOCHS or auditor.history.stopped is not None:
-        auditor.finish()
+        auditor.finish(model)
     return auditor.history
 
 

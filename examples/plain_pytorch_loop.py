@@ -48,9 +48,9 @@ def main() -> None:
         result = auditor.audit(model, step=step, epoch=epoch + 1)
         print(result.describe())
         if result.decision.stop:
-            auditor.restore_within_budget(model)
+            auditor.restore_within_budget(model, optimizer)
             break
-    auditor.finish()
+    auditor.finish(model)
     model.save_pretrained(output_dir / "final")
 
     print_outcome(auditor.history)

@@ -152,8 +152,9 @@ class PrivacyAuditor:
         >>> for epoch in range(3):  # doctest: +SKIP
         ...     train_one_epoch(model)
         ...     if auditor.audit(model, epoch=epoch + 1).decision.stop:
-        ...         auditor.restore_within_budget(model)
+        ...         auditor.restore_within_budget(model, optimizer)
         ...         break
+        >>> auditor.finish(model)  # doctest: +SKIP
     """
 
     def __init__(
@@ -559,11 +560,21 @@ class PrivacyAuditor:
         self._weights.note_audited(results[-1])
         return results[-1]
 
-    def finish(self) -> None:
+    def finish(self, model: nn.Module | None = None) -> None:
         """Say that the run is over: its history is whole, and the kept weights are removed.
 
-        Waits for no other process, so that one alone may call it.
+        Without a model it waits for no other process, so that one alone may call it.
+
+        Args:
+            model: The model that is left: whether its weights are those of an audit is said, for averages may
+                have been copied into it since.
         """
+        if model is not None and self.audit_of(model) is None and is_main_process():
+            logger.warning(
+                "The model that is left does not hold the weights of any audit: its leakage is unknown%s. "
+                "Audit it before it is finished.",
+                "" if self.settings.budget is None else ", and it may be OVER BUDGET",
+            )
         if self._seen is not None:
             self._seen.unwatch()
             self._log_never_fed()

@@ -672,3 +672,21 @@ def test_a_run_that_goes_beyond_what_its_canaries_can_judge_is_stopped():
     assert decision.is_within_budget is None
     assert "cannot be judged any more" in decision.message
     assert auditor.restore_within_budget(model).decision.is_within_budget
+
+
+@pytest.mark.parametrize("budget", [None, LeakageBudget(limit=0.8)])
+def test_a_model_that_is_left_with_other_weights_than_any_audits_is_named(caplog, budget):
+    rows, canaries = draw()
+    auditor = PrivacyAuditor(canaries, budget=budget, n_audits=2)
+    model = run(auditor, rows, n_epochs=2)
+    assert auditor.audit_of(model) is auditor.history[-1]
+    auditor.finish(model)
+    assert "any audit" not in caplog.text
+
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(0.5)
+    auditor.finish(model)
+
+    assert auditor.audit_of(model) is None
+    assert "does not hold the weights of any audit: its leakage is unknown" in caplog.text
+    assert ("OVER BUDGET" in caplog.text) is (budget is not None)
