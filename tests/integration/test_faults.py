@@ -141,8 +141,8 @@ def test_an_audit_out_of_memory_does_not_shrink_the_training_batch(tmp_path, n_r
     rows, canaries = draw()
     model = make_model()
     audit = PrivacyAuditCallback(canaries)
-    # The check of the model takes six passes, the baseline of 90 records six.
-    limit_memory(model, n_records=n_records, after_calls=12)
+    # The trial and the check of the model take seven passes, the baseline of 90 records six.
+    limit_memory(model, n_records=n_records, after_calls=13)
     trainer = make_trainer(
         tmp_path, rows, [audit], model=model, auto_find_batch_size=True, num_train_epochs=1
     )
@@ -224,7 +224,7 @@ def break_forward(model, *, at_call):
 def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
     rows, canaries = draw()
     model = make_model()
-    break_forward(model, at_call=13)
+    break_forward(model, at_call=14)
     audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(tmp_path, rows, [audit], model=model, num_train_epochs=2)
 
@@ -238,7 +238,7 @@ def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
 def test_an_exception_in_an_audit_ends_training_when_errors_raise(tmp_path):
     rows, canaries = draw()
     model = make_model()
-    break_forward(model, at_call=13)
+    break_forward(model, at_call=14)
     audit = PrivacyAuditCallback(canaries, on_error="raise")
     trainer = make_trainer(tmp_path, rows, [audit], model=model)
 
