@@ -20,6 +20,7 @@ AGREEING = (
     bodies.differ_in_canaries,
     bodies.keep_in_memory,
     bodies.keep_on_disk,
+    bodies.keep_without_room_for_a_copy,
     bodies.fail_to_keep,
 )
 
@@ -117,7 +118,12 @@ def test_processes_with_different_canaries_are_refused(two):
 
 
 @pytest.mark.parametrize(
-    ("body", "files"), [("keep_in_memory", []), ("keep_on_disk", ["0-1-0.safetensors", "index-0.json"])]
+    ("body", "files"),
+    [
+        ("keep_in_memory", []),
+        ("keep_on_disk", ["0-1-0.safetensors", "index-0.json"]),
+        ("keep_without_room_for_a_copy", ["0-1-0.safetensors", "index-0.json"]),
+    ],
 )
 def test_the_main_process_keeps_replicated_weights_for_all(body, files, two):
     for outcome in two[body]:

@@ -244,6 +244,7 @@ class KeptWeights:
         if self._folder is None:
             self._committed = replace(kept, tensors=_copies(tensors))
             return
+        # Without room for a copy training waits for the write.
         is_in_background = has_memory_for(n_bytes)
         copies = _copies(tensors) if is_in_background else tensors
         (name,) = self._new_names(step, 1)
@@ -257,7 +258,8 @@ class KeptWeights:
 
         self._background.start(write)
         if not is_in_background:
-            self.settle()
+            # Not `settle`: the other processes may have the memory, or nothing to write.
+            self.wait()
 
     def settle(self) -> None:
         """Wait for what is being written; from here on it is what is kept.

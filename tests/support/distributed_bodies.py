@@ -176,6 +176,16 @@ def keep_on_disk(rank: int, folder: Path) -> dict[str, Any]:
     return _keep_and_put_back(rank, folder, folder / "audit")
 
 
+def keep_without_room_for_a_copy(rank: int, folder: Path) -> dict[str, Any]:
+    """Replicated weights, which the main process writes alone; it waits, and for nobody else."""
+    has_memory_for = kept_weights.has_memory_for
+    kept_weights.has_memory_for = lambda n_bytes: False
+    try:
+        return _keep_and_put_back(rank, folder, folder / "audit")
+    finally:
+        kept_weights.has_memory_for = has_memory_for
+
+
 def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict[str, Any]:
     """Replicated weights: an audit inside the budget, one over it, and back."""
     model = make_model()
