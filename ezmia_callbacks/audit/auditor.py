@@ -1,6 +1,7 @@
 """The audit itself, for a hand-written loop; the framework callbacks are thin shells over it."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -86,6 +87,8 @@ __all__: list[str] = []
 
 logger = logging.getLogger(__name__)
 
+# Relative difference of a loss that other kernels make, on another machine.
+_SAME_LOSS = 1e-4
 # Canaries by which a model that was put back is known again.
 _N_SAMPLED = 8
 
@@ -213,7 +216,8 @@ class PrivacyAuditor:
             batch_size=batch_size, logits_fn=logits_fn, autocast=autocast, show_progress=show_progress
         )
         self._watch = Stopwatch()
-        self._folder = None if output_dir is None else RunFolder(Path(output_dir))
+        # Absolute: a script may change its folder while it trains.
+        self._folder = None if output_dir is None else RunFolder(Path(output_dir).absolute())
         self._weights = AuditedWeights(
             self._no_kept_weights() if settings.keeps_weights else None,
             sample=self._sample,
@@ -507,14 +511,19 @@ class PrivacyAuditor:
             self._record(result)
         return result
 
-    def checkpoint_saved(self, model: nn.Module, folder: str | Path) -> None:
-        """Say that the checkpoint which `audit` was told of is written.
+    def checkpoint_saved(self, model: nn.Module, folder: str | Path) -> list[str]:
+        """Say that a checkpoint of the weights that were audited last is written.
+
+        Its safetensors or PyTorch files are read, and their tensors compared with the audited ones.
 
         Args:
-            model: The model, unchanged since.
+            model: The model, unchanged since that audit.
             folder: Folder that holds it.
+
+        Returns:
+            Names of the tensors that it holds with other bits: a checkpoint that was never audited.
         """
-        self._weights.checkpoint_written(unwrapped(model), Path(folder))
+        return self._weights.checkpoint_written(unwrapped(model), Path(folder))
 
     def before_step(self, model: nn.Module) -> None:
         """Say that training goes on: weights whose checkpoint has not come are kept now.
@@ -557,6 +566,11 @@ class PrivacyAuditor:
             self._save_rejected(unwrapped(model))
         step = self._weights.restore(unwrapped(model), optimizer=optimizer)
         results = [r for r in self.history if r.step == step and r.decision.is_within_budget]
+        if not results:
+            raise AuditError(
+                f"The weights of step {step} are in the model again, and no audit of this run found them "
+                "within the budget."
+            )
         self._weights.note_audited(results[-1])
         return results[-1]
 
@@ -662,9 +676,11 @@ class PrivacyAuditor:
         within = self.history.last_within_budget
         if step is None:
             step = self.history[-1].step
-            is_within = within is self.history[-1] and self._is_audited(model)
+            is_within = within is self.history[-1] and self._is_audited(model, within)
         else:
-            is_within = within is not None and within.step == step
+            is_within = (
+                within is not None and within.step == step and self._is_what_was_audited(model, within)
+            )
         self._weights.take_up(model, step=step, is_within=is_within, is_within_at=self.history.is_within_at)
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
@@ -803,14 +819,31 @@ class PrivacyAuditor:
         projection = self._scorer.prepare(model, self._state.subset.all_encoded.rows)
         self._state = self._state.with_metadata(logits=projection.describe())
 
-    def _is_audited(self, model: nn.Module) -> bool:
-        """Whether the weights are those of the last audit; a checkpoint may have been saved later."""
+    def _is_audited(self, model: nn.Module, audit: AuditResult, *, tolerance: float = 0.0) -> bool:
+        """Whether the weights are those of an audit, by its figures: a checkpoint may have been saved later."""
         target = self._scorer.statistics(model, self.encoded.rows)
-        counted = self._counted()
-        is_member = self.encoded.is_member
-        members = is_member if counted is None else is_member & counted.is_counted
+        is_member, members = self.encoded.is_member, self.encoded.is_member
+        if audit.n_members_seen is not None and not audit.is_baseline:
+            members = is_member & counted_by(self.exposures, is_member).is_counted
         loss = mean_loss(target, members) if members.any() else None
-        return broadcast_from_main(loss == self.history[-1].member_loss)
+        found = (loss, audit.member_loss)
+        is_same = None not in found and math.isclose(*found, rel_tol=tolerance, abs_tol=0.0)  # type: ignore[arg-type]
+        return broadcast_from_main(is_same)
+
+    def _is_what_was_audited(self, model: nn.Module, audit: AuditResult) -> bool:
+        """Whether the checkpoint that a run goes on with holds the weights of its audit; says if not."""
+        if not self.settings.keeps_weights:
+            return True
+        is_same = self._weights.holds(model, step=audit.step)
+        if is_same is None:
+            is_same = self._is_audited(model, audit, tolerance=_SAME_LOSS)
+        if not is_same and is_main_process():
+            logger.warning(
+                "The checkpoint of step %d does not hold the weights that were audited at that step: they "
+                "were never audited, and are not kept to be restored.",
+                audit.step,
+            )
+        return is_same
 
     def _save_rejected(self, model: nn.Module) -> None:
         folder = self._folder
@@ -820,10 +853,9 @@ class PrivacyAuditor:
             return
         try:
             self.rejected_folder = save_rejected(model, folder.rejected_weights, step=self.history[-1].step)
-        except (OSError, AuditError) as error:
-            if self.settings.on_error == "raise":
-                raise
-            logger.warning("The weights over the budget could not be written (%s) and are gone.", error)
+        except Exception as error:  # whatever a model's own `save_pretrained` raises: the stop must go on
+            if is_main_process():
+                logger.error("The weights over the budget could not be written (%s) and are gone.", error)
 
     def _sample(self, model: nn.Module) -> np.ndarray:
         """Log-probabilities of a few canaries' tokens, nats: the same ones, in the same batch, each time."""

@@ -14,6 +14,9 @@ from ezmia_callbacks.scoring.checksums import checksums
 
 __all__: list[str] = []
 
+# Of a layer with adapters; public names of PEFT's.
+_ADAPTER_STATE = ("merged_adapters", "active_adapters", "disable_adapters")
+
 # What `torch.compile` puts before every name.
 _COMPILED = "_orig_mod."
 
@@ -26,19 +29,22 @@ class Imprint:
 
     Attributes:
         checksums: One number for each tensor, by its name.
+        adapters: Which adapters are active, merged or switched off.
     """
 
     checksums: Mapping[str, int]
+    adapters: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> Imprint:
         """The imprint of a model as it is now; reads every weight twice, and waits for the device."""
-        return cls(checksums(dict(named_tensors(model))))
+        return cls(checksums(dict(named_tensors(model))), _adapters(model))
 
     @cached_property
     def digest(self) -> str:
         """One text for all of it: equal for equal weights."""
-        return hashlib.sha256(repr(sorted(self.checksums.items())).encode()).hexdigest()
+        content = (self.adapters, sorted(self.checksums.items()))
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def is_same_as(self, other: Imprint) -> bool:
         """Whether the weights are the same to the bit, on every process; each of them must call this."""
@@ -48,6 +54,16 @@ class Imprint:
         """Names of the tensors that are others there, or are only here or only there."""
         names = self.checksums.keys() | other.checksums.keys()
         return sorted(name for name in names if self.checksums.get(name) != other.checksums.get(name))
+
+
+def _adapters(model: nn.Module) -> str:
+    """What PEFT's layers say of their adapters, as one text; empty without any."""
+    states = {
+        repr([getattr(module, name, None) for name in _ADAPTER_STATE])
+        for module in model.modules()
+        if hasattr(module, _ADAPTER_STATE[0])
+    }
+    return " ".join(sorted(states))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -268,14 +268,16 @@ class KeptWeights:
             OSError: if it could not be written: then what was kept before still is.
             AuditError: if another process could not write its part.
         """
-        pending, self._pending = self._pending, None
+        pending = self._pending
         try:
             on_all_ranks(self._background.wait)
-        except BaseException:
+        except Exception:
+            self._pending = None
             if pending is not None and self._folder is not None:
                 for name in pending.files:
                     (self._folder / name).unlink(missing_ok=True)
             raise
+        self._pending = None
         # Only once all have written theirs, so that no mixture of old and new parts is left.
         if pending is not None:
             if not pending.is_everybodys:
@@ -322,13 +324,11 @@ class KeptWeights:
         self.save(model, step=expected.step, present=present, sample=expected.sample)
 
     def pin(self, model: nn.Module, checkpoint: Path) -> None:
-        """Keep the expected weights by the files of a checkpoint, if it has them; else save them.
-
-        That the files hold them to the bit is seen in the background, and told by `settle`.
+        """Keep the expected weights by the files of a checkpoint, if it has them all; else save them.
 
         Args:
             model: The model, unchanged since `expect_checkpoint`.
-            checkpoint: Folder of the checkpoint.
+            checkpoint: Folder of the checkpoint, of which it was seen that its weights are the expected ones.
 
         Raises:
             OSError: if they can neither be linked nor written.
@@ -354,22 +354,18 @@ class KeptWeights:
         if not is_main_process():
             self.discard()
             return
-        pending = replace(expected, files=tuple(names), forms=needed)
-
-        def check() -> None:
-            try:
-                _check_files([folder / name for name in names], pending)
-            except AuditError:
-                self._can_pin = False
-                raise
-            self._commit(pending)
-
-        self._pending = pending
-        self._background.start(check)
+        kept = replace(expected, files=tuple(names), forms=needed)
+        self._commit(kept)
+        self._committed, self._is_loaded = kept, True
 
     def wait(self) -> None:
         """Wait until what this process writes is on the disk; for no other process."""
         self._background.join()
+
+    def differs(self, model: nn.Module) -> bool:
+        """Whether a model's weights are others than those that this process keeps; False without any."""
+        kept = self._newest()
+        return kept is not None and bool(kept.imprint.differing(Imprint.of(model)))
 
     def relabel(self, *, step: int) -> None:
         """Count the kept weights, if any, as those of another step; for a run that starts over with them.
@@ -440,20 +436,24 @@ class KeptWeights:
             master.follow()
         return known
 
+    def forget_expected(self) -> None:
+        """No checkpoint is to come any more: the run that it belonged to was broken off."""
+        self._expected = None
+
     def discard(self) -> None:
         """Forget the kept weights and remove their files; waits for no other process."""
         # Whatever could not be written: nothing is to be kept any more.
-        with suppress(OSError, AuditError):
+        with suppress(Exception):
             self._background.wait()
         self._committed = self._pending = self._expected = None
         self._is_loaded = True
         if self._folder is None or self._index is None:
             return
-        self._index.unlink(missing_ok=True)
-        for path in self._folder.glob(f"{rank()}-*.safetensors"):
-            path.unlink(missing_ok=True)
-        # Another process's part may still be there.
+        # A training is never lost for what cannot be removed; another process's part may still be there.
         with suppress(OSError):
+            self._index.unlink(missing_ok=True)
+            for path in self._folder.glob(f"{rank()}-*.safetensors"):
+                path.unlink(missing_ok=True)
             self._folder.rmdir()
 
     def _newest(self) -> Kept | None:
@@ -532,11 +532,14 @@ class KeptWeights:
 
         def put(name: str, tensor: Tensor) -> None:
             target = own_part(present[name])
-            target.copy_(as_form(tensor, target))
+            _without_repetitions(target).copy_(_without_repetitions(as_form(tensor, target), like=target))
 
         with torch.no_grad():
             if kept.tensors is None and self._folder is not None:
-                read_tensors([self._folder / name for name in kept.files], kept.forms, put)
+                files = [self._folder / name for name in kept.files]
+                # Before anything is written: a checkpoint that was rewritten in place damages its other name.
+                _check_files(files, kept)
+                read_tensors(files, kept.forms, put)
             for name, tensor in {**(kept.tensors or {}), **kept.late}.items():
                 put(name, tensor)
 
@@ -558,16 +561,27 @@ def _check_files(paths: Sequence[Path], kept: Kept) -> None:
     differing = []
 
     def compare(name: str, tensor: Tensor) -> None:
-        if checksums({name: tensor})[name] != kept.imprint.checksums[name]:
+        # Types that the format does not know come as bytes: the model will be compared when they are in it.
+        is_known = Form.of(tensor) == kept.forms[name]
+        is_bytes = tensor.dtype == torch.uint8 and not is_known
+        if not is_bytes and checksums({name: tensor})[name] != kept.imprint.checksums[name]:
             differing.append(name)
 
     read_tensors(paths, kept.forms, compare)
     if differing:
         raise AuditError(
-            f"the checkpoint that was written after the audit of step {kept.step} holds other weights than "
-            f"those that were audited, and may be OVER BUDGET: {len(differing)} tensors differ (first: "
-            f"{differing[0]})"
+            f"The kept weights of step {kept.step} are damaged: {len(differing)} tensors are not what they "
+            f"were (first: {differing[0]})."
         )
+
+
+def _without_repetitions(tensor: Tensor, *, like: Tensor | None = None) -> Tensor:
+    """A tensor without what is the same memory again (`expand`), which cannot be written to."""
+    like = tensor if like is None else like
+    for dim, (size, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _link(files: Sequence[Path], names: Sequence[Path]) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ezmia_callbacks.audit.imprint import named_tensors
 from ezmia_callbacks.audit.weight_files import write_tensors
-from ezmia_callbacks.distributed import is_main_process, is_sharded, on_all_ranks, rank
+from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, is_sharded, on_all_ranks, rank
 from ezmia_callbacks.files import private_folder, write_atomically
 
 __all__: list[str] = []
@@ -48,7 +48,9 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
     Raises:
         OSError: if it cannot be written.
     """
-    into = folder / f"step-{step}"
+    taken = sum(1 for path in folder.glob(f"step-{step}*")) if is_main_process() else 0
+    n = broadcast_from_main(taken)
+    into = folder / (f"step-{step}" if n == 0 else f"step-{step}-{n + 1}")
     is_in_pieces = is_sharded(model)
 
     def save() -> None:
@@ -61,9 +63,7 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
             for path in into.rglob("*"):
                 path.chmod(0o700 if path.is_dir() else 0o600)
             return
-        path = into / f"weights-{rank()}.safetensors"
-        path.unlink(missing_ok=True)
-        write_tensors(path, dict(named_tensors(model)))
+        write_tensors(into / f"weights-{rank()}.safetensors", dict(named_tensors(model)))
 
     on_all_ranks(save)
     return into

@@ -170,9 +170,13 @@ class Background:
 
     def wait(self) -> None:
         """Wait until it is done, and raise what it raised; nothing if nothing was begun."""
-        future, self._future = self._future, None
-        if future is not None:
-            future.result()
+        future = self._future
+        if future is None:
+            return
+        # Whoever interrupts the waiting does not end the work: it can still be waited for.
+        wait([future])
+        self._future = None
+        future.result()
 
 
 def has_memory_for(n_bytes: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ezmia_callbacks.audit.checkpoint_check import other_weights_in
 from ezmia_callbacks.audit.imprint import Imprint
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.settings import OnError
@@ -121,13 +122,26 @@ class AuditedWeights:
         except Exception as error:  # a training is never lost for it
             self._fail(error)
 
-    def checkpoint_written(self, model: nn.Module, folder: Path) -> None:
-        """The trainer has written the checkpoint that was to follow."""
+    def checkpoint_written(self, model: nn.Module, folder: Path) -> list[str]:
+        """The trainer has written a checkpoint of the weights that were audited last.
+
+        Returns:
+            Names of the tensors that it holds with other bits than these; empty where it was seen to hold
+            them, and where it cannot be read.
+        """
+        audited = self._present or Imprint.of(model)
+        differing = broadcast_from_main(
+            on_all_ranks(lambda: other_weights_in(folder, model, audited) if is_main_process() else [])
+        )
         if self._kept is not None:
             try:
-                self._kept.pin(model, folder)
+                if differing:
+                    self._kept.save_expected(model)
+                else:
+                    self._kept.pin(model, folder)
             except Exception as error:  # a training is never lost for it
                 self._fail(error)
+        return differing
 
     def before_step(self, model: nn.Module) -> None:
         """The model is about to change: keep its weights if no checkpoint has come."""
@@ -179,12 +193,21 @@ class AuditedWeights:
         kept = self._kept
         if kept is None:
             return
+        kept.forget_expected()
         self._settle()
         if self.are_kept:
             on_all_ranks(lambda: kept.relabel(step=0))
-        else:
+            return
+        audit = self.audit_of(model)
+        if audit is not None and audit.decision.is_within_budget:
             self._present = Imprint.of(model)
             self.keep(model, step=0)
+        elif is_main_process():
+            logger.warning(
+                "The model that training starts again with was %s, so that it is not kept: until an audit "
+                "finds it within the budget, a stop has nothing to restore.",
+                "never audited as it is" if audit is None else "over budget, or could not be judged",
+            )
 
     def restore(self, model: nn.Module, *, optimizer: Any = None) -> int:
         """Put the kept weights back, and see that the model is what it was; returns the step they are from.
@@ -196,7 +219,15 @@ class AuditedWeights:
         if kept_weights is None:
             raise AuditError("No weights were kept: that needs a `budget` and `restore=True`.")
         self._settle()
-        kept = kept_weights.restore(model, optimizer=optimizer)
+        try:
+            kept = kept_weights.restore(model, optimizer=optimizer)
+        except AuditError:
+            raise
+        except Exception as error:  # whoever restores must be able to say that it failed
+            raise AuditError(
+                f"Writing the kept weights into the model failed ({type(error).__name__}: {error}): it may "
+                "hold the weights of no step at all."
+            ) from error
         self._present = kept.imprint
         expected = np.array(kept.sample)
         found = self._sample(model)
@@ -208,6 +239,12 @@ class AuditedWeights:
                 "no tensor has changed since, such as which adapter is active or merged."
             )
         return kept.step
+
+    def holds(self, model: nn.Module, *, step: int) -> bool | None:
+        """Whether a model holds the weights kept of a step; None if no such weights are kept."""
+        if self._kept is None or broadcast_from_main(self._kept.step) != step:
+            return None
+        return not broadcast_from_main(self._kept.differs(model))
 
     def finish(self) -> None:
         """Forget the kept weights; waits for no other process."""

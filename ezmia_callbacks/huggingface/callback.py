@@ -71,6 +71,7 @@ from ezmia_callbacks.shells.messages import (
     log_earlier_weights,
     log_first_audit,
     log_not_restored,
+    log_other_checkpoint,
     log_other_weights,
     log_restarted,
     log_restored,
@@ -306,6 +307,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._refuse_another_run(state)
         self._show_best(state)
         self._forget_newer_best(state)
+        if self.auditor is not None:
+            # The checkpoint of this step has come by now, or will not.
+            self.auditor.before_step(kwargs["model"])
         is_last = control.should_training_stop or state.global_step >= state.max_steps
         if ends_epochs(self.settings.cadence) or is_last or self._needs_figures(args, control):
             self._audit(state, control, **kwargs)
@@ -357,14 +361,20 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if self.auditor is None or not self._guards_checkpoints:
             return
         trainer, model = self._find_trainer(), kwargs["model"]
-        self.auditor.checkpoint_saved(model, checkpoint_folder(run_folder(trainer), state.global_step))
         # A schedule-free optimizer has the trainer save the weights that it trains on.
-        if swaps_weights(kwargs.get("optimizer")) or self.auditor.audit_of(model) is not None:
+        if swaps_weights(kwargs.get("optimizer")):
             return
-        # Another callback asked for this checkpoint, or has written into the model.
-        self._audit(state, control, is_anew=True, **kwargs)
-        if self._is_past_budget:
+        if self.auditor.audit_of(model) is None:
+            # Another callback asked for this checkpoint, or has written into the model.
+            self._audit(state, control, is_anew=True, **kwargs)
+        folder = checkpoint_folder(run_folder(trainer), state.global_step)
+        differing = self.auditor.checkpoint_saved(model, folder)
+        if differing:
+            log_other_checkpoint(folder, differing)
+        if differing or self._is_past_budget:
             self._set_aside(trainer, after_step=state.global_step - 1)
+            if step_of(state.best_model_checkpoint) == state.global_step:
+                state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
     def on_log(
         self,
@@ -397,6 +407,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._show_best(state)
         if self.auditor is None:
             return
+        self.auditor.before_step(kwargs["model"])
+        # Callbacks may have been added meanwhile.
+        LastWord.put_last(self._find_trainer(), self)
         # Others may have ended training after an evaluation, which is after this callback's last hook.
         is_best_loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
         if not is_best_loaded and not self._is_ended:
@@ -449,6 +462,11 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             if isinstance(callback, PrivacyAuditCallback) and callback is not self
         ]
         for other in others:
+            if self._guards_checkpoints and other._guards_checkpoints:
+                raise ConfigurationError(
+                    "Two PrivacyAuditCallbacks with a budget would each put weights back, and audit what the "
+                    "other one has put back: give one of them `restore=False`, or no budget."
+                )
             is_same_folder = other._folder(trainer) == self._folder(trainer)
             if is_same_folder or other.settings.prefix == self.settings.prefix:
                 raise ConfigurationError(

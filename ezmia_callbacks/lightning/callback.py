@@ -383,8 +383,10 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         kept = self._restore(trainer, pl_module, is_undone=False)
         if kept is None:
             return
-        # The dict holds the module's own tensors, not copies.
-        checkpoint["state_dict"] = copy.deepcopy(checkpoint["state_dict"])
+        # Anew: the dict may hold copies, and the optimizers' states the weights over budget a second time.
+        checkpoint["state_dict"] = copy.deepcopy(pl_module.state_dict())
+        states = checkpoint.get("optimizer_states", ())
+        checkpoint["optimizer_states"] = [{**state, "state": {}} for state in states]
         checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "weights_step": kept.step}
         with torch.no_grad():
             for tensor, value in held:

@@ -1,7 +1,7 @@
 """What the shells over the frameworks share: checks of their common arguments, and what they say."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -128,8 +128,11 @@ def log_restored(
             "memorize: LoRA, a smaller learning rate."
         )
     else:
-        restored, advice = f"the weights of step {kept.step}, the last audit within it", ""
-    checked = "checked: every tensor is, and the canaries that were scored again say the same"
+        last = history.last_within_budget
+        is_last = last is not None and last.step == kept.step
+        which = "the last audit within it" if is_last else "the last audit within it that could be kept"
+        restored, advice = f"the weights of step {kept.step}, {which}", ""
+    checked = "checked: every weight is, and the canaries that were scored again say the same"
     text = f"{_how_it_ended(history, step)}. Restored {restored} ({checked}). {advice}".rstrip()
     logger.warning("%s %s", text, _what_is_lost(kept, step=step, rejected=rejected))
 
@@ -159,6 +162,18 @@ def log_other_weights(result: AuditResult) -> None:
         logger.warning(
             "The model that training left does not hold the weights of any audit: something else wrote into "
             "it, an average of the weights perhaps. It was audited as it is: the line above is about it."
+        )
+
+
+def log_other_checkpoint(folder: Path, differing: Sequence[str]) -> None:
+    """Say that a checkpoint holds other weights than those that were audited."""
+    if is_main_process():
+        logger.error(
+            "%s holds other weights than those that were audited, and may be OVER BUDGET: %d tensors differ "
+            "(first: %s). Whatever saves the model writes something else, such as an average.",
+            folder,
+            len(differing),
+            differing[0],
         )
 
 

@@ -556,23 +556,23 @@ def test_a_checkpoint_that_cannot_stand_for_the_weights_is_not_taken(
     assert all(path.stat().st_nlink == 1 for path in (tmp_path / "kept").iterdir())
 
 
-def test_a_checkpoint_of_other_weights_is_found_out(pinning, tmp_path):
+def test_a_pinned_file_that_was_rewritten_in_place_is_damaged_and_the_model_stays(pinning, tmp_path):
     model = make_model()
     begin(pinning, model)
-    expected = bits(model)
     train(model)
     expect(pinning, model, step=4)
-    other = write_checkpoint(
-        tmp_path / "checkpoint-4", model, change=lambda t: t.update({"0.bias": t["0.bias"] + 1})
-    )
-    pinning.pin(model, other)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-4", model)
+    pinning.pin(model, checkpoint)
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
     train(model)
+    present = bits(model)
 
-    with pytest.raises(AuditError, match=r"holds other weights .* OVER BUDGET: 1 tensors"):
-        pinning.settle()
-    assert pinning.restore(model).step == 0
+    with pytest.raises(AuditError, match="The kept weights of step 4 are damaged: 1 tensors"):
+        pinning.restore(model)
 
-    assert differing(model, expected) == []
+    assert differing(model, present) == []
 
 
 def test_weights_whose_checkpoint_does_not_come_are_saved_before_the_next_step(pinning):
@@ -618,3 +618,78 @@ def test_a_pinned_checkpoint_that_is_written_anew_after_a_restart_does_not_chang
     pinning.restore(model)
 
     assert differing(model, expected) == []
+
+
+def test_a_checkpoint_that_was_expected_in_a_run_that_broke_off_is_forgotten(pinning):
+    model = make_model()
+    begin(pinning, model)
+    expect(pinning, model, step=4)
+    pinning.forget_expected()
+    train(model)
+
+    pinning.save_expected(model)
+
+    assert pinning.step == 0
+
+
+def test_memory_that_a_tensor_repeats_is_written_once(snapshot):
+    model = make_model()
+    model.register_buffer("repeated", torch.zeros(1, 3).expand(4, 3))
+    begin(snapshot, model)
+    with torch.no_grad():
+        model.repeated[:1].add_(1)
+    train(model)
+
+    snapshot.restore(model)
+
+    assert torch.equal(model.repeated, torch.zeros(4, 3))
+
+
+def test_who_is_interrupted_while_waiting_loses_neither_the_old_nor_the_new(tmp_path, monkeypatch):
+    snapshot, model = KeptWeights(tmp_path), make_model()
+    begin(snapshot, model)
+    snapshot.settle()
+    train(model)
+    expected = bits(model)
+    may_write = hold_writes(monkeypatch)
+    snapshot.save(model, step=2)
+
+    def interrupt(_futures):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(weight_files, "wait", interrupt)
+        snapshot.settle()
+    may_write.set()
+    train(model)
+
+    assert snapshot.restore(model).step == 2
+    assert differing(model, expected) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("of a library")])
+def test_what_fails_at_the_very_end_ends_no_script(tmp_path, monkeypatch, error):
+    snapshot, model = KeptWeights(tmp_path / "kept"), make_model()
+    begin(snapshot, model)
+    snapshot.settle()
+
+    def fail(_path, _tensors):
+        raise error
+
+    monkeypatch.setattr(kept_weights, "write_tensors", fail)
+    snapshot.save(model, step=1)
+    snapshot.discard()
+
+    assert not snapshot.exists
+
+
+def test_a_folder_that_became_a_file_ends_no_script(tmp_path):
+    import shutil
+
+    snapshot = KeptWeights(tmp_path / "kept")
+    begin(snapshot, make_model())
+    snapshot.settle()
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "kept").write_text("in the way")
+
+    snapshot.discard()

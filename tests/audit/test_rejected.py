@@ -16,15 +16,19 @@ def test_a_model_that_can_save_itself_does_so(tmp_path):
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
-def test_any_other_is_written_as_tensors_and_anew_where_one_is(tmp_path):
+def test_any_other_is_written_as_tensors_and_beside_what_is_there(tmp_path):
     from safetensors.torch import load_file
 
     model = nn.Linear(2, 3)
-    for _ in range(2):
-        folder = save_rejected(model, tmp_path, step=7)
+    start = model.weight.detach().clone()
+    folders = []
+    for _ in range(3):
+        folders.append(save_rejected(model, tmp_path, step=7))
         model.weight.data.mul_(2)
 
-    assert torch.equal(load_file(folder / "weights-0.safetensors")["weight"], model.weight / 2)
+    assert [folder.name for folder in folders] == ["step-7", "step-7-2", "step-7-3"]
+    for i, folder in enumerate(folders):
+        assert torch.equal(load_file(folder / "weights-0.safetensors")["weight"], start * 2**i)
 
 
 def test_the_folder_says_what_it_holds_and_is_its_owners_alone(tmp_path):

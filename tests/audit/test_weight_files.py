@@ -32,10 +32,6 @@ def read(path, names):
     return found
 
 
-def is_same(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.numpy(force=True).tobytes() == b.numpy().tobytes()
-
-
 @pytest.mark.parametrize("dtype", KNOWN, ids=str)
 def test_another_library_reads_what_was_written(tmp_path, dtype):
     tensors = {

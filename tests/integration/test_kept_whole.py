@@ -11,7 +11,7 @@ from huggingface_tiny import draw, make_trainer
 from lightning import pytorch as pl
 from restoring import Witness, assert_same_weights, checkpoints, make_adapted_model, weights
 from tiny import make_model, make_rows, make_texts
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ezmia_callbacks import (
     LeakageBudget,
@@ -123,7 +123,7 @@ def test_layers_in_turns_come_back_whole(tmp_path, stop_at, caplog, trained_by, 
     assert audit.history.stopped.step == 8 * first_over
     assert sum(not torch.equal(a, witness.weights[8][name]) for name, a in witness.weights[0].items()) > 2
     assert_same_weights(trainer.model, witness.weights[step])
-    assert "checked: every tensor is" in caplog.text
+    assert "checked: every weight is" in caplog.text
 
 
 def test_layers_in_turns_come_back_whole_in_lightning(tmp_path, stop_at):
@@ -735,3 +735,286 @@ def test_rejected_weights_in_lightning_and_in_a_plain_loop(tmp_path, stop_at):
         PrivacyAuditor(canaries, budget=BUDGET, keep_rejected=True)
     with pytest.raises(ConfigurationError, match="needs a `budget` and `restore=True`"):
         PrivacyAuditCallback(canaries, keep_rejected=True)
+
+
+# What a stranger broke.
+
+
+class SavesAnAverage(Trainer):
+    """A trainer of one's own, whose checkpoints hold an average of the weights."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        held = weights(self.model)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(0.9)
+        super()._save(output_dir)
+        self.model.load_state_dict(held)
+
+
+@pytest.mark.parametrize("make", [make_model, make_adapted_model])
+@pytest.mark.parametrize("saves", ["epoch", "steps"])
+def test_a_checkpoint_of_other_weights_is_said_and_moved_and_the_audited_ones_are_kept(
+    tmp_path, stop_at, caplog, make, saves
+):
+    rows, canaries = draw()
+    stop_at(3)
+    witness, audit = Witness(), PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    trainer = make_trainer(
+        tmp_path,
+        rows,
+        [witness, audit],
+        model=make(),
+        trainer_class=SavesAnAverage,
+        save_strategy=saves,
+        save_steps=8,
+    )
+
+    trainer.train()
+
+    assert audit.history.stopped.step == 24
+    assert checkpoints(tmp_path) == []
+    assert checkpoints(tmp_path / "_privacy_audit" / "over_budget") == [8, 16]
+    assert caplog.text.count("holds other weights than those that were audited, and may be OVER BUDGET") == 2
+    assert_same_weights(trainer.model, witness.weights[16])
+
+
+def test_the_only_checkpoint_is_looked_at_too(tmp_path, stop_at, caplog):
+    rows, canaries = draw()
+    stop_at(9)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    make_trainer(
+        tmp_path, rows, [audit], trainer_class=SavesAnAverage, save_strategy="steps", save_steps=24
+    ).train()
+
+    assert checkpoints(tmp_path) == []
+    assert "holds other weights than those that were audited" in caplog.text
+
+
+def test_a_second_training_does_not_take_unaudited_weights_for_those_within_the_budget(
+    tmp_path, stop_at, caplog
+):
+    rows, canaries = draw()
+    stop_at(2)
+    model = make_model()
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    trainer = make_trainer(tmp_path / "first", rows, [audit], model=model, num_train_epochs=1)
+    trainer.train()
+    make_trainer(tmp_path / "second", rows, [], model=model, num_train_epochs=2).train()
+    stop_at(1)
+
+    trainer.train()
+
+    assert "was never audited as it is, so that it is not kept" in caplog.text
+    assert "earlier weights could not be restored" in caplog.text
+    assert "OVER BUDGET" in caplog.text
+    assert "Restored the starting weights" not in caplog.text
+
+
+def test_a_second_training_after_a_failed_restore_is_not_within_the_budget(tmp_path, stop_at, caplog):
+    rows, canaries = draw()
+    stop_at(1)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+
+    class LoseWeights(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            audit.auditor._weights._kept.discard()
+
+    trainer = make_trainer(tmp_path, rows, [audit, LoseWeights()], num_train_epochs=1)
+    trainer.train()
+    assert "OVER BUDGET" in caplog.text
+    caplog.clear()
+
+    trainer.train()
+
+    assert "over budget, or could not be judged, so that it is not kept" in caplog.text
+    assert "Restored" not in caplog.text
+
+
+def test_a_resume_does_not_believe_that_the_checkpoint_holds_what_was_audited(tmp_path, stop_at, caplog):
+    from safetensors.torch import load_file, save_file
+
+    rows, canaries = draw()
+    stop_at(9)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    make_trainer(tmp_path, rows, [audit], num_train_epochs=1, save_strategy="epoch").train()
+    path = tmp_path / "checkpoint-8" / "model.safetensors"
+    save_file({name: 1.5 * t for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    stop_at(2)
+    resumed = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    trainer = make_trainer(tmp_path, rows, [resumed], num_train_epochs=3, save_strategy="epoch")
+
+    trainer.train(resume_from_checkpoint=True)
+
+    assert "The checkpoint of step 8 does not hold the weights that were audited at that step" in caplog.text
+    assert "Restored the weights of step 8" not in caplog.text
+    assert "OVER BUDGET" in caplog.text
+
+
+def test_weights_whose_checkpoint_was_called_off_at_the_last_step_are_kept(tmp_path, stop_at):
+    rows, canaries = draw()
+    stop_at(4)  # the average at the end
+    witness, audit = Witness(), PrivacyAuditCallback(canaries, budget=BUDGET, every=8)
+    trainer = make_trainer(
+        tmp_path,
+        rows,
+        [witness, Average(), audit, Forbid()],
+        save_strategy="steps",
+        save_steps=8,
+    )
+
+    trainer.train()
+
+    assert_same_weights(trainer.model, witness.weights[24])
+
+
+def test_older_weights_are_not_called_the_last_ones_within_the_budget(tmp_path, stop_at, monkeypatch, caplog):
+    rows, canaries = draw()
+    stop_at(3)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    write = kept_weights.write_tensors
+
+    def fill_up(path, tensors):
+        if "-16-" in path.name:
+            raise OSError(28, "No space left on device")
+        write(path, tensors)
+
+    monkeypatch.setattr(kept_weights, "write_tensors", fill_up)
+    make_trainer(tmp_path, rows, [audit]).train()
+
+    assert "Restored the weights of step 8, the last audit within it that could be kept" in caplog.text
+
+
+def test_a_callback_that_was_added_during_training_does_not_have_the_last_word(tmp_path, stop_at):
+    rows, canaries = draw()
+    stop_at(9)
+    average = Average()
+
+    class Add(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 1:
+                average.on_train_begin(args, state, control, model=model)
+                trainer.add_callback(average)
+
+    audit = PrivacyAuditCallback(canaries, every="epoch")
+    trainer = make_trainer(tmp_path, rows, [audit, Add()])
+
+    trainer.train()
+
+    assert [result.step for result in audit.history] == [0, 8, 16, 24, 24]
+
+
+def test_another_adapter_at_the_end_is_another_model(tmp_path, caplog):
+    rows, canaries = draw()
+
+    class SwitchOff(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            model.base_model.disable_adapter_layers()
+
+    audit = PrivacyAuditCallback(canaries, every="epoch")
+    make_trainer(tmp_path, rows, [audit, SwitchOff()], model=make_adapted_model()).train()
+
+    assert [result.step for result in audit.history] == [0, 8, 16, 24, 24]
+    assert audit.history[-1].metrics["auc"].value == audit.history[0].metrics["auc"].value
+
+
+def test_a_model_that_cannot_save_itself_does_not_keep_the_weights_over_the_budget(
+    tmp_path, stop_at, caplog, monkeypatch
+):
+    rows, canaries = draw()
+    stop_at(2)
+    witness = Witness()
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch", keep_rejected=True)
+    model = make_model()
+
+    def fail(*_args, **_options):
+        raise ValueError("GenerationConfig is invalid")
+
+    model.save_pretrained = fail
+    trainer = make_trainer(tmp_path, rows, [witness, audit], model=model)
+    trainer.train()
+
+    assert_same_weights(trainer.model, witness.weights[8])
+    assert "could not be written (GenerationConfig is invalid) and are gone" in caplog.text
+
+
+def test_a_training_that_an_error_ended_between_audit_and_checkpoint_can_be_started_again(tmp_path, stop_at):
+    rows, canaries = draw()
+    stop_at(2)
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+
+    class Break(TrainerCallback):
+        is_broken = False
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if not self.is_broken:
+                self.is_broken = True
+                raise RuntimeError("of the user's own")
+
+    witness = Witness()
+    trainer = make_trainer(tmp_path, rows, [audit, Break(), witness], save_strategy="epoch")
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        trainer.train()
+    trainer.train()
+
+    assert audit.history.stopped is not None
+
+
+def test_a_script_that_changes_its_folder_finds_the_weights_again(tmp_path, stop_at, monkeypatch):
+    rows, canaries = draw()
+    stop_at(2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    witness = Witness()
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch", output_dir="audit")
+
+    class Leave(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                monkeypatch.chdir(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(kept_weights, "_SMALL", 0)
+    trainer = make_trainer(tmp_path / "run", rows, [witness, audit, Leave()])
+    trainer.train()
+
+    assert_same_weights(trainer.model, witness.weights[8])
+
+
+def test_a_checkpoint_in_lightning_is_made_anew_of_the_restored_weights(tmp_path, stop_at):
+    """Also where the module's state is made of copies, and optimizers hold the weights a second time."""
+
+    class HandsOutCopies(lightning_tiny.TinyModule):
+        def state_dict(self, *args, **kwargs):
+            return {name: t.clone() for name, t in super().state_dict(*args, **kwargs).items()}
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == 20:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    rows, canaries = lightning_tiny.draw()
+    stop_at(2, patience=5)
+    kept, module = {}, HandsOutCopies()
+
+    class Keep(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            kept[trainer.global_step] = weights(pl_module)
+
+    audit = LightningPrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    trainer = lightning_tiny.make_trainer(tmp_path, [Keep(), audit, Save()], max_epochs=3)
+    trainer.fit(module, lightning_tiny.make_loader(rows))
+
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=False)
+    for name, tensor in saved["state_dict"].items():
+        assert torch.equal(tensor, kept[8][name]), name
+    assert [state["state"] for state in saved["optimizer_states"]] == [{}]
+
+
+def test_two_callbacks_that_would_both_restore_are_refused(tmp_path):
+    rows, canaries = draw()
+    one = PrivacyAuditCallback(canaries, budget=BUDGET)
+    two = PrivacyAuditCallback(canaries, budget=BUDGET, prefix="two/", output_dir=tmp_path / "two")
+
+    with pytest.raises(ConfigurationError, match="would each put weights back"):
+        make_trainer(tmp_path, rows, [one, two]).train()

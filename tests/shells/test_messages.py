@@ -79,7 +79,7 @@ def test_it_is_said_where_the_run_ended_why_and_what_the_model_holds(states, mes
 
     log_restored(history.last_within_budget, history, step=9)
 
-    checked = " (checked: every tensor is, and the canaries that were scored again say the same)"
+    checked = " (checked: every weight is, and the canaries that were scored again say the same)"
     ((_, level, said),) = caplog.record_tuples
     assert (level, said.replace(checked, "").partition(" What was trained")[0]) == (logging.WARNING, message)
     assert checked in said
