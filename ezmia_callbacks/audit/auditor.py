@@ -820,7 +820,7 @@ class PrivacyAuditor:
         self._state = self._state.with_metadata(logits=projection.describe())
 
     def _is_audited(self, model: nn.Module, audit: AuditResult, *, tolerance: float = 0.0) -> bool:
-        """Whether the weights are those of an audit, by its figures: a checkpoint may have been saved later."""
+        """Whether the weights are those of an audit, by its figures: a checkpoint may be of a later step."""
         target = self._scorer.statistics(model, self.encoded.rows)
         is_member, members = self.encoded.is_member, self.encoded.is_member
         if audit.n_members_seen is not None and not audit.is_baseline:

@@ -657,9 +657,10 @@ def test_who_is_interrupted_while_waiting_loses_neither_the_old_nor_the_new(tmp_
     def interrupt(_futures):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(weight_files, "wait", interrupt)
-        snapshot.settle()
+        with pytest.raises(KeyboardInterrupt):
+            snapshot.settle()
     may_write.set()
     train(model)
 
