@@ -8,6 +8,8 @@ from ezmia_callbacks.audit.checkpoint_check import other_weights_in
 from ezmia_callbacks.audit.imprint import Imprint
 
 pytestmark = [
+    # peft reads a name that transformers 5 renamed.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*Could not find a config file.*:UserWarning"),
 ]
 

@@ -19,6 +19,7 @@ from ezmia_callbacks import (
     PrivacyAuditor,
     hold_out_canaries,
 )
+from ezmia_callbacks.errors import AuditError
 from ezmia_callbacks.report import render_report, summarize, to_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -135,13 +136,18 @@ def test_the_kept_weights_of_a_folder_are_restored(run_folder):
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_weights_kept_by_the_first_version_alone_are_restored(run_folder):
-    """At a step that no audit of this process has seen, so that they are not kept anew."""
+def test_weights_kept_by_the_first_version_are_not_restored_for_nothing_says_that_they_are_whole(
+    run_folder, caplog
+):
+    """A pickle without checksums. At a step that no audit of this process has seen."""
     auditor, model = make_auditor(output_dir=run_folder), make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     auditor.resume(model, EXPECTED["run_folder"]["results"], step=3)
 
-    assert auditor.restore_within_budget(model).step == 2
-    for name, tensor in model_after_two_epochs().state_dict().items():
+    assert "No weights within the budget are kept yet" in caplog.text
+    with pytest.raises(AuditError, match="no weights to restore"):
+        auditor.restore_within_budget(model)
+    for name, tensor in before.items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
 

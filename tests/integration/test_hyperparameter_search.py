@@ -182,7 +182,7 @@ def test_an_unaudited_checkpoint_of_a_trial_is_moved_aside_in_its_own_folder(tmp
 
     for run in ("run-0", "run-1"):
         aside = tmp_path / "_privacy_audit" / run / "over_budget"
-        assert [path.name for path in aside.iterdir()] == ["checkpoint-90"]
+        assert sorted(path.name for path in aside.iterdir()) == ["README.md", "checkpoint-90"]
         assert list((tmp_path / run).glob("checkpoint-*")) == []
 
 
