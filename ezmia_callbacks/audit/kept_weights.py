@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ezmia_callbacks.audit.imprint import Imprint, named_buffers, named_tensors
+from ezmia_callbacks.audit.kept import Kept
 from ezmia_callbacks.audit.masters import masters
 from ezmia_callbacks.audit.weight_files import (
     Background,
     Form,
-    as_form,
     forms_in,
     has_memory_for,
-    read_tensors,
     write_tensors,
 )
 from ezmia_callbacks.distributed import (
@@ -47,78 +44,6 @@ __all__: list[str] = []
 _SMALL = 64 * 2**20  # bytes
 # A buffer of whole numbers that is larger holds quantized weights.
 _LARGE_BUFFER = 2**20  # values
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """Weights of one moment, in memory or in files.
-
-    Attributes:
-        step: Optimizer steps that they had seen.
-        is_everybodys: Whether all processes held the same ones, so that the main one keeps them for all.
-        imprint: All weights of that moment, also those that were frozen and are not kept.
-        forms: Type and shape of each tensor that is kept, by name.
-        sample: Log-probabilities of some tokens under the model of that moment, nats.
-        files: Names of the files that hold them; none in memory.
-        tensors: The tensors; None if they are in files alone.
-        late: Tensors that were frozen at that moment, and still were the same when they began to be trained.
-    """
-
-    step: int
-    is_everybodys: bool
-    imprint: Imprint
-    forms: Mapping[str, Form]
-    sample: tuple[float, ...] = ()
-    files: tuple[str, ...] = ()
-    tensors: Mapping[str, Tensor] | None = None
-    late: dict[str, Tensor] = field(default_factory=dict)
-
-    def lacks(self, model: nn.Module, present: Imprint) -> str:
-        """Why these weights cannot be put back whole into a model; empty if they can.
-
-        Args:
-            model: The model.
-            present: Its weights now.
-        """
-        then, now = self.imprint.checksums.keys(), present.checksums.keys()
-        if then != now:
-            return (
-                f"the model had {len(then)} tensors then and has {len(now)} now (first that differs: "
-                f"{min(then ^ now)})"
-            )
-        forms = {name: Form.of(tensor) for name, tensor in named_tensors(model)}
-        if other := sorted(name for name, form in self.forms.items() if forms[name] != form):
-            return f"{len(other)} tensors have another shape or type now (first: {other[0]})"
-        differing = self.imprint.differing(present)
-        if moved := [name for name in differing if name not in self.forms and name not in self.late]:
-            return f"{len(moved)} tensors that were frozen then are others now (first: {moved[0]})"
-        return ""
-
-    def to_json(self) -> str:
-        """What is written beside the files."""
-        return json.dumps(
-            {
-                "step": self.step,
-                "is_everybodys": self.is_everybodys,
-                "checksums": dict(self.imprint.checksums),
-                "forms": self.forms,
-                "sample": self.sample,
-                "files": self.files,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Kept:
-        """What `to_json` wrote."""
-        row = json.loads(text)
-        return cls(
-            step=row["step"],
-            is_everybodys=row["is_everybodys"],
-            imprint=Imprint(row["checksums"]),
-            forms={name: Form(dtype, tuple(shape)) for name, (dtype, shape) in row["forms"].items()},
-            sample=tuple(row["sample"]),
-            files=tuple(row["files"]),
-        )
 
 
 class KeptWeights:
@@ -430,8 +355,8 @@ class KeptWeights:
             names = broadcast_from_main(sorted(written))
             present = dict(named_tensors(model))
             broadcast_tensors_from_main(present[name] for name in names)
-        expected = known if known.is_everybodys else loaded
-        on_all_ranks(lambda: _check(model, expected))
+        expected = known if known.is_everybodys or loaded is None else loaded
+        on_all_ranks(lambda: expected.check(model))
         for master in of_optimizer:
             master.follow()
         return known
@@ -526,62 +451,7 @@ class KeptWeights:
     def _put_back(self, kept: Kept | None, model: nn.Module, *, step: int) -> None:
         if kept is None or kept.step != step:
             raise AuditError(f"This process's part of the weights of step {step} was not kept.")
-        if reason := kept.lacks(model, Imprint.of(model)):
-            raise AuditError(f"The weights of step {step} cannot be put back whole: {reason}.")
-        present = dict(named_tensors(model))
-
-        def put(name: str, tensor: Tensor) -> None:
-            target = own_part(present[name])
-            _without_repetitions(target).copy_(_without_repetitions(as_form(tensor, target), like=target))
-
-        with torch.no_grad():
-            if kept.tensors is None and self._folder is not None:
-                files = [self._folder / name for name in kept.files]
-                # Before anything is written: a checkpoint that was rewritten in place damages its other name.
-                _check_files(files, kept)
-                read_tensors(files, kept.forms, put)
-            for name, tensor in {**(kept.tensors or {}), **kept.late}.items():
-                put(name, tensor)
-
-
-def _check(model: nn.Module, kept: Kept | None) -> None:
-    """Raise unless the model holds these weights, to the bit."""
-    if kept is None:
-        return
-    if differing := kept.imprint.differing(Imprint.of(model)):
-        raise AuditError(
-            f"{len(differing)} tensors are not those of step {kept.step} although they were put back (first: "
-            f"{differing[0]}): the kept weights are damaged, or something else writes into the model, which "
-            "now holds the weights of no step at all."
-        )
-
-
-def _check_files(paths: Sequence[Path], kept: Kept) -> None:
-    """Raise unless files hold these weights, to the bit."""
-    differing = []
-
-    def compare(name: str, tensor: Tensor) -> None:
-        # Types that the format does not know come as bytes: the model will be compared when they are in it.
-        is_known = Form.of(tensor) == kept.forms[name]
-        is_bytes = tensor.dtype == torch.uint8 and not is_known
-        if not is_bytes and checksums({name: tensor})[name] != kept.imprint.checksums[name]:
-            differing.append(name)
-
-    read_tensors(paths, kept.forms, compare)
-    if differing:
-        raise AuditError(
-            f"The kept weights of step {kept.step} are damaged: {len(differing)} tensors are not what they "
-            f"were (first: {differing[0]})."
-        )
-
-
-def _without_repetitions(tensor: Tensor, *, like: Tensor | None = None) -> Tensor:
-    """A tensor without what is the same memory again (`expand`), which cannot be written to."""
-    like = tensor if like is None else like
-    for dim, (size, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+        kept.put_back(model, self._folder)
 
 
 def _link(files: Sequence[Path], names: Sequence[Path]) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ezmia_callbacks.audit import kept_weights, weight_files
+from ezmia_callbacks.audit import kept, kept_weights, weight_files
 from ezmia_callbacks.audit.imprint import Imprint
+from ezmia_callbacks.audit.kept import Kept
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.errors import AuditError
 
@@ -466,7 +467,7 @@ def test_a_model_that_is_not_what_was_put_back_is_an_error(snapshot, monkeypatch
     model = make_model()
     begin(snapshot, model)
     train(model)
-    monkeypatch.setattr(kept_weights, "as_form", lambda tensor, like: like)
+    monkeypatch.setattr(kept, "as_form", lambda tensor, like: like)
 
     with pytest.raises(AuditError, match=r"\d tensors are not those of step 0 although they were put back"):
         snapshot.restore(model)
@@ -519,8 +520,8 @@ def test_a_checkpoint_is_pinned_and_outlives_the_trainers(pinning, tmp_path, mon
     (checkpoint / "model.safetensors").unlink()
 
     for snapshot in (pinning, KeptWeights(tmp_path / "kept")):
-        kept = snapshot.restore(model)
-        assert (kept.step, kept.sample, differing(model, expected)) == (4, (-1.0,), [])
+        found = snapshot.restore(model)
+        assert (found.step, found.sample, differing(model, expected)) == (4, (-1.0,), [])
         train(model)
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
 
@@ -694,3 +695,16 @@ def test_a_folder_that_became_a_file_ends_no_script(tmp_path):
     (tmp_path / "kept").write_text("in the way")
 
     snapshot.discard()
+
+
+def test_what_is_written_beside_the_files_comes_back():
+    model = make_model()
+    imprint = Imprint({"0.bias": -(2**62), "0.weight": 2**63 - 1}, "['default']")
+    forms = {"0.bias": weight_files.Form.of(model[0].bias)}
+    written = Kept(7, True, imprint, forms, (-1.5, 0.1), ("0-7-0.safetensors",))
+
+    read = Kept.from_json(written.to_json())
+
+    assert read.imprint.digest == imprint.digest
+    assert (read.step, read.is_everybodys, read.forms) == (7, True, forms)
+    assert (read.sample, read.files, read.tensors) == ((-1.5, 0.1), ("0-7-0.safetensors",), None)
