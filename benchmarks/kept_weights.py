@@ -24,6 +24,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ezmia_callbacks.audit.checkpoint_check import other_weights_in
 from ezmia_callbacks.audit.imprint import Imprint
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 
@@ -130,6 +131,8 @@ def expect_and_pin(
     kept: KeptWeights, model: torch.nn.Module, step: int, present: Imprint, checkpoint: Path
 ) -> None:
     kept.expect_checkpoint(model, step=step, present=present)
+    # Read, and compared with what was audited.
+    assert not other_weights_in(checkpoint, model, present)
     kept.pin(model, checkpoint)
 
 
