@@ -203,7 +203,9 @@ def ez_score(
         target_is_correct: True where the true token is the target's most likely token.
         reference_is_correct: The same for the reference.
         offsets: Record boundaries in the flat token arrays; None means one record.
-        mode: Rule for the score and its edge rows, see `ez_score_from_evidence`.
+        mode: Rule for the score and its edge rows, see `ez_score_from_evidence`. "paper_code" leaves
+            out the first token of each record, as the released code does: give it all predicted
+            tokens of each text, the prediction of its second token first.
         tolerance: Shifts smaller than this, in nats, count as 0; the mode "paper_code" ignores
             it, as the released code has none.
 
@@ -221,13 +223,18 @@ def ez_score(
     [0.857143]
     """
     _check_mode(mode)
+    if mode == "paper_code":
+        tolerance = 0.0
+        target_is_correct = _without_first_errors(
+            target_is_correct, offsets, n_tokens=np.size(target_log_probs)
+        )
     evidence = ez_evidence(
         target_log_probs,
         reference_log_probs,
         target_is_correct,
         reference_is_correct,
         offsets=offsets,
-        tolerance=0.0 if mode == "paper_code" else tolerance,
+        tolerance=tolerance,
     )
     return ez_score_from_evidence(evidence, mode=mode)
 
@@ -246,7 +253,8 @@ def ez_score_from_evidence(
       the true-positive rate at low false-positive rates read 0, a wrong "no leakage".
     * "paper_code": P / (N + 1e-12), and 0 with fewer than 2 errors or N = 0, as in the released
       code. It ranks fully memorized records *last*: for parity tests only. The evidence must
-      have been made with `tolerance=0`.
+      have been made with `tolerance=0`, and with the first token of each record marked as
+      correct, since the released code leaves that out; `ez_score` does both.
 
     Args:
         evidence: Sums and counts of each record, from `ez_evidence`.
@@ -713,6 +721,18 @@ def _checked_records(offsets: Int[np.ndarray, " n_records_plus_1"] | None, *, n_
             "records), but each needs one: remove records whose tokens are all masked."
         )
     return _Records(starts=boundaries[:-1], lengths=lengths)
+
+
+def _without_first_errors(
+    is_correct: Bool[np.ndarray, " n_tokens"],
+    offsets: Int[np.ndarray, " n_records_plus_1"] | None,
+    *,
+    n_tokens: int,
+) -> Bool[np.ndarray, " n_tokens"]:
+    """The flags with the first token of each record taken for correct, so that it is no error token."""
+    flags = np.array(_checked_flags(is_correct, name="target_is_correct", n_tokens=n_tokens))
+    flags[_checked_records(offsets, n_tokens=n_tokens).starts] = True
+    return flags
 
 
 def _check_mode(mode: str) -> None:
