@@ -249,8 +249,9 @@ def ez_score_from_evidence(
     * "bounded", in [0, 1]: f = P / (P + N). Where P + N = 0, f is 0.5: the models agree. A record
       without target errors is 1 if the reference made an error on it, else 0.5.
     * "ranked", in [0, 2]: as "bounded", but rows with f = 1 become 1 + (1 + s / (1 + |s|)) / 2,
-      with s the total shift. Such rows would otherwise tie, and a few non-members in the tie make
-      the true-positive rate at low false-positive rates read 0, a wrong "no leakage".
+      with s the mean shift of all scored tokens. Such rows would otherwise tie, and a few
+      non-members in the tie make the true-positive rate at low false-positive rates read 0, a
+      wrong "no leakage". The mean, for a sum would order them by their length.
     * "paper_code": P / (N + 1e-12), and 0 with fewer than 2 errors or N = 0, as in the released
       code. It ranks fully memorized records *last*: for parity tests only. The evidence must
       have been made with `tolerance=0`, and with the first token of each record marked as
@@ -272,7 +273,7 @@ def ez_score_from_evidence(
     ...     np.array([-1.0, -2.0]), np.array([-2.0, -3.0]), is_correct, is_correct
     ... )
     >>> [round(ez_score_from_evidence(all_up, mode=m).item(), 3) for m in get_args(EzMode)]
-    [1.833, 1.0, 0.0]
+    [1.75, 1.0, 0.0]
     """
     _check_mode(mode)
     positive, negative = evidence.positive, evidence.negative
@@ -286,7 +287,7 @@ def ez_score_from_evidence(
     fraction = np.where(evidence.is_top, 1.0, np.minimum(fraction, np.nextafter(1.0, 0.0)))
     if mode == "bounded":
         return fraction
-    shift = evidence.total_shift
+    shift = evidence.total_shift / evidence.n_tokens
     top_score = 1.0 + (1.0 + shift / (1.0 + np.abs(shift))) / 2.0
     return np.where(evidence.is_top, np.maximum(top_score, np.nextafter(1.0, 2.0)), fraction)
 

@@ -25,10 +25,11 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
       of 20 cases, at a confidence of 0.95.
     * "saturation": many members have no wrongly predicted token left for EZ to look at.
     * "low evidence": many records have a single such token, or half of all records none or one.
+    * "no downward shift": all wrongly predicted tokens of most non-members moved up.
     * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
     * "disagreement": another score sees more leakage than the one that decides.
 
-    The second to fourth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
+    The second to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
     two figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
 
     Args:
@@ -98,6 +99,22 @@ def _low_evidence(result: AuditResult, _earlier: Sequence[AuditResult]) -> Findi
     )
 
 
+def _no_downward_shift(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    others = result.non_member_edges
+    if result.is_baseline or result.score != "ez" or others is None:
+        return None
+    n_non_members = others.n_records or result.n_non_members
+    if n_non_members == 0 or 2 * others.n_no_negative < n_non_members:
+        return None
+    return _finding(
+        "no downward shift",
+        f"All wrongly predicted tokens of {others.n_no_negative} of {n_non_members} non-members moved up, as "
+        "in a domain or a language that the model had hardly seen before. EZ compares upward with downward "
+        "shifts: it has nothing to compare there, and orders these records by their mean shift, as "
+        "loss_difference does. Look at the AUC of loss_difference and wbc beside it, or let one decide.",
+    )
+
+
 def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
     ez, difference = _auc(result, "ez"), _auc(result, "loss_difference")
     if result.score != "ez" or ez is None or difference is None:
@@ -151,6 +168,7 @@ _DETECTORS: tuple[Callable[[AuditResult, Sequence[AuditResult]], Finding | None]
     _baseline_leakage,
     _saturation,
     _low_evidence,
+    _no_downward_shift,
     _inversion,
     _disagreement,
 )

@@ -119,9 +119,9 @@ def test_record_without_downward_shift_is_top_except_in_the_released_code() -> N
         for mode in ("ranked", "bounded", "paper_code")
     }
 
-    # Total shift 3.8, so 1 + (1 + 3.8 / 4.8) / 2.
+    # Mean shift 3.8 / 5 = 0.76, so 1 + (1 + 0.76 / 1.76) / 2.
     assert scores == {
-        "ranked": pytest.approx(1.8958333),
+        "ranked": pytest.approx(1.7159091),
         "bounded": 1.0,
         "paper_code": 0.0,
     }
@@ -226,7 +226,34 @@ def test_released_code_mode_needs_two_errors() -> None:
     assert scores == pytest.approx([0.0, 2.0])
 
 
-def test_top_records_are_ordered_by_total_shift() -> None:
+def test_top_records_are_ordered_by_mean_shift_and_not_by_length() -> None:
+    shift = np.repeat([1.5, 1.0, 0.5], [4, 16, 64])
+    reference = np.full(len(shift), -5.0)
+    wrong = np.zeros(len(shift), dtype=np.bool_)
+
+    scores = ez_score(reference + shift, reference, wrong, wrong, offsets=np.array([0, 4, 20, 84]))
+
+    assert scores.tolist() == sorted(scores, reverse=True)
+
+
+def test_members_whose_tokens_all_moved_up_are_found_at_any_length() -> None:
+    """A domain that the base had never seen: every wrong token moves up, on non-members as well."""
+    rng = np.random.default_rng(0)
+    n_tokens = rng.integers(8, 61, size=160)
+    is_member = np.arange(160) < 80
+    offsets = np.concatenate([[0], np.cumsum(n_tokens)])
+    of_record = rng.normal(np.where(is_member, 1.1, 1.0), 0.05)
+    shift = np.repeat(of_record, n_tokens) * rng.uniform(0.5, 1.5, size=offsets[-1])
+    reference = np.full(offsets[-1], -6.0)
+    wrong = np.zeros(offsets[-1], dtype=np.bool_)
+
+    scores = ez_score(reference + shift, reference, wrong, wrong, offsets=offsets)
+
+    assert 0.4 < roc_auc_score(is_member, np.add.reduceat(shift, offsets[:-1])) < 0.6
+    assert roc_auc_score(is_member, scores) > 0.75
+
+
+def test_top_records_of_one_length_are_ordered_by_their_shifts() -> None:
     shifts = [-1e9, -1.0, 0.0, 1.0, 50.0, 1e20]
     evidence = evidence_of([1.0] * 6, [0.0] * 6, total_shift=shifts)
 
