@@ -104,7 +104,7 @@ class Judge:
         why_unknown: str = "",
         lacks: str = "",
     ) -> Decision:
-        """The verdict on an audit.
+        """The verdict on an audit, in the direction in which the score leaks more.
 
         Args:
             metrics: Its figures, with bands of `band_confidence`.
@@ -132,7 +132,15 @@ class Judge:
             )
             return Decision(not self.judge_only, None, message)
         n_over_before = history.n_over_in_a_row
-        decision = decide(self.budget, decided.value, band=decided.band, n_over_before=n_over_before)
+        turned = decided.reversed
+        decision = decide(
+            self.budget,
+            decided.value,
+            band=decided.band,
+            reversed_value=None if turned is None else turned.value,
+            reversed_band=None if turned is None else turned.band,
+            n_over_before=n_over_before,
+        )
         is_certain = self.budget.rule == ("upper" if decision.is_within_budget else "lower")
         if lacks and not is_certain:
             return not_yet
@@ -187,6 +195,9 @@ class Judge:
             why_unknown=next((f.text for f in result.findings if f.name in NO_VERDICT), ""),
             lacks="" if seen is None else self.lacks(seen, result.n_non_members, everything),
         )
+        if new.is_within_budget and _is_of_one_direction(result.metrics[budget.name], budget):
+            message = f"not judged under this budget: {budget.label} was measured in one direction alone"
+            return Decision(False, None, message, limit=budget.limit)
         is_same = replace(new, stop=old.stop, message=old.message) == old
         # A stop and the reason why there was no verdict stay, where this budget says the same.
         if is_same and (new.message == old.message or new.is_within_budget is None):
@@ -255,6 +266,11 @@ class Judge:
 
     def _alpha(self, audit: int) -> float:
         return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)
+
+
+def _is_of_one_direction(measured: Measurement, budget: LeakageBudget) -> bool:
+    """Whether an older figure leaves open what the score turned around would show."""
+    return budget.metric != "auc" and measured.reversed is None
 
 
 def _is_at_least(band: Interval, confidence: float) -> bool:

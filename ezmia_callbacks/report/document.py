@@ -400,8 +400,9 @@ def _meaning(interval: Interval) -> str:
         )
     if interval.upper < 0.5:
         return (
-            "Chance is 50 %. All of the interval lies below it: the score points the wrong way, which "
-            "hides leakage and does not rule it out."
+            "Chance is 50 %. All of the interval lies below it: members score LOWER than non-members. That "
+            "is leakage as well: an attacker turns the score around, and tells members from non-members "
+            "better than a coin flip."
         )
     return (
         "Chance is 50 %, and the interval contains it: leakage was not detected with this many records, "

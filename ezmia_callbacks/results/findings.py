@@ -6,6 +6,7 @@ Detectors only read results; they change no figure and decide nothing.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ezmia_callbacks.functional.budget import mirrored
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results.result import AuditResult, Finding
 
@@ -27,6 +28,7 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
     * "low evidence": many records have a single such token, or half of all records none or one.
     * "no downward shift": all wrongly predicted tokens of most non-members moved up.
     * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
+    * "reversed": members score lower than non-members, by more than chance.
     * "disagreement": another score sees more leakage than the one that decides.
 
     The second to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
@@ -140,17 +142,34 @@ def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding |
     )
 
 
+def _reversed(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    auc = _auc(result, result.score)
+    if result.is_baseline or auc is None or auc.interval.upper >= 0.5:
+        return None
+    return _finding(
+        "reversed",
+        f"Members score LOWER than non-members: AUC {auc}, where 0.5 is chance. That is leakage as well, as "
+        "after unlearning that went too far: an attacker turns the score around, and reaches an AUC of "
+        f"{1.0 - auc.value:.3f}.",
+    )
+
+
 def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
     deciding = _auc(result, result.score)
     if result.is_baseline or deciding is None:
         return None
+    deciding = deciding.as_leakage()
     # What told the sides apart before training says nothing about the training.
     was_apart = {
-        auc.name for other in earlier if other.is_baseline for auc in _aucs(other) if auc.interval.lower > 0.5
+        auc.name
+        for other in earlier
+        if other.is_baseline
+        for auc in map(_Auc.as_leakage, _aucs(other))
+        if auc.interval.lower > 0.5
     }
     above = [
         auc
-        for auc in _aucs(result)
+        for auc in map(_Auc.as_leakage, _aucs(result))
         if auc.interval.lower > deciding.interval.upper and auc.name not in was_apart
     ]
     if not above:
@@ -158,7 +177,7 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
     best = max(above, key=lambda auc: auc.value)
     return _finding(
         "disagreement",
-        f"{best.name} finds more leakage than {result.score}, which decides: AUC {best} against {deciding}. "
+        f"{best.name} finds more leakage than {deciding.name}, which decides: AUC {best} against {deciding}. "
         f"An attacker would use the better one: read the figure of {result.score} as a lower bound, and let "
         f"{best.name} decide in the next run.",
     )
@@ -170,6 +189,7 @@ _DETECTORS: tuple[Callable[[AuditResult, Sequence[AuditResult]], Finding | None]
     _low_evidence,
     _no_downward_shift,
     _inversion,
+    _reversed,
     _disagreement,
 )
 
@@ -180,6 +200,12 @@ class _Auc(NamedTuple):
     name: str
     value: float
     interval: Interval
+
+    def as_leakage(self) -> "_Auc":
+        """What an attacker makes of it, who turns a score around that is below one half."""
+        if self.value >= 0.5:
+            return self
+        return _Auc(f"{self.name} (reversed)", 1.0 - self.value, mirrored(self.interval))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval.lower:.3f}, {self.interval.upper:.3f}]"

@@ -180,6 +180,22 @@ def test_a_score_that_told_the_sides_apart_before_training_disagrees_with_nothin
     assert names(detect(result, [baseline(loss=0.52)])) == ["disagreement"]
 
 
+def test_members_that_score_lower_are_named():
+    result = audit(ez=0.2, auc_by_score={"loss_difference": auc(0.22)})
+
+    text = only(detect(result), "reversed")
+
+    assert "Members score LOWER than non-members: AUC 0.200 [0.150, 0.250]" in text
+    assert "reaches an AUC of 0.800" in text
+    assert detect(audit(ez=0.46, auc_by_score={"loss_difference": auc(0.5)})) == ()
+
+
+def test_a_score_that_leaks_more_in_the_other_direction_disagrees():
+    text = only(detect(audit(ez=0.62, auc_by_score={"wbc": auc(0.1)})), "disagreement")
+
+    assert "wbc (reversed) finds more leakage than ez, which decides: AUC 0.900 [0.850, 0.950]" in text
+
+
 def test_findings_survive_json():
     result = replace(audit(), findings=detect(audit(epoch=0.5)))
 
@@ -221,7 +237,7 @@ def test_fully_memorized_members_invert_the_released_score_and_are_told():
 
     assert early.metrics["auc"].value > 0.8
     assert late.metrics["auc"].value < 0.1
-    assert names(detect(late, [baseline(), early])) == ["saturation", "inversion", "disagreement"]
+    assert names(detect(late, [baseline(), early])) == ["saturation", "inversion", "reversed"]
 
 
 def train(model, rows, *, learning_rate, n_epochs=1):
