@@ -20,6 +20,7 @@ from ezmia_callbacks.functional.planning import (
     describe_power,
     has_enough_power,
 )
+from ezmia_callbacks.measuring.split_checks import MET_BEFORE
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-# Findings of an audit that leave no verdict on it: nobody knows what was fed, or it was scored otherwise.
-NO_VERDICT = frozenset({"batches not seen", "not scored as fed"})
+# Findings of an audit that leave no verdict on it: nobody knows what was fed, it was scored otherwise, or the
+# model that it was compared with had met one side before.
+NO_VERDICT = frozenset({"batches not seen", "not scored as fed", MET_BEFORE})
 
 
 @dataclass(frozen=True)

@@ -489,8 +489,9 @@ def _baseline_check(history: AuditHistory) -> list[CheckView]:
         f"[{lower:.3f}, {upper:.3f}]. "
     )
     text += (
-        "It excludes 0.5: members and non-members differed before any training, and the leakage figures "
-        "include this difference."
+        "It excludes 0.5: members and non-members differed before any training. If they come from different "
+        "sources, the leakage figures include this difference; if both were drawn from one pool, the model "
+        "had met one side before, and figures that compare with it read far too low for members that it met."
         if is_flagged
         else "It agrees with 0.5: no sign that members and non-members differed beforehand."
     )

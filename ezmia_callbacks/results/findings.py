@@ -60,9 +60,11 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
     return _finding(
         "baseline leakage",
         f"Members and non-members differ before any training: {', '.join(apart)}, where 0.5 is chance. "
-        "Leakage figures will include this difference. Draw both sides from one pool with "
-        "hold_out_canaries, and check that the model was not trained on one of them before. A fair split "
-        "can look like this by chance; another seed then will not.",
+        "If they come from different sources, leakage figures will include this difference: draw both sides "
+        "from one pool with hold_out_canaries. If both were drawn from one pool, the model has met one side "
+        "before: compared with it, members that it has met read far too LOW. Give the model from before it "
+        "met them as `reference=`; compared with that, the difference is leakage. A fair split can look like "
+        "this by chance; another seed then will not.",
     )
 
 
