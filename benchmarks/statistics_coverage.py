@@ -318,9 +318,19 @@ def run_rates(
             share = failure
             if is_shared:
                 share = alpha_for_audit(look + 1, n_planned=n_planned, failure_probability=failure)
-            value, band = band_of(budgets[0], path[look], is_member, confidence=1.0 - share)
+            (value, band), (turned, turned_band) = (
+                band_of(budgets[0], scores, is_member, confidence=1.0 - share)
+                for scores in (path[look], -path[look])
+            )
             for i, budget in enumerate(budgets):
-                decision = decide(budget, value, band=band, n_over_before=n_over[i])
+                decision = decide(
+                    budget,
+                    value,
+                    band=band,
+                    reversed_value=turned,
+                    reversed_band=turned_band,
+                    n_over_before=n_over[i],
+                )
                 n_over[i] = decision.n_over_in_a_row
                 stopped[i, run, look] = decision.stop
                 over[i, run, look] = not decision.is_within_budget

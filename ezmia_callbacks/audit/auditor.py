@@ -48,7 +48,12 @@ from ezmia_callbacks.errors import (
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
-from ezmia_callbacks.measuring.split_checks import check_split, refuse_blind_split
+from ezmia_callbacks.measuring.split_checks import (
+    MET_BEFORE,
+    check_split,
+    findings_of_split,
+    refuse_blind_split,
+)
 from ezmia_callbacks.measuring.subset import CanarySubset, smallest_subset
 from ezmia_callbacks.reference.sources import (
     ReferenceSource,
@@ -127,7 +132,8 @@ class PrivacyAuditor:
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
-            not draw, can be told apart without the model. Figures then include that difference.
+            not draw, can be told apart without the model: figures then include that difference. Or although
+            the model has met one side of a split that it did draw: figures then read too low, or too high.
         judge_only: Give verdicts and never stop, for a run that is over.
         assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
             cannot be looked at. By default figures and verdicts are of the members that batches held.
@@ -968,7 +974,7 @@ class PrivacyAuditor:
                 measured.metrics,
                 history,
                 is_baseline=moment.is_baseline,
-                why_unknown="" if counted is None else self._why_unknown(),
+                why_unknown="" if counted is None and not self._met_before() else self._why_unknown(),
                 lacks=self._judge.lacks(
                     measured.n_members_seen or 0, measured.n_non_members, self._state.subset
                 )
@@ -984,7 +990,8 @@ class PrivacyAuditor:
                 self.exposures, self.encoded, epoch=moment.epoch, otherwise=self._scored_otherwise()
             )
         )
-        return replace(result, findings=(*about_feeding, *detect(result, history.results)))
+        met_before = () if moment.is_baseline else self._met_before()
+        return replace(result, findings=(*met_before, *about_feeding, *detect(result, history.results)))
 
     def _counted(self) -> Counted | None:
         """Which records figures count; None for all, where nobody looks at batches."""
@@ -992,7 +999,15 @@ class PrivacyAuditor:
 
     def _why_unknown(self) -> str:
         """Why what is measured says nothing of what was fed; empty if it does."""
+        if self._met_before():
+            return "the model, as it was before training, had met one side of the canaries (see the findings)"
         return why_not_seen(self.exposures, self.encoded.is_member) or self._scored_otherwise()
+
+    def _met_before(self) -> tuple[Finding, ...]:
+        """That the reference knew one side of a random split before, unless that is allowed."""
+        if self.settings.allow_shift:
+            return ()
+        return tuple(finding for finding in self.history.findings if finding.name == MET_BEFORE)
 
     def _scored_otherwise(self) -> str:
         """What the batches show that the audit does not give the model; empty if nothing."""
@@ -1070,8 +1085,7 @@ class PrivacyAuditor:
         )
         if report is None:
             return
-        findings = [Finding(check.name, check.is_flagged, check.describe()) for check in report.checks]
-        self._state = state.with_checks(findings, caveat=report.headline)
+        self._state = state.with_checks(findings_of_split(report), caveat=report.headline)
         if settings.budget is not None and not settings.allow_shift:
             refuse_blind_split(report)
         if report.headline and is_main_process():

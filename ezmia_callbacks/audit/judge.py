@@ -20,6 +20,7 @@ from ezmia_callbacks.functional.planning import (
     describe_power,
     has_enough_power,
 )
+from ezmia_callbacks.measuring.split_checks import MET_BEFORE
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-# Findings of an audit that leave no verdict on it: nobody knows what was fed, or it was scored otherwise.
-NO_VERDICT = frozenset({"batches not seen", "not scored as fed"})
+# Findings of an audit that leave no verdict on it: nobody knows what was fed, it was scored otherwise, or the
+# model that it was compared with had met one side before.
+NO_VERDICT = frozenset({"batches not seen", "not scored as fed", MET_BEFORE})
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Judge:
         why_unknown: str = "",
         lacks: str = "",
     ) -> Decision:
-        """The verdict on an audit.
+        """The verdict on an audit, in the direction in which the score leaks more.
 
         Args:
             metrics: Its figures, with bands of `band_confidence`.
@@ -132,7 +134,15 @@ class Judge:
             )
             return Decision(not self.judge_only, None, message)
         n_over_before = history.n_over_in_a_row
-        decision = decide(self.budget, decided.value, band=decided.band, n_over_before=n_over_before)
+        turned = decided.reversed
+        decision = decide(
+            self.budget,
+            decided.value,
+            band=decided.band,
+            reversed_value=None if turned is None else turned.value,
+            reversed_band=None if turned is None else turned.band,
+            n_over_before=n_over_before,
+        )
         is_certain = self.budget.rule == ("upper" if decision.is_within_budget else "lower")
         if lacks and not is_certain:
             return not_yet
@@ -187,6 +197,9 @@ class Judge:
             why_unknown=next((f.text for f in result.findings if f.name in NO_VERDICT), ""),
             lacks="" if seen is None else self.lacks(seen, result.n_non_members, everything),
         )
+        if new.is_within_budget and _is_of_one_direction(result.metrics[budget.name], budget):
+            message = f"not judged under this budget: {budget.label} was measured in one direction alone"
+            return Decision(False, None, message, limit=budget.limit)
         is_same = replace(new, stop=old.stop, message=old.message) == old
         # A stop and the reason why there was no verdict stay, where this budget says the same.
         if is_same and (new.message == old.message or new.is_within_budget is None):
@@ -255,6 +268,11 @@ class Judge:
 
     def _alpha(self, audit: int) -> float:
         return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)
+
+
+def _is_of_one_direction(measured: Measurement, budget: LeakageBudget) -> bool:
+    """Whether an older figure leaves open what the score turned around would show."""
+    return budget.metric != "auc" and measured.reversed is None
 
 
 def _is_at_least(band: Interval, confidence: float) -> bool:

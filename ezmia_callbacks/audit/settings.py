@@ -77,7 +77,8 @@ class AuditSettings:
         on_error: What an error in an audit after the first step does: `"warn"` marks a gap in the curve and
             lets training go on, `"raise"` ends it. Errors before the first step are always raised.
         allow_shift: Let a budget decide although members and non-members, in a split that this library did
-            not draw, can be told apart without the model. Figures then include that difference.
+            not draw, can be told apart without the model: figures then include that difference. Or although
+            the model has met one side of a split that it did draw: figures then read too low, or too high.
         judge_only: Give verdicts and never stop, for a run that is over.
         assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
             cannot be looked at. By default figures and verdicts are of the members that batches held.

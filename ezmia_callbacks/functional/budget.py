@@ -3,6 +3,9 @@
 Measuring and judging are kept apart: a figure with its interval comes in, a verdict with its reason goes
 out. "Within budget" never means "private": it means that this attack, on these canaries, gave no reason
 to stop under the chosen rule.
+
+Leakage counts in both directions. Members that score *lower* than non-members, as after unlearning, are told
+apart as well: an attacker turns the score around.
 """
 
 import math
@@ -66,7 +69,8 @@ class LeakageBudget:
             out; weights whose true leakage exceeds the limit are found within budget, at any audit, with
             probability at most 1 - confidence (with `patience`, a run that is over budget still goes on
             for a while). `"point"`: the bare estimate, no guarantee either way. The band of the AUC is
-            a large-sample approximation, the others are exact.
+            a large-sample approximation, the others are exact. Each rule reads the score as it is and the
+            score turned around, and takes the one that leaks more.
         confidence: Confidence of all decisions of the run together, in (0, 1).
         patience: Number of consecutive audits over budget that are tolerated before the stop.
 
@@ -142,6 +146,7 @@ class Decision:
         compared: The number that was compared with the limit; None if there was none.
         limit: The budget's limit; None without a budget.
         n_over_in_a_row: Consecutive audits over budget, this one included.
+        is_reversed: Whether `compared` is of the score turned around: members score lower than non-members.
     """
 
     stop: bool
@@ -150,6 +155,16 @@ class Decision:
     compared: float | None = None
     limit: float | None = None
     n_over_in_a_row: int = 0
+    is_reversed: bool = False
+
+
+def mirrored(interval: Interval) -> Interval:
+    """The interval of the AUC of a score turned around, which is 1 - AUC.
+
+    >>> mirrored(Interval(lower=0.0, upper=0.25, confidence=0.95, method="delong")).lower
+    0.75
+    """
+    return Interval(1.0 - interval.upper, 1.0 - interval.lower, interval.confidence, interval.method)
 
 
 def decide(
@@ -157,14 +172,25 @@ def decide(
     value: float,
     *,
     band: Interval,
+    reversed_value: float | None = None,
+    reversed_band: Interval | None = None,
     n_over_before: int = 0,
 ) -> Decision:
-    """The verdict on one measurement.
+    """The verdict on one measurement, in the direction that leaks more.
+
+    Both directions together keep the share a of the error rate that the bands were made with, for each end
+    of a band has a share of its own, a / 2. Rule `"lower"` is wrong where a lower end exceeds a limit that
+    the truth keeps to, in either direction: a / 2 + a / 2. For the AUC these are the two ends of one band;
+    for the advantage and TPR at FPR, the lower ends of two bands. Rule `"upper"` is wrong where both upper
+    ends keep to a limit that the truth exceeds in one direction, whose own upper end errs with a / 2 at most.
 
     Args:
         budget: The budget.
         value: Point estimate of the budget's metric.
         band: Its simultaneous interval at this audit.
+        reversed_value: Point estimate for the score turned around; None for the AUC, where it is 1 - value.
+            Without it another metric is judged in one direction alone.
+        reversed_band: Its simultaneous interval, likewise.
         n_over_before: Consecutive audits over budget just before this one.
 
     Raises:
@@ -174,19 +200,33 @@ def decide(
     >>> decide(LeakageBudget(metric="auc", limit=0.6), 0.66, band=band).stop
     True
     """
+    if budget.metric == "auc":
+        reversed_value, reversed_band = 1.0 - value, mirrored(band)
+    compared, is_reversed = _compared(budget, value, band), False
+    if reversed_value is not None and reversed_band is not None:
+        turned = _compared(budget, reversed_value, reversed_band)
+        compared, is_reversed = max((compared, False), (turned, True), key=lambda each: each[0])
+    what = {"lower": "lower bound of ", "upper": "upper bound of ", "point": ""}[budget.rule]
+    turned_around = " with the score reversed" if is_reversed else ""
+    if compared <= budget.limit:
+        message = f"within budget: {what}{budget.label} {compared:.3f} <= {budget.limit:.3f}{turned_around}"
+        return Decision(False, True, message, compared, budget.limit, is_reversed=is_reversed)
+    n_over = n_over_before + 1
+    stop = n_over > budget.patience
+    message = f"over budget: {what}{budget.label} {compared:.3f} > {budget.limit:.3f}{turned_around}"
+    if is_reversed:
+        message += ": members score LOWER than non-members"
+    if not stop:
+        message += f", patience {n_over} of {budget.patience}"
+    return Decision(stop, False, message, compared, budget.limit, n_over, is_reversed)
+
+
+def _compared(budget: LeakageBudget, value: float, band: Interval) -> float:
+    """The number that the rule compares with the limit, in one direction."""
     compared = {"lower": band.lower, "point": value, "upper": band.upper}[budget.rule]
     if not (math.isfinite(value) and math.isfinite(compared)):
         raise ConfigurationError(f"Cannot judge a {budget.label} of {value!r} ({compared!r}).")
-    what = {"lower": "lower bound of ", "upper": "upper bound of ", "point": ""}[budget.rule]
-    if compared <= budget.limit:
-        message = f"within budget: {what}{budget.label} {compared:.3f} <= {budget.limit:.3f}"
-        return Decision(False, True, message, compared, budget.limit)
-    n_over = n_over_before + 1
-    stop = n_over > budget.patience
-    message = f"over budget: {what}{budget.label} {compared:.3f} > {budget.limit:.3f}"
-    if not stop:
-        message += f", patience {n_over} of {budget.patience}"
-    return Decision(stop, False, message, compared, budget.limit, n_over)
+    return compared
 
 
 def alpha_for_audit(look: int, *, n_planned: int | None, failure_probability: float) -> float:
@@ -195,7 +235,8 @@ def alpha_for_audit(look: int, *, n_planned: int | None, failure_probability: fl
     With a known number of audits each gets an equal share; without one, audit t gets 6/(pi^2 t^2), which
     sums to one. The canaries are the same at every audit, so neither independence nor fresh data may be
     assumed; the union bound needs neither. Audits beyond the plan get shares of a second
-    `failure_probability`, so that the total never exceeds twice of what was promised.
+    `failure_probability`, so that the total never exceeds twice of what was promised: leakage in one
+    direction, which spends half of each share, keeps the promise even then.
 
     Args:
         look: Number of this audit, from 1.

@@ -161,7 +161,8 @@ def decision_power(
 
     Args:
         budget: The budget.
-        expected: True value of its metric. Above the limit, "over budget" is right; else "within budget".
+        expected: True value of its metric. Above the limit, "over budget" is right; else "within budget",
+            which the score turned around must be, too.
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
@@ -187,7 +188,13 @@ def decision_power(
             f"{failure_probability}: at least one of each and a probability in (0, 1) are needed."
         )
     power_of = {"auc": _power_of_auc, "advantage": _power_of_advantage, "tpr_at_fpr": _power_of_tpr}
-    return power_of[budget.metric](budget, expected, n_members, n_non_members, failure_probability / 2.0)
+    counts = (n_members, n_non_members, failure_probability / 2.0)
+    power = power_of[budget.metric](budget, expected, *counts)
+    if expected > budget.limit:
+        return power
+    # Within only if the score turned around is within as well.
+    turned = power_of[budget.metric](budget, _expected_reversed(budget, expected), *counts)
+    return max(0.0, power + turned - 1.0)
 
 
 def minimum_detectable_value(
@@ -321,6 +328,16 @@ def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side
     distance = abs(float(scipy.special.logit(expected) - scipy.special.logit(budget.limit)))
     z = _side_of_band(budget, expected) * float(scipy.special.ndtri(1.0 - side))
     return float(scipy.special.ndtr(distance * expected * (1.0 - expected) / error - z))
+
+
+def _expected_reversed(budget: LeakageBudget, expected: float) -> float:
+    """True value of the metric for the score turned around, with the ROC that `decision_power` assumes."""
+    if budget.metric == "auc":
+        return 1.0 - expected
+    if budget.metric == "advantage":
+        return 0.0
+    ndtri = scipy.special.ndtri
+    return float(scipy.special.ndtr(2.0 * ndtri(budget.fpr) - ndtri(expected)))
 
 
 def _side_of_band(budget: LeakageBudget, expected: float) -> int:

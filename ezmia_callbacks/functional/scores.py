@@ -203,7 +203,9 @@ def ez_score(
         target_is_correct: True where the true token is the target's most likely token.
         reference_is_correct: The same for the reference.
         offsets: Record boundaries in the flat token arrays; None means one record.
-        mode: Rule for the score and its edge rows, see `ez_score_from_evidence`.
+        mode: Rule for the score and its edge rows, see `ez_score_from_evidence`. "paper_code" leaves
+            out the first token of each record, as the released code does: give it all predicted
+            tokens of each text, the prediction of its second token first.
         tolerance: Shifts smaller than this, in nats, count as 0; the mode "paper_code" ignores
             it, as the released code has none.
 
@@ -221,13 +223,18 @@ def ez_score(
     [0.857143]
     """
     _check_mode(mode)
+    if mode == "paper_code":
+        tolerance = 0.0
+        target_is_correct = _without_first_errors(
+            target_is_correct, offsets, n_tokens=np.size(target_log_probs)
+        )
     evidence = ez_evidence(
         target_log_probs,
         reference_log_probs,
         target_is_correct,
         reference_is_correct,
         offsets=offsets,
-        tolerance=0.0 if mode == "paper_code" else tolerance,
+        tolerance=tolerance,
     )
     return ez_score_from_evidence(evidence, mode=mode)
 
@@ -242,11 +249,13 @@ def ez_score_from_evidence(
     * "bounded", in [0, 1]: f = P / (P + N). Where P + N = 0, f is 0.5: the models agree. A record
       without target errors is 1 if the reference made an error on it, else 0.5.
     * "ranked", in [0, 2]: as "bounded", but rows with f = 1 become 1 + (1 + s / (1 + |s|)) / 2,
-      with s the total shift. Such rows would otherwise tie, and a few non-members in the tie make
-      the true-positive rate at low false-positive rates read 0, a wrong "no leakage".
+      with s the mean shift of all scored tokens. Such rows would otherwise tie, and a few
+      non-members in the tie make the true-positive rate at low false-positive rates read 0, a
+      wrong "no leakage". The mean, for a sum would order them by their length.
     * "paper_code": P / (N + 1e-12), and 0 with fewer than 2 errors or N = 0, as in the released
       code. It ranks fully memorized records *last*: for parity tests only. The evidence must
-      have been made with `tolerance=0`.
+      have been made with `tolerance=0`, and with the first token of each record marked as
+      correct, since the released code leaves that out; `ez_score` does both.
 
     Args:
         evidence: Sums and counts of each record, from `ez_evidence`.
@@ -264,7 +273,7 @@ def ez_score_from_evidence(
     ...     np.array([-1.0, -2.0]), np.array([-2.0, -3.0]), is_correct, is_correct
     ... )
     >>> [round(ez_score_from_evidence(all_up, mode=m).item(), 3) for m in get_args(EzMode)]
-    [1.833, 1.0, 0.0]
+    [1.75, 1.0, 0.0]
     """
     _check_mode(mode)
     positive, negative = evidence.positive, evidence.negative
@@ -278,7 +287,7 @@ def ez_score_from_evidence(
     fraction = np.where(evidence.is_top, 1.0, np.minimum(fraction, np.nextafter(1.0, 0.0)))
     if mode == "bounded":
         return fraction
-    shift = evidence.total_shift
+    shift = evidence.total_shift / evidence.n_tokens
     top_score = 1.0 + (1.0 + shift / (1.0 + np.abs(shift))) / 2.0
     return np.where(evidence.is_top, np.maximum(top_score, np.nextafter(1.0, 2.0)), fraction)
 
@@ -713,6 +722,18 @@ def _checked_records(offsets: Int[np.ndarray, " n_records_plus_1"] | None, *, n_
             "records), but each needs one: remove records whose tokens are all masked."
         )
     return _Records(starts=boundaries[:-1], lengths=lengths)
+
+
+def _without_first_errors(
+    is_correct: Bool[np.ndarray, " n_tokens"],
+    offsets: Int[np.ndarray, " n_records_plus_1"] | None,
+    *,
+    n_tokens: int,
+) -> Bool[np.ndarray, " n_tokens"]:
+    """The flags with the first token of each record taken for correct, so that it is no error token."""
+    flags = np.array(_checked_flags(is_correct, name="target_is_correct", n_tokens=n_tokens))
+    flags[_checked_records(offsets, n_tokens=n_tokens).starts] = True
+    return flags
 
 
 def _check_mode(mode: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -221,7 +221,8 @@ def measure_scores(
 ) -> dict[str, Measurement]:
     """Every figure of one score: AUC, membership advantage, and TPR at each false-positive rate.
 
-    What the canary set cannot resolve has no value, and a note with the number of non-members needed.
+    What the canary set cannot resolve has no value, and a note with the number of non-members needed. TPR and
+    advantage carry those of the score turned around; the AUC is its own mirror image.
 
     Args:
         scores: float64, (n_records,); higher means more likely a member.
@@ -232,10 +233,33 @@ def measure_scores(
             for an audit that nothing is decided by.
     """
     measured = {"auc": measure_auc(scores, is_member, confidence=confidence, band_confidence=band_confidence)}
-    for fpr in fpr_levels:
-        measured[metric_name("tpr_at_fpr", fpr=fpr)] = _measure_tpr(
+    of_both_directions = [
+        _measure_one_direction(
+            each, is_member, fpr_levels=fpr_levels, confidence=confidence, band_confidence=band_confidence
+        )
+        for each in (scores, -scores)
+    ]
+    for name, found in of_both_directions[0].items():
+        turned = of_both_directions[1][name]
+        measured[name] = replace(found, reversed=None if turned.value is None else turned)
+    return measured
+
+
+def _measure_one_direction(
+    scores: Scores,
+    is_member: Membership,
+    *,
+    fpr_levels: Sequence[float],
+    confidence: float,
+    band_confidence: float | None,
+) -> dict[str, Measurement]:
+    """TPR at each false-positive rate and the advantage, where high scores speak for members."""
+    measured = {
+        metric_name("tpr_at_fpr", fpr=fpr): _measure_tpr(
             scores, is_member, fpr=fpr, confidence=confidence, band_confidence=band_confidence
         )
+        for fpr in fpr_levels
+    }
     measured["advantage"] = Measurement(
         value=roc.membership_advantage(scores, is_member),
         interval=intervals.advantage_interval(scores, is_member, confidence=confidence),

@@ -10,6 +10,7 @@ import numpy as np
 from ezmia_callbacks.canaries.validity.checks import ValidityReport, check_validity
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.measuring.figures import mean_of_records
+from ezmia_callbacks.results.result import Finding
 
 if TYPE_CHECKING:
     from ezmia_callbacks.canaries.sets import CanarySet
@@ -44,6 +45,17 @@ def check_split(
         n_error_tokens=(n_scored * mean_of_records(~reference.is_correct, reference.offsets))[chosen],
         confidence=confidence,
     )
+
+
+MET_BEFORE = "met before training"
+
+
+def findings_of_split(report: ValidityReport) -> tuple[Finding, ...]:
+    """What was looked at before the first step, found or not."""
+    findings = [Finding(check.name, check.is_flagged, check.describe()) for check in report.checks]
+    if report.met_before:
+        findings.append(Finding(MET_BEFORE, True, report.met_before))
+    return tuple(findings)
 
 
 def refuse_blind_split(report: ValidityReport) -> None:

@@ -400,8 +400,9 @@ def _meaning(interval: Interval) -> str:
         )
     if interval.upper < 0.5:
         return (
-            "Chance is 50 %. All of the interval lies below it: the score points the wrong way, which "
-            "hides leakage and does not rule it out."
+            "Chance is 50 %. All of the interval lies below it: members score LOWER than non-members. That "
+            "is leakage as well: an attacker turns the score around, and tells members from non-members "
+            "better than a coin flip."
         )
     return (
         "Chance is 50 %, and the interval contains it: leakage was not detected with this many records, "
@@ -488,8 +489,9 @@ def _baseline_check(history: AuditHistory) -> list[CheckView]:
         f"[{lower:.3f}, {upper:.3f}]. "
     )
     text += (
-        "It excludes 0.5: members and non-members differed before any training, and the leakage figures "
-        "include this difference."
+        "It excludes 0.5: members and non-members differed before any training. If they come from different "
+        "sources, the leakage figures include this difference; if both were drawn from one pool, the model "
+        "had met one side before, and figures that compare with it read far too low for members that it met."
         if is_flagged
         else "It agrees with 0.5: no sign that members and non-members differed beforehand."
     )

@@ -6,6 +6,7 @@ Detectors only read results; they change no figure and decide nothing.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ezmia_callbacks.functional.budget import mirrored
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results.result import AuditResult, Finding
 
@@ -25,10 +26,12 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
       of 20 cases, at a confidence of 0.95.
     * "saturation": many members have no wrongly predicted token left for EZ to look at.
     * "low evidence": many records have a single such token, or half of all records none or one.
+    * "no downward shift": all wrongly predicted tokens of most non-members moved up.
     * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
+    * "reversed": members score lower than non-members, by more than chance.
     * "disagreement": another score sees more leakage than the one that decides.
 
-    The second to fourth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
+    The second to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
     two figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
 
     Args:
@@ -57,9 +60,11 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
     return _finding(
         "baseline leakage",
         f"Members and non-members differ before any training: {', '.join(apart)}, where 0.5 is chance. "
-        "Leakage figures will include this difference. Draw both sides from one pool with "
-        "hold_out_canaries, and check that the model was not trained on one of them before. A fair split "
-        "can look like this by chance; another seed then will not.",
+        "If they come from different sources, leakage figures will include this difference: draw both sides "
+        "from one pool with hold_out_canaries. If both were drawn from one pool, the model has met one side "
+        "before: compared with it, members that it has met read far too LOW. Give the model from before it "
+        "met them as `reference=`; compared with that, the difference is leakage. A fair split can look like "
+        "this by chance; another seed then will not.",
     )
 
 
@@ -98,6 +103,22 @@ def _low_evidence(result: AuditResult, _earlier: Sequence[AuditResult]) -> Findi
     )
 
 
+def _no_downward_shift(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    others = result.non_member_edges
+    if result.is_baseline or result.score != "ez" or others is None:
+        return None
+    n_non_members = others.n_records or result.n_non_members
+    if n_non_members == 0 or 2 * others.n_no_negative < n_non_members:
+        return None
+    return _finding(
+        "no downward shift",
+        f"All wrongly predicted tokens of {others.n_no_negative} of {n_non_members} non-members moved up, as "
+        "in a domain or a language that the model had hardly seen before. EZ compares upward with downward "
+        "shifts: it has nothing to compare there, and orders these records by their mean shift, as "
+        "loss_difference does. Look at the AUC of loss_difference and wbc beside it, or let one decide.",
+    )
+
+
 def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
     ez, difference = _auc(result, "ez"), _auc(result, "loss_difference")
     if result.score != "ez" or ez is None or difference is None:
@@ -123,17 +144,34 @@ def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding |
     )
 
 
+def _reversed(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
+    auc = _auc(result, result.score)
+    if result.is_baseline or auc is None or auc.interval.upper >= 0.5:
+        return None
+    return _finding(
+        "reversed",
+        f"Members score LOWER than non-members: AUC {auc}, where 0.5 is chance. That is leakage as well, as "
+        "after unlearning that went too far: an attacker turns the score around, and reaches an AUC of "
+        f"{1.0 - auc.value:.3f}.",
+    )
+
+
 def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
     deciding = _auc(result, result.score)
     if result.is_baseline or deciding is None:
         return None
+    deciding = deciding.as_leakage()
     # What told the sides apart before training says nothing about the training.
     was_apart = {
-        auc.name for other in earlier if other.is_baseline for auc in _aucs(other) if auc.interval.lower > 0.5
+        auc.name
+        for other in earlier
+        if other.is_baseline
+        for auc in map(_Auc.as_leakage, _aucs(other))
+        if auc.interval.lower > 0.5
     }
     above = [
         auc
-        for auc in _aucs(result)
+        for auc in map(_Auc.as_leakage, _aucs(result))
         if auc.interval.lower > deciding.interval.upper and auc.name not in was_apart
     ]
     if not above:
@@ -141,7 +179,7 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
     best = max(above, key=lambda auc: auc.value)
     return _finding(
         "disagreement",
-        f"{best.name} finds more leakage than {result.score}, which decides: AUC {best} against {deciding}. "
+        f"{best.name} finds more leakage than {deciding.name}, which decides: AUC {best} against {deciding}. "
         f"An attacker would use the better one: read the figure of {result.score} as a lower bound, and let "
         f"{best.name} decide in the next run.",
     )
@@ -151,7 +189,9 @@ _DETECTORS: tuple[Callable[[AuditResult, Sequence[AuditResult]], Finding | None]
     _baseline_leakage,
     _saturation,
     _low_evidence,
+    _no_downward_shift,
     _inversion,
+    _reversed,
     _disagreement,
 )
 
@@ -162,6 +202,12 @@ class _Auc(NamedTuple):
     name: str
     value: float
     interval: Interval
+
+    def as_leakage(self) -> "_Auc":
+        """What an attacker makes of it, who turns a score around that is below one half."""
+        if self.value >= 0.5:
+            return self
+        return _Auc(f"{self.name} (reversed)", 1.0 - self.value, mirrored(self.interval))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.interval.lower:.3f}, {self.interval.upper:.3f}]"

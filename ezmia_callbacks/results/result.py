@@ -27,12 +27,15 @@ class Measurement:
         interval: Interval for this audit alone.
         band: Interval that holds for all audits of the run together; decisions read this one.
         note: Why `value`, `interval` or `band` is missing, and what would be needed.
+        reversed: The same figure of the score turned around, which takes low scores for members. None for the
+            AUC, whose mirror image it is, where the figure is missing, and in older files.
     """
 
     value: float | None
     interval: Interval | None = None
     band: Interval | None = None
     note: str | None = None
+    reversed: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,7 @@ def _measurement(row: Mapping[str, Any]) -> Measurement:
     fields = dict(row)
     for name in ("interval", "band"):
         fields[name] = Interval(**fields[name]) if fields[name] else None
+    fields["reversed"] = _measurement(fields["reversed"]) if fields.get("reversed") else None
     return Measurement(**fields)
 
 

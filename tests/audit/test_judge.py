@@ -285,6 +285,40 @@ def test_another_metric_is_judged_by_its_own_figures():
     assert verdicts(judge.rejudged(results, make_subset(), judged_by=history.judged_by)) == [True, False]
 
 
+def test_the_other_direction_is_judged_anew_too():
+    history = audits(0.2, before=LeakageBudget(limit=0.9))
+
+    results = rejudged(history, LeakageBudget(limit=0.6))
+
+    assert verdicts(history) == [True, True]
+    assert verdicts(results) == [True, False]
+    assert "members score LOWER" in results[1].decision.message
+
+
+def test_a_metric_that_was_measured_in_one_direction_alone_is_never_within_another_budget():
+    history = audits(0.55)
+    advantage = Measurement(0.1, band=Interval(0.0, 0.15, 0.99, "pairs"))
+    judge = make_judge(LeakageBudget(metric="advantage", limit=0.2))
+
+    def judged(figure):
+        results = [replace(r, metrics={**r.metrics, "advantage": figure}) for r in history]
+        return judge.rejudged(results, make_subset(), judged_by=history.judged_by)[1].decision
+
+    assert judged(advantage).is_within_budget is None
+    assert "measured in one direction alone" in judged(advantage).message
+    assert judged(replace(advantage, reversed=advantage)).is_within_budget
+    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "pairs"))
+    assert judged(replace(advantage, reversed=turned)).is_within_budget is False
+
+
+def test_a_figure_survives_json_in_both_directions():
+    history = audits(0.55)
+    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "pairs"))
+    result = replace(history[1], metrics={"advantage": replace(turned, reversed=turned)})
+
+    assert AuditResult.from_dict(result.to_dict()) == result
+
+
 @pytest.mark.parametrize(
     ("figure", "message"),
     [

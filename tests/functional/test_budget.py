@@ -54,6 +54,48 @@ def test_the_reason_names_number_and_limit():
     assert decision.message == "over budget: lower bound of AUC 0.700 > 0.600"
 
 
+def test_members_that_score_lower_leak_as_well():
+    decision = decide(LeakageBudget(limit=0.6), 0.09, band=band(0.05, 0.15))
+
+    assert (decision.stop, decision.is_within_budget, decision.is_reversed) == (True, False, True)
+    assert decision.compared == pytest.approx(0.85)
+    assert decision.message == (
+        "over budget: lower bound of AUC 0.850 > 0.600 with the score reversed: members score LOWER than "
+        "non-members"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "lower", "value", "upper", "is_within"),
+    [
+        ("lower", 0.3, 0.35, 0.41, True),
+        ("lower", 0.3, 0.35, 0.39, False),
+        ("point", 0.3, 0.39, 0.5, False),
+        ("upper", 0.45, 0.5, 0.55, True),
+        ("upper", 0.39, 0.5, 0.55, False),
+        ("upper", 0.45, 0.5, 0.61, False),
+    ],
+)
+def test_each_rule_reads_both_directions(rule, lower, value, upper, is_within):
+    decision = decide(LeakageBudget(limit=0.6, rule=rule), value, band=band(lower, upper))
+
+    assert decision.is_within_budget is is_within
+
+
+@pytest.mark.parametrize("metric", ["advantage", "tpr_at_fpr"])
+def test_other_metrics_are_judged_by_the_figure_of_the_score_turned_around(metric):
+    budget = LeakageBudget(limit=0.3, metric=metric)
+    forward = {"value": 0.1, "band": band(0.0, 0.2)}
+
+    within = decide(budget, **forward, reversed_value=0.3, reversed_band=band(0.2, 0.4))
+    over = decide(budget, **forward, reversed_value=0.5, reversed_band=band(0.4, 0.6))
+
+    assert (within.is_within_budget, within.compared) == (True, 0.2)
+    assert within.message.endswith("0.200 <= 0.300 with the score reversed")
+    assert (over.is_within_budget, over.compared, over.is_reversed) == (False, 0.4, True)
+    assert decide(budget, **forward).is_within_budget
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_figure_that_is_not_finite_is_never_within_budget(value):
     with pytest.raises(ConfigurationError, match="Cannot judge"):

@@ -119,9 +119,9 @@ def test_record_without_downward_shift_is_top_except_in_the_released_code() -> N
         for mode in ("ranked", "bounded", "paper_code")
     }
 
-    # Total shift 3.8, so 1 + (1 + 3.8 / 4.8) / 2.
+    # Mean shift 3.8 / 5 = 0.76, so 1 + (1 + 0.76 / 1.76) / 2.
     assert scores == {
-        "ranked": pytest.approx(1.8958333),
+        "ranked": pytest.approx(1.7159091),
         "bounded": 1.0,
         "paper_code": 0.0,
     }
@@ -162,12 +162,60 @@ def test_rounding_noise_below_the_tolerance_counts_as_agreement() -> None:
 
 
 def test_released_code_mode_ignores_the_tolerance() -> None:
-    wrong = np.array([False, False])
-    target, reference = np.array([-1.0, -2.0]), np.array([-1.5, -2.0 + 5e-7])
+    wrong = np.array([False, False, False])
+    target, reference = np.array([-4.0, -1.0, -2.0]), np.array([-4.0, -1.5, -2.0 + 5e-7])
 
     score = ez_score(target, reference, wrong, wrong, mode="paper_code", tolerance=1e-3)
 
     assert score == pytest.approx([0.5 / 5e-7], rel=1e-4)
+
+
+def released_code_score(
+    target: np.ndarray, reference: np.ndarray, is_correct: np.ndarray, *, offsets: np.ndarray
+) -> list[float]:
+    """The score of the released code, from its description: loops, and its own rules at the edges.
+
+    The mask is that of the predicted tokens; `ignore_bos=True` zeroes its first entry.
+    """
+    scores = []
+    for start, end in pairwise(offsets.tolist()):
+        up, down, n_errors = 0.0, 0.0, 0
+        for t in range(start + 1, end):
+            if is_correct[t]:
+                continue
+            n_errors += 1
+            shift = float(target[t]) - float(reference[t])
+            if shift > 0:
+                up += shift
+            else:
+                down -= shift
+        ratio = up / (down + 1e-12)
+        scores.append(0.0 if n_errors < 2 or down == 0 or not np.isfinite(ratio) else ratio)
+    return scores
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_released_code_mode_is_the_released_score(seed: int, lengths: list[int]) -> None:
+    tokens = ragged_tokens(seed, lengths)
+    target, reference, offsets = tokens["target"], tokens["reference"], tokens["offsets"]
+    is_correct = tokens["target_is_correct"]
+
+    scores = ez_score(
+        target, reference, is_correct, tokens["reference_is_correct"], offsets=offsets, mode="paper_code"
+    )
+
+    expected = released_code_score(target, reference, is_correct, offsets=offsets)
+    assert scores.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_released_code_mode_drops_the_first_predicted_token() -> None:
+    wrong = np.array([False, False, False])
+    target, reference = np.array([-1.0, -2.0, -3.0]), np.array([-9.0, -2.5, -2.75])
+
+    assert ez_score(target, reference, wrong, wrong, mode="paper_code") == pytest.approx([2.0])
+    assert ez_score(target[:2], reference[:2], wrong[:2], wrong[:2], mode="paper_code").tolist() == [0.0]
+    assert ez_score(target[:1], reference[:1], wrong[:1], wrong[:1], mode="paper_code").tolist() == [0.0]
 
 
 def test_released_code_mode_needs_two_errors() -> None:
@@ -178,7 +226,34 @@ def test_released_code_mode_needs_two_errors() -> None:
     assert scores == pytest.approx([0.0, 2.0])
 
 
-def test_top_records_are_ordered_by_total_shift() -> None:
+def test_top_records_are_ordered_by_mean_shift_and_not_by_length() -> None:
+    shift = np.repeat([1.5, 1.0, 0.5], [4, 16, 64])
+    reference = np.full(len(shift), -5.0)
+    wrong = np.zeros(len(shift), dtype=np.bool_)
+
+    scores = ez_score(reference + shift, reference, wrong, wrong, offsets=np.array([0, 4, 20, 84]))
+
+    assert scores.tolist() == sorted(scores, reverse=True)
+
+
+def test_members_whose_tokens_all_moved_up_are_found_at_any_length() -> None:
+    """A domain that the base had never seen: every wrong token moves up, on non-members as well."""
+    rng = np.random.default_rng(0)
+    n_tokens = rng.integers(8, 61, size=160)
+    is_member = np.arange(160) < 80
+    offsets = np.concatenate([[0], np.cumsum(n_tokens)])
+    of_record = rng.normal(np.where(is_member, 1.1, 1.0), 0.05)
+    shift = np.repeat(of_record, n_tokens) * rng.uniform(0.5, 1.5, size=offsets[-1])
+    reference = np.full(offsets[-1], -6.0)
+    wrong = np.zeros(offsets[-1], dtype=np.bool_)
+
+    scores = ez_score(reference + shift, reference, wrong, wrong, offsets=offsets)
+
+    assert 0.4 < roc_auc_score(is_member, np.add.reduceat(shift, offsets[:-1])) < 0.6
+    assert roc_auc_score(is_member, scores) > 0.75
+
+
+def test_top_records_of_one_length_are_ordered_by_their_shifts() -> None:
     shifts = [-1e9, -1.0, 0.0, 1.0, 50.0, 1e20]
     evidence = evidence_of([1.0] * 6, [0.0] * 6, total_shift=shifts)
 

@@ -66,7 +66,17 @@ SINCE = ("n_members_seen", "auc_recent")
 def without_later(rows):
     """Audits with the fields that the first version had."""
     assert all(row[name] is None for row in rows for name in SINCE)
-    return [{name: value for name, value in row.items() if name not in SINCE} for row in rows]
+    return [without_directions({k: v for k, v in row.items() if k not in SINCE}) for row in rows]
+
+
+def without_directions(value):
+    """What the first version wrote, which knew one direction alone."""
+    if isinstance(value, list):
+        return [without_directions(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    assert not any(value.get(name) for name in ("is_reversed", "reversed"))
+    return {k: without_directions(v) for k, v in value.items() if k not in ("is_reversed", "reversed")}
 
 
 def assert_told(history, expected):

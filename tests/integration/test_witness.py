@@ -155,7 +155,8 @@ def test_of_a_stream_nothing_is_said_about_epochs(tmp_path, caplog):
     assert (halfway.step, halfway.n_members_seen) == (30, 60)
     assert {result.epoch for result in audit.history.audits_after_baseline} == {None}
     assert audit.auditor.exposures.n_times.max() >= 2
-    assert last.findings == ()
+    # The base is untrained, so that every token moves up; nothing is said about feeding.
+    assert {finding.name for finding in last.findings} <= {"no downward shift"}
 
 
 @pytest.mark.parametrize("limit", [{"limit_train_batches": 0.25}, {"overfit_batches": 5}])
@@ -356,8 +357,7 @@ def test_records_cut_at_the_boundaries_of_blocks_count_where_they_are_whole():
         n_partly += bool(is_member and not parts and is_there)
     assert result.n_members_seen == n_whole
     assert 10 < n_whole < 60
-    (finding,) = result.findings
-    assert finding.name == "members never fed"
+    (finding,) = (f for f in result.findings if f.name == "members never fed")
     assert f"{60 - n_whole} of 60 members were never fed whole (of {n_partly} a part)" in finding.text
 
 
@@ -706,7 +706,8 @@ def test_near_copies_of_non_members_in_training_are_named():
     auditor.begin(model)
     own_loop.train_one_epoch(model, [*rows, *near], torch.optim.Adam(model.parameters(), lr=1e-2))
 
-    (finding,) = auditor.audit(model).findings
+    findings = [f for f in auditor.audit(model).findings if f.name != "no downward shift"]
+    (finding,) = findings
 
     assert finding.text.startswith("60 non-members were fed in large part")
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -240,3 +242,17 @@ def test_epsilon_needs_coins_and_a_score_that_may_carry_it():
     assert figures_of(subset, has_epsilon=True).epsilon.n > 0
     assert figures_of(subset, has_epsilon=False).epsilon is None
     assert figures_of(make_subset(), has_epsilon=True).epsilon is None
+
+
+def test_tpr_and_advantage_carry_those_of_the_score_turned_around():
+    scores, is_member = draw_scores()
+
+    found = measure_scores(scores, is_member, fpr_levels=(0.1, 0.001), **LEVELS)
+    turned = measure_scores(-scores, is_member, fpr_levels=(0.1, 0.001), **LEVELS)
+
+    for name in ("tpr_at_fpr_0.1", "advantage"):
+        assert found[name].reversed == replace(turned[name], reversed=None)
+    assert found["tpr_at_fpr_0.1"].reversed.value < 0.1 < found["tpr_at_fpr_0.1"].value
+    # One is the mirror image of the other; what is not resolved is so in both directions.
+    assert found["auc"].reversed is None
+    assert found["tpr_at_fpr_0.001"].reversed is None

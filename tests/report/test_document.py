@@ -110,8 +110,10 @@ def test_an_interval_around_chance_is_not_detected_and_never_absent():
     assert "does not show that there is none" in stated["meaning"]
 
 
-def test_an_auc_below_chance_hides_leakage():
-    assert "points the wrong way" in headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
+def test_an_auc_below_chance_is_leakage_in_the_other_direction():
+    meaning = headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
+
+    assert "members score LOWER than non-members. That is leakage as well" in meaning
 
 
 @pytest.mark.parametrize(

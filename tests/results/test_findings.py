@@ -108,6 +108,16 @@ def test_a_median_below_two_error_tokens_is_low_evidence():
     assert detect(audit(n_error_tokens=None)) == ()
 
 
+def test_non_members_without_a_downward_shift_are_named():
+    text = only(detect(audit(non_member_edges=EdgeCounts(0, 100, 3))), "no downward shift")
+
+    assert "100 of 200 non-members" in text
+    assert "loss_difference" in text
+    assert detect(audit(non_member_edges=EdgeCounts(0, 99, 3))) == ()
+    # Where a record is fully memorized only on one side, EZ does what it should.
+    assert detect(audit(member_edges=EdgeCounts(0, 100, 3))) == ()
+
+
 def test_edges_of_ez_do_not_matter_where_another_score_decides():
     edges = EdgeCounts(90, 90, 90)
     result = audit(score="wbc", member_edges=edges, n_error_tokens=0.0, auc_by_score={"ez": auc(0.6)})
@@ -170,6 +180,22 @@ def test_a_score_that_told_the_sides_apart_before_training_disagrees_with_nothin
     assert names(detect(result, [baseline(loss=0.52)])) == ["disagreement"]
 
 
+def test_members_that_score_lower_are_named():
+    result = audit(ez=0.2, auc_by_score={"loss_difference": auc(0.22)})
+
+    text = only(detect(result), "reversed")
+
+    assert "Members score LOWER than non-members: AUC 0.200 [0.150, 0.250]" in text
+    assert "reaches an AUC of 0.800" in text
+    assert detect(audit(ez=0.46, auc_by_score={"loss_difference": auc(0.5)})) == ()
+
+
+def test_a_score_that_leaks_more_in_the_other_direction_disagrees():
+    text = only(detect(audit(ez=0.62, auc_by_score={"wbc": auc(0.1)})), "disagreement")
+
+    assert "wbc (reversed) finds more leakage than ez, which decides: AUC 0.900 [0.850, 0.950]" in text
+
+
 def test_findings_survive_json():
     result = replace(audit(), findings=detect(audit(epoch=0.5)))
 
@@ -211,7 +237,43 @@ def test_fully_memorized_members_invert_the_released_score_and_are_told():
 
     assert early.metrics["auc"].value > 0.8
     assert late.metrics["auc"].value < 0.1
-    assert names(detect(late, [baseline(), early])) == ["saturation", "inversion", "disagreement"]
+    assert names(detect(late, [baseline(), early])) == ["saturation", "inversion", "reversed"]
+
+
+def train(model, rows, *, learning_rate, n_epochs=1):
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    for start in [*range(0, len(rows), 8)] * n_epochs:
+        ids = [torch.tensor(row["input_ids"]) for row in rows[start : start + 8]]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
+        optimizer.zero_grad()
+        model(input_ids=padded, attention_mask=(labels >= 0).long(), labels=labels).loss.backward()
+        optimizer.step()
+
+
+def test_a_vocabulary_that_the_base_never_saw_is_ordered_by_the_mean_shift():
+    """All wrong tokens move up, on both sides: ordered by their sum, records are ordered by length."""
+    rng = np.random.default_rng(2)
+
+    def records(token_ids, n):
+        return [{"input_ids": rng.choice(token_ids, size=k).tolist()} for k in rng.integers(8, 61, size=n)]
+
+    # Wide weights remember words in their places within a few epochs.
+    model = make_model(n_positions=64, n_embd=64, initializer_range=0.2)
+    train(model, records(range(3, 20), 200), learning_rate=1e-3, n_epochs=3)
+    rows, canaries = hold_out_canaries(records(range(20, 40), 160), n_members=80, n_non_members=80, seed=0)
+    auditor = PrivacyAuditor(canaries, n_audits=1)
+    auditor.begin(model)
+    train(model, rows, learning_rate=5e-3, n_epochs=6)
+
+    result = auditor.audit(model)
+
+    target, reference = auditor.target, auditor.reference
+    sums = np.add.reduceat(target.log_probs - reference.log_probs, target.offsets[:-1])
+    is_member = auditor.encoded.is_member
+    assert measure_auc(sums.astype(np.float64), is_member, confidence=0.95).value < 0.65
+    assert result.metrics["auc"].value > 0.85
+    assert "no downward shift" in names(result.findings)
 
 
 def test_a_healthy_run_of_a_real_model_flags_nothing():
@@ -219,15 +281,12 @@ def test_a_healthy_run_of_a_real_model_flags_nothing():
         make_rows(make_texts(400, n_words=24)), n_members=60, n_non_members=120, seed=1
     )
     model = make_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    # A base that knows the domain: an untrained one only ever moves up.
+    train(model, make_rows(make_texts(200, n_words=24, seed=9)), learning_rate=3e-3, n_epochs=2)
     auditor = PrivacyAuditor(canaries, n_audits=3)
     auditor.begin(model)
     for epoch in range(1, 4):
-        for start in range(0, len(rows), 8):
-            ids = torch.tensor([row["input_ids"] for row in rows[start : start + 8]])
-            optimizer.zero_grad()
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
+        train(model, rows, learning_rate=1e-3)
         auditor.audit(model, epoch=epoch)
 
     findings = [detect(result, auditor.history[:i]) for i, result in enumerate(auditor.history)]

@@ -40,8 +40,6 @@ def make_model(*, seed: int = 0, dropout: float = 0.0, **overrides):
 
     config = GPT2Config(
         vocab_size=VOCABULARY,
-        n_positions=32,
-        n_embd=32,
         n_layer=2,
         n_head=2,
         resid_pdrop=dropout,
@@ -51,7 +49,7 @@ def make_model(*, seed: int = 0, dropout: float = 0.0, **overrides):
         eos_token_id=1,
         pad_token_id=0,
         loss_type="ForCausalLM",
-        **overrides,
+        **{"n_positions": 32, "n_embd": 32, **overrides},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

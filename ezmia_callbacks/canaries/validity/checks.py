@@ -23,6 +23,9 @@ from ezmia_callbacks.functional.roc import auc
 
 __all__: list[str] = []
 
+LOSS_BEFORE_TRAINING = "mean loss before training"
+_ERRORS_BEFORE_TRAINING = "number of wrongly predicted tokens before training"
+
 MINIMUM_SCORED_TOKENS = 32
 MINIMUM_ERROR_TOKENS = 8
 _N_FOLDS = 5
@@ -182,15 +185,42 @@ class ValidityReport:
         return max((c.blind_auc for c in self.checks if isinstance(c, BlindCheck)), default=0.5)
 
     @property
+    def met_before(self) -> str:
+        """Say which side the model has met before, and what follows; empty if nothing tells of that.
+
+        Where this library drew the sides from one pool, only the model can make their losses differ.
+        """
+        loss = next((c for c in self.checks if c.name == LOSS_BEFORE_TRAINING), None)
+        if not self.is_randomized or not isinstance(loss, BlindCheck) or not loss.is_flagged:
+            return ""
+        are_members = loss.auc < 0.5
+        met = "members" if are_members else "non-members"
+        reads = "far too LOW, and hide leakage" if are_members else "too HIGH"
+        return (
+            f"The model has met the {met} before: both sides were drawn at random from one pool, and yet its "
+            f"loss on the {met} is lower (AUC of the loss {loss.auc:.3f}, {loss.interval.confidence:.1%} "
+            f"interval {loss.interval.lower:.3f} to {loss.interval.upper:.3f}). What it already remembers of "
+            f"them cannot rise any more, so that scores which compare with it read {reads}. Give the model "
+            "from before it met them as `reference=`, or draw from records that it never saw. A fair draw "
+            f"looks like this by chance in about {1.0 - loss.interval.confidence:.0%} of the cases; another "
+            "seed then will not."
+        )
+
+    @property
     def headline(self) -> str:
         """Say what has to stand beside the leakage figure; empty if nothing does."""
-        sentences = []
-        shifted = [c for c in self.checks if isinstance(c, BlindCheck) and c.is_flagged]
+        sentences = [self.met_before] if self.met_before else []
+        of_the_model = (LOSS_BEFORE_TRAINING, _ERRORS_BEFORE_TRAINING) if self.met_before else ()
+        shifted = [
+            c
+            for c in self.checks
+            if isinstance(c, BlindCheck) and c.is_flagged and c.name not in of_the_model
+        ]
         if shifted:
             worst = max(shifted, key=lambda check: check.blind_auc)
             sentences.append(
                 "Members and non-members can be told apart without the model (AUC at least "
-                f"{self.blind_auc:.3f} by {worst.name}): the leakage figure is not evidence of memorization "
+                f"{worst.blind_auc:.3f} by {worst.name}): the leakage figure is not evidence of memorization "
                 "unless it is well above that."
             )
         copied = [c for c in self.checks if isinstance(c, NearDuplicateCheck) and c.is_flagged]
@@ -257,12 +287,10 @@ def check_validity(
             f"`confidence` is {confidence}, but it needs to lie in (0, 1): use 0.95 for 95 %."
         )
     given = {
-        "mean loss before training": _values(reference_losses, "reference_losses", canaries),
+        LOSS_BEFORE_TRAINING: _values(reference_losses, "reference_losses", canaries),
         "truncation": _values(is_truncated, "is_truncated", canaries),
         "number of scored tokens": _values(n_scored_tokens, "n_scored_tokens", canaries),
-        "number of wrongly predicted tokens before training": _values(
-            n_error_tokens, "n_error_tokens", canaries
-        ),
+        _ERRORS_BEFORE_TRAINING: _values(n_error_tokens, "n_error_tokens", canaries),
     }
     blind = {"length": _lengths(canaries.records)} | {
         name: values for name, values in given.items() if values is not None
@@ -278,7 +306,7 @@ def check_validity(
         ("scored tokens", given["number of scored tokens"], MINIMUM_SCORED_TOKENS),
         (
             "wrongly predicted tokens",
-            given["number of wrongly predicted tokens before training"],
+            given[_ERRORS_BEFORE_TRAINING],
             MINIMUM_ERROR_TOKENS,
         ),
     ):
