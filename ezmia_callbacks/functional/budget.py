@@ -12,10 +12,8 @@ from typing import Literal
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import (
     Interval,
-    auc_upper_end,
-    hanley_mcneil_pairs,
+    auc_half_width,
     n_non_members_needed,
-    student_shrinkage,
 )
 from ezmia_callbacks.functional.search import smallest_enough
 
@@ -306,11 +304,7 @@ def _check_no_leakage_can_pass(
     if budget.metric == "auc":
 
         def excess(n1: int, n0: int) -> float:
-            if min(n1, n0) < 2:
-                return 1.0 - budget.limit
-            n_pairs = hanley_mcneil_pairs(0.5, n1, n0)
-            n_pairs *= student_shrinkage(1.0 / n1, 1.0 / n0, n1, n0, failure_probability=side)
-            return auc_upper_end(0.5, lambda _: n_pairs, failure_probability=side) - budget.limit
+            return 0.5 + auc_half_width(n1, n0, failure_probability=side) - budget.limit
 
     else:
 

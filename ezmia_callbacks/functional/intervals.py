@@ -356,6 +356,31 @@ def auc_upper_end(auc: float, pairs_at: Callable[[float], float], *, failure_pro
     return 1.0 - mirrored
 
 
+def auc_half_width(n_members: int, n_non_members: int, *, failure_probability: float) -> float:
+    """How far either end lies from a measured AUC of 0.5, if the scores of both classes spread alike.
+
+    Args:
+        n_members: Number of members; fewer than 2 leave all AUCs open.
+        n_non_members: Number of non-members, likewise.
+        failure_probability: Error rate of one end, in (0, 1/2).
+
+    Source: `delong_interval` with the variance of Hanley and McNeil 1982.
+
+    >>> round(auc_half_width(100, 100, failure_probability=0.025), 3)
+    0.083
+    """
+    if min(n_members, n_non_members) < 2:
+        return 0.5
+    n_pairs = hanley_mcneil_pairs(0.5, n_members, n_non_members) * student_shrinkage(
+        1.0 / n_members,
+        1.0 / n_non_members,
+        n_members,
+        n_non_members,
+        failure_probability=failure_probability,
+    )
+    return 0.5 - auc_lower_end(0.5, lambda supposed: n_pairs, failure_probability=failure_probability)
+
+
 def hanley_mcneil_pairs(auc: float, n_members: int, n_non_members: int) -> float:
     """Number of independent pairs that so many records are worth by the variance of Hanley and McNeil.
 
