@@ -830,7 +830,9 @@ class PrivacyAuditor:
         target = self._scorer.statistics(model, self.encoded.rows)
         is_member, members = self.encoded.is_member, self.encoded.is_member
         if audit.n_members_seen is not None and not audit.is_baseline:
-            members = is_member & counted_by(self.exposures, is_member).is_counted
+            counted = is_member & counted_by(self.exposures, is_member).is_counted
+            # Where it is lost what was fed, all of them are compared.
+            members = counted if counted.any() else is_member
         loss = mean_loss(target, members) if members.any() else None
         found = (loss, audit.member_loss)
         is_same = None not in found and math.isclose(*found, rel_tol=tolerance, abs_tol=0.0)  # type: ignore[arg-type]

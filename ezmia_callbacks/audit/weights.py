@@ -91,7 +91,12 @@ class AuditedWeights:
 
     def note_audited(self, result: AuditResult) -> None:
         """The weights that `begin` or `look` saw last have these figures."""
-        if self._present is not None:
+        if self._present is None:
+            return
+        before = self._audited.get(self._present.digest)
+        # The same weights again without a verdict: what was found of them before still holds.
+        is_undecided = before is None or before.decision.is_within_budget is None
+        if is_undecided or result.decision.is_within_budget is not None:
             self._audited[self._present.digest] = result
 
     def audit_of(self, model: nn.Module) -> AuditResult | None:

@@ -12,12 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import scipy
-
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import (
     Interval,
-    hanley_mcneil_standard_error,
+    auc_half_width,
     n_non_members_needed,
 )
 from ezmia_callbacks.functional.search import smallest_enough
@@ -288,7 +286,7 @@ def check_resolvable(
         TooFewCanariesError: naming the number of records that would do.
 
     Source: exact pairs bound for AUC and advantage, order statistics for the threshold of TPR at FPR
-    (1 - (1 - fpr)^n), Hanley and McNeil 1982 for the standard error of AUC.
+    (1 - (1 - fpr)^n), the end of the AUC's interval with the variance of Hanley and McNeil 1982.
 
     >>> check_resolvable(LeakageBudget(metric="auc", limit=0.6), n_members=100, n_non_members=100,
     ...                  failure_probability=0.005)
@@ -345,11 +343,9 @@ def _check_no_leakage_can_pass(
 ) -> None:
     """Raise if a run that leaks nothing would be over budget already."""
     if budget.metric == "auc":
-        z = float(scipy.stats.norm.isf(side))
 
         def excess(n1: int, n0: int) -> float:
-            error = hanley_mcneil_standard_error(0.5, n_members=n1, n_non_members=n0)
-            return 0.5 + z * error - budget.limit
+            return 0.5 + auc_half_width(n1, n0, failure_probability=side) - budget.limit
 
     else:
 

@@ -8,7 +8,7 @@ look at the data. Several looks need a union bound, which is the caller's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
 
 __all__: list[str] = []
+
+# Ends of the search for an AUC, and its accuracy.
+_TINY = 1e-12
 
 IntervalMethod = Literal[
     "clopper_pearson",
@@ -244,7 +247,16 @@ def delong_interval(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """Interval of the AUC by DeLong's variance on the logit scale.
+    """Interval of the AUC: that of a share among as many independent pairs as the variance is worth.
+
+    A share A of n independent pairs has variance A (1 - A) / n. DeLong's variance is therefore worth
+    n = A (1 - A) / variance pairs, and each end is the exact binomial one (Clopper-Pearson) of that
+    many, with two corrections that hold the share of the error where classes are small or unequal:
+
+    * The estimated variance is often far too small where a few records carry it, as near AUC 1. At
+      a supposed AUC it is worth no more pairs than `hanley_mcneil_pairs` allows there.
+    * n is multiplied by (z / t)^2, the quantiles at the side's share of the normal distribution and
+      of Student's t, with the degrees of freedom of Welch and Satterthwaite.
 
     DeLong's variance is 0 in exactly three cases, where it would claim certainty. There, an exact
     bound from n = min(n_members, n_non_members) independent member/non-member pairs is used, with
@@ -259,14 +271,17 @@ def delong_interval(
     Args:
         scores: Membership scores, finite; higher means more likely a member.
         is_member: True where the record was in the training set.
-        confidence: Coverage, in (0, 1); asymptotic for "delong", at least that otherwise.
+        confidence: Coverage, in (0, 1); by simulation for "delong", at least that otherwise.
 
     Raises:
         ConfigurationError: if the arrays do not match, a score is not finite, or `confidence`
             is outside (0, 1).
         TooFewCanariesError: if either class has fewer than 2 records.
 
-    Source: DeLong et al. 1988; logit(A) +- z * se / (A * (1 - A)) of Pepe 2003, section 5.2.
+    Source: DeLong et al. 1988; Korn and Graubard 1998, Survey Methodology 24:193, for exact binomial
+    ends at an effective sample size with Student's t; Newcombe 2006, Statistics in Medicine 25:559,
+    method 5, for the variance of Hanley and McNeil at the supposed AUC. `benchmarks/auc_interval.py`
+    compares it with others.
 
     >>> is_member = np.arange(200) < 100
     >>> interval = delong_interval(is_member.astype(float), is_member, confidence=0.9)
@@ -277,24 +292,145 @@ def delong_interval(
     components = delong_components(scores, is_member)
     auc = components.auc
     failure = 1.0 - confidence
-    n_pairs = min(len(components.member_components), len(components.non_member_components))
+    n_members, n_non_members = len(components.member_components), len(components.non_member_components)
+    n_smaller = min(n_members, n_non_members)
     if auc in (0.0, 1.0):
-        bound = (failure / 2.0) ** (1.0 / n_pairs)
+        bound = (failure / 2.0) ** (1.0 / n_smaller)
         lower, upper = (bound, 1.0) if auc == 1.0 else (0.0, 1.0 - bound)
         return Interval(lower, upper, confidence, "exact_pairs")
     if components.variance == 0.0:
-        radius = (1.0 - failure ** (1.0 / n_pairs)) / 2.0
+        radius = (1.0 - failure ** (1.0 / n_smaller)) / 2.0
         return Interval(0.5 - radius, 0.5 + radius, confidence, "tied_pairs")
 
-    z = float(scipy.stats.norm.isf(failure / 2.0))
-    radius = z * math.sqrt(components.variance) / (auc * (1.0 - auc))
-    center = float(scipy.special.logit(auc))
+    member_part, non_member_part = (
+        _variance_of_mean(values)
+        for values in (components.member_components, components.non_member_components)
+    )
+    shrinkage = student_shrinkage(
+        member_part, non_member_part, n_members, n_non_members, failure_probability=failure / 2.0
+    )
+    n_pairs = auc * (1.0 - auc) / components.variance
+
+    def pairs_at(supposed: float) -> float:
+        return shrinkage * min(n_pairs, hanley_mcneil_pairs(supposed, n_members, n_non_members))
+
     return Interval(
-        float(scipy.special.expit(center - radius)),
-        float(scipy.special.expit(center + radius)),
+        auc_lower_end(auc, pairs_at, failure_probability=failure / 2.0),
+        auc_upper_end(auc, pairs_at, failure_probability=failure / 2.0),
         confidence,
         "delong",
     )
+
+
+def auc_lower_end(auc: float, pairs_at: Callable[[float], float], *, failure_probability: float) -> float:
+    """Largest supposed AUC that so many independent pairs rule out as too low.
+
+    Args:
+        auc: Measured AUC, in (0, 1).
+        pairs_at: For a supposed AUC, in (0, 1), number of independent pairs that the records are worth; need
+            not be whole.
+        failure_probability: Largest probability that the end exceeds the truth, in (0, 1/2).
+
+    Source: Clopper and Pearson 1934: the supposed AUC at which P(Binomial(n, supposed) >= n auc) is the
+    failure probability, by the incomplete beta function.
+
+    >>> round(auc_lower_end(0.5, lambda supposed: 100.0, failure_probability=0.025), 4)
+    0.3983
+    """
+
+    def excess(supposed: float) -> float:
+        n = pairs_at(supposed)
+        return float(scipy.special.betainc(n * auc, n * (1.0 - auc) + 1.0, supposed)) - failure_probability
+
+    # With a pair or less nothing above 0 can be ruled out.
+    if excess(_TINY) >= 0.0:
+        return 0.0
+    return float(scipy.optimize.brentq(excess, _TINY, auc, xtol=_TINY))
+
+
+def auc_upper_end(auc: float, pairs_at: Callable[[float], float], *, failure_probability: float) -> float:
+    """Smallest supposed AUC that so many pairs rule out as too high: `auc_lower_end`, mirrored."""
+    mirrored = auc_lower_end(
+        1.0 - auc, lambda supposed: pairs_at(1.0 - supposed), failure_probability=failure_probability
+    )
+    return 1.0 - mirrored
+
+
+def auc_half_width(n_members: int, n_non_members: int, *, failure_probability: float) -> float:
+    """How far either end lies from a measured AUC of 0.5, if the scores of both classes spread alike.
+
+    Args:
+        n_members: Number of members; fewer than 2 leave all AUCs open.
+        n_non_members: Number of non-members, likewise.
+        failure_probability: Error rate of one end, in (0, 1/2).
+
+    Source: `delong_interval` with the variance of Hanley and McNeil 1982.
+
+    >>> round(auc_half_width(100, 100, failure_probability=0.025), 3)
+    0.083
+    """
+    if min(n_members, n_non_members) < 2:
+        return 0.5
+    n_pairs = hanley_mcneil_pairs(0.5, n_members, n_non_members) * student_shrinkage(
+        1.0 / n_members,
+        1.0 / n_non_members,
+        n_members,
+        n_non_members,
+        failure_probability=failure_probability,
+    )
+    return 0.5 - auc_lower_end(0.5, lambda supposed: n_pairs, failure_probability=failure_probability)
+
+
+def hanley_mcneil_pairs(auc: float, n_members: int, n_non_members: int) -> float:
+    """Number of independent pairs that so many records are worth by the variance of Hanley and McNeil.
+
+    Of the two variances, that of members with the longer tail and that of non-members with it, the larger
+    one counts: which class has it is not known beforehand, and matters where classes are unequal.
+
+    Args:
+        auc: True AUC, in (0, 1).
+        n_members: Number of members, >= 1.
+        n_non_members: Number of non-members, >= 1.
+
+    Source: Hanley and McNeil 1982; see `hanley_mcneil_standard_error`.
+
+    >>> round(hanley_mcneil_pairs(0.5, 100, 100), 1)
+    149.3
+    """
+    error = max(
+        hanley_mcneil_standard_error(value, n_members=n_members, n_non_members=n_non_members)
+        for value in (auc, 1.0 - auc)
+    )
+    return auc * (1.0 - auc) / error**2
+
+
+def student_shrinkage(
+    member_part: float,
+    non_member_part: float,
+    n_members: int,
+    n_non_members: int,
+    *,
+    failure_probability: float,
+) -> float:
+    """Share of its pairs that a variance is worth when it is estimated itself, in (0, 1].
+
+    Args:
+        member_part: What members add to the variance of the AUC, >= 0.
+        non_member_part: What non-members add to it, >= 0; not both 0.
+        n_members: Number of members, >= 2.
+        n_non_members: Number of non-members, >= 2.
+        failure_probability: Error rate of one end, in (0, 1/2).
+
+    Source: Welch 1938 and Satterthwaite 1946 for the degrees of freedom; Korn and Graubard 1998.
+
+    >>> round(student_shrinkage(0.01, 0.0, 30, 1000, failure_probability=0.025), 3)
+    0.918
+    """
+    # As shares of the sum, since squares of small variances may vanish.
+    share = member_part / (member_part + non_member_part)
+    degrees = 1.0 / (share**2 / (n_members - 1) + (1.0 - share) ** 2 / (n_non_members - 1))
+    normal = scipy.special.ndtri(failure_probability)
+    return float(normal / scipy.special.stdtrit(degrees, failure_probability)) ** 2
 
 
 def paired_delong_difference(
@@ -707,10 +843,11 @@ def _two_sample_variance(
     Components are multiples of 1 / (2 n), so a spread of 1e-12 is rounding: without the rule a
     variance of 1e-34 would pass for certainty.
     """
-    return sum(
-        0.0 if np.ptp(values) < 1e-12 else float(np.var(values, ddof=1)) / len(values)
-        for values in (member_values, non_member_values)
-    )
+    return _variance_of_mean(member_values) + _variance_of_mean(non_member_values)
+
+
+def _variance_of_mean(values: Float64[np.ndarray, " n"]) -> float:
+    return 0.0 if np.ptp(values) < 1e-12 else float(np.var(values, ddof=1)) / len(values)
 
 
 def _n_members_above(by_class: ScoresByClass, rank: int) -> int:

@@ -24,7 +24,8 @@ from ezmia_callbacks.functional.budget import LeakageBudget, alpha_for_audit, ch
 from ezmia_callbacks.functional.intervals import (
     clopper_pearson_lower,
     clopper_pearson_upper,
-    hanley_mcneil_standard_error,
+    hanley_mcneil_pairs,
+    student_shrinkage,
 )
 from ezmia_callbacks.functional.search import smallest_between, smallest_enough
 
@@ -52,6 +53,10 @@ class CanaryPlan:
         power: Probability with which one audit recognizes it, in (0, 1).
         n_members: Members needed for that; `n_members_to_resolve` without an expected value.
         n_non_members: Non-members needed for that, likewise.
+        n_members_at_worst: Members needed for it however the scores are distributed, as when members' spread
+            far more; for AUC with an expected value, else None. The counts above take both classes to spread
+            alike.
+        n_non_members_at_worst: Non-members likewise.
     """
 
     budget: LeakageBudget
@@ -62,6 +67,8 @@ class CanaryPlan:
     power: float
     n_members: int
     n_non_members: int
+    n_members_at_worst: int | None = None
+    n_non_members_at_worst: int | None = None
 
     def describe(self) -> str:
         """The plan in one or two plain sentences."""
@@ -75,10 +82,16 @@ class CanaryPlan:
         if self.expected is None:
             return text
         outcome = "over" if self.expected > self.budget.limit else "within"
-        return (
+        text = (
             f"{text} To detect a run {outcome} budget with {100 * self.power:g} % probability per audit when "
             f"its true {label} is {self.expected:g}, it needs {self.n_members} members and "
-            f"{self.n_non_members} non-members."
+            f"{self.n_non_members} non-members"
+        )
+        if self.n_members_at_worst is None:
+            return f"{text}{_assumption_about_scores(self.budget)}."
+        return (
+            f"{text} if the scores of both spread alike, and at most {self.n_members_at_worst} and "
+            f"{self.n_non_members_at_worst} however they spread."
         )
 
 
@@ -115,7 +128,9 @@ def canaries_needed(
 
     >>> plan = canaries_needed(LeakageBudget(metric="auc", limit=0.6), n_audits=10, expected=0.7)
     >>> plan.n_members, plan.n_non_members
-    (210, 210)
+    (211, 211)
+    >>> plan.n_members_at_worst
+    321
     """
     _check_arguments(budget, n_audits, expected, power, non_members_per_member)
     share = alpha_for_audit(n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence)
@@ -124,19 +139,24 @@ def canaries_needed(
     def n_non_members(n_members: int) -> int:
         return max(fewest_non_members, math.ceil(non_members_per_member * n_members))
 
-    def is_decided(n_members: int) -> bool:
-        if expected is None:
-            return True
-        reached = decision_power(
-            budget,
-            expected=expected,
-            n_members=n_members,
-            n_non_members=n_non_members(n_members),
-            failure_probability=share,
-        )
-        return reached >= power
+    def needed(value: float, *, is_worst_case: bool) -> int:
+        def is_decided(n_members: int) -> bool:
+            reached = decision_power(
+                budget,
+                expected=value,
+                n_members=n_members,
+                n_non_members=n_non_members(n_members),
+                failure_probability=share,
+                is_worst_case=is_worst_case,
+            )
+            return reached >= power
 
-    n_members = _smallest(is_decided, fewest_members)
+        return _smallest(is_decided, fewest_members)
+
+    n_members = fewest_members if expected is None else needed(expected, is_worst_case=False)
+    at_worst = None
+    if expected is not None and budget.metric == "auc":
+        at_worst = max(n_members, needed(expected, is_worst_case=True))
     return CanaryPlan(
         budget=budget,
         n_audits=n_audits,
@@ -146,6 +166,8 @@ def canaries_needed(
         power=power,
         n_members=n_members,
         n_non_members=fewest_non_members if expected is None else n_non_members(n_members),
+        n_members_at_worst=at_worst,
+        n_non_members_at_worst=None if at_worst is None else n_non_members(at_worst),
     )
 
 
@@ -156,6 +178,7 @@ def decision_power(
     n_members: int,
     n_non_members: int,
     failure_probability: float,
+    is_worst_case: bool = False,
 ) -> float:
     """Probability that one audit finds a run on the right side of its budget.
 
@@ -166,20 +189,26 @@ def decision_power(
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        is_worst_case: Whether the AUC's variance is the largest that any scores can have, instead of that of
+            scores that spread alike in both classes. Advantage is always planned for the worst case, TPR at
+            FPR always for scores that spread alike.
 
     Raises:
         ConfigurationError: if an argument is outside its range.
 
-    Source: AUC: normal on the logit scale (Pepe 2003, section 5.2) with the standard error of Hanley and
-    McNeil 1982. Advantage: normal with the largest variance that it allows, and, to stay within, the
-    one-sided two-sample Kolmogorov-Smirnov tail exp(-2 x^2 n1 n0 / (n1 + n0)). TPR at FPR: exact, given a
-    ROC that is a shifted normal through (fpr, expected); the true rate of the threshold is
-    Beta(k, n0 - k + 1).
+    Source: AUC: normal on the logit scale (Pepe 2003, section 5.2) with the variance of Hanley and McNeil
+    1982, or in the worst case the largest one, A (1 - A) / min(n1, n0) (Birnbaum and Klose 1957); the least
+    AUC that is decided has its end at the limit, see `intervals.delong_interval`. Advantage: normal with the
+    largest variance that it allows, and, to stay within, the one-sided two-sample Kolmogorov-Smirnov tail
+    exp(-2 x^2 n1 n0 / (n1 + n0)). TPR at FPR: exact, given a ROC that is a shifted normal through (fpr,
+    expected); the true rate of the threshold is Beta(k, n0 - k + 1).
 
     >>> budget = LeakageBudget(metric="auc", limit=0.6)
-    >>> round(decision_power(budget, expected=0.7, n_members=210, n_non_members=210,
-    ...                      failure_probability=0.005), 2)
+    >>> counts = {"n_members": 211, "n_non_members": 211, "failure_probability": 0.005}
+    >>> round(decision_power(budget, expected=0.7, **counts), 2)
     0.8
+    >>> round(decision_power(budget, expected=0.7, **counts, is_worst_case=True), 2)
+    0.54
     """
     _check_expected(budget, expected)
     if min(n_members, n_non_members) < 1 or not 0.0 < failure_probability < 1.0:
@@ -187,14 +216,19 @@ def decision_power(
             f"Got {n_members} members, {n_non_members} non-members and a failure probability of "
             f"{failure_probability}: at least one of each and a probability in (0, 1) are needed."
         )
-    power_of = {"auc": _power_of_auc, "advantage": _power_of_advantage, "tpr_at_fpr": _power_of_tpr}
-    counts = (n_members, n_non_members, failure_probability / 2.0)
-    power = power_of[budget.metric](budget, expected, *counts)
+    side = failure_probability / 2.0
+
+    def power_at(value: float) -> float:
+        if budget.metric == "auc":
+            return _power_of_auc(budget, value, n_members, n_non_members, side, is_worst_case)
+        power_of = _power_of_advantage if budget.metric == "advantage" else _power_of_tpr
+        return power_of(budget, value, n_members, n_non_members, side)
+
+    power = power_at(expected)
     if expected > budget.limit:
         return power
     # Within only if the score turned around is within as well.
-    turned = power_of[budget.metric](budget, _expected_reversed(budget, expected), *counts)
-    return max(0.0, power + turned - 1.0)
+    return max(0.0, power + power_at(_expected_reversed(budget, expected)) - 1.0)
 
 
 def minimum_detectable_value(
@@ -204,6 +238,7 @@ def minimum_detectable_value(
     n_non_members: int,
     failure_probability: float,
     power: float = 0.8,
+    is_worst_case: bool = False,
 ) -> float | None:
     """The least excess that one audit finds with some probability.
 
@@ -213,6 +248,7 @@ def minimum_detectable_value(
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
         power: Probability with which it is to be found, in (0, 1).
+        is_worst_case: See `decision_power`.
 
     Returns:
         The smallest true value of the metric above the limit that is found over budget with that probability,
@@ -224,7 +260,7 @@ def minimum_detectable_value(
     Source: `decision_power`.
 
     >>> budget = LeakageBudget(metric="auc", limit=0.6)
-    >>> counts = {"n_members": 210, "n_non_members": 210}
+    >>> counts = {"n_members": 211, "n_non_members": 211}
     >>> round(minimum_detectable_value(budget, **counts, failure_probability=0.005), 3)
     0.7
     """
@@ -236,6 +272,7 @@ def minimum_detectable_value(
             n_members=n_members,
             n_non_members=n_non_members,
             failure_probability=failure_probability,
+            is_worst_case=is_worst_case,
         )
         if reached >= power:
             return value
@@ -300,13 +337,34 @@ def describe_power(
     Raises:
         ConfigurationError: if an argument is outside its range.
 
-    >>> describe_power(
-    ...     LeakageBudget(limit=0.6), n_members=210, n_non_members=210, failure_probability=0.005
-    ... )
-    'An audit detects a run over budget with 80 % probability once its true AUC reaches 0.700.'
+    >>> print(describe_power(
+    ...     LeakageBudget(limit=0.6), n_members=211, n_non_members=211, failure_probability=0.005
+    ... ))  # doctest: +NORMALIZE_WHITESPACE
+    An audit detects a run over budget with 80 % probability once its true AUC reaches 0.700 if the scores of
+    members and non-members spread alike, and at 0.724 however they spread.
     """
-    counts = {"n_members": n_members, "n_non_members": n_non_members}
-    value = minimum_detectable_value(budget, **counts, failure_probability=failure_probability)
+
+    def found(*, is_worst_case: bool) -> float | None:
+        return minimum_detectable_value(
+            budget,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            failure_probability=failure_probability,
+            is_worst_case=is_worst_case,
+        )
+
+    def passes(*, is_worst_case: bool) -> str:
+        chance = decision_power(
+            budget,
+            expected=budget.chance,
+            n_members=n_members,
+            n_non_members=n_non_members,
+            failure_probability=failure_probability,
+            is_worst_case=is_worst_case,
+        )
+        return f"{100 * chance:.0f} %"
+
+    value = found(is_worst_case=False)
     if value is None:
         return (
             "No matter how far a run is over budget, an audit detects it with less than 80 % probability: "
@@ -317,17 +375,63 @@ def describe_power(
         f"An audit detects a run over budget with 80 % probability once its true {budget.label} reaches "
         f"{value:.3f}"
     )
-    if budget.rule == "lower":
+    if budget.rule != "lower":
+        text += (
+            f", and finds a run that leaks nothing within budget with {passes(is_worst_case=False)} "
+            "probability,"
+        )
+    if budget.metric != "auc":
+        return f"{text.removesuffix(',')}{_assumption_about_scores(budget)}."
+    text += " if the scores of members and non-members spread alike"
+    at_worst = found(is_worst_case=True)
+    if at_worst is None:
         return f"{text}."
-    passes = decision_power(budget, expected=budget.chance, **counts, failure_probability=failure_probability)
-    return f"{text}, and finds a run that leaks nothing within budget with {100 * passes:.0f} % probability."
+    if budget.rule == "lower":
+        return f"{text}, and at {at_worst:.3f} however they spread."
+    return f"{text}; however they spread, at {at_worst:.3f} and with {passes(is_worst_case=True)}."
 
 
-def _power_of_auc(budget: LeakageBudget, expected: float, n1: int, n0: int, side: float) -> float:
-    error = hanley_mcneil_standard_error(expected, n_members=n1, n_non_members=n0)
-    distance = abs(float(scipy.special.logit(expected) - scipy.special.logit(budget.limit)))
-    z = _side_of_band(budget, expected) * float(scipy.special.ndtri(1.0 - side))
-    return float(scipy.special.ndtr(distance * expected * (1.0 - expected) / error - z))
+def _assumption_about_scores(budget: LeakageBudget) -> str:
+    """What a plan for another metric than AUC takes for granted, to end a sentence with."""
+    if budget.metric == "advantage":
+        return ""
+    return " if the scores of members and non-members are normal and spread alike"
+
+
+def _power_of_auc(
+    budget: LeakageBudget, expected: float, n1: int, n0: int, side: float, is_worst_case: bool
+) -> float:
+    # Without two records in each class there is no interval.
+    if min(n1, n0) < 2:
+        return 0.0
+    n_pairs = float(min(n1, n0)) if is_worst_case else hanley_mcneil_pairs(expected, n1, n0)
+    threshold = _least_auc_over(budget, n1, n0, side, n_pairs, is_worst_case)
+    distance = float(scipy.special.logit(expected) - scipy.special.logit(threshold))
+    is_found_over = float(scipy.special.ndtr(distance * math.sqrt(n_pairs * expected * (1.0 - expected))))
+    return is_found_over if expected > budget.limit else 1.0 - is_found_over
+
+
+def _least_auc_over(
+    budget: LeakageBudget, n1: int, n0: int, side: float, n_pairs: float, is_worst_case: bool
+) -> float:
+    """Measured AUC above which a run is found over budget, where a variance is worth so many pairs."""
+    if budget.rule == "point":
+        return budget.limit
+    # In the worst case the smaller class has all of the variance; else each has what its number gives it.
+    member_part, non_member_part = (
+        (float(n1 <= n0), float(n1 > n0)) if is_worst_case else (1.0 / n1, 1.0 / n0)
+    )
+    n_pairs = min(n_pairs, hanley_mcneil_pairs(budget.limit, n1, n0))
+    n_pairs *= student_shrinkage(member_part, non_member_part, n1, n0, failure_probability=side)
+
+    def least_over(limit: float) -> float:
+        def excess(auc: float) -> float:
+            return side - float(scipy.special.betainc(n_pairs * auc, n_pairs * (1.0 - auc) + 1.0, limit))
+
+        # Even an AUC of 1 is not enough.
+        return float(scipy.optimize.brentq(excess, limit, 1.0)) if excess(1.0) > 0.0 else 1.0
+
+    return least_over(budget.limit) if budget.rule == "lower" else 1.0 - least_over(1.0 - budget.limit)
 
 
 def _expected_reversed(budget: LeakageBudget, expected: float) -> float:

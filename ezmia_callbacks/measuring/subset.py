@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ezmia_callbacks.errors import TooFewCanariesError
-from ezmia_callbacks.functional.intervals import hanley_mcneil_standard_error
+from ezmia_callbacks.functional.intervals import auc_half_width
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 from ezmia_callbacks.functional.search import smallest_between
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
@@ -114,10 +114,7 @@ class CanarySubset:
         """What it costs in certainty to score this subset alone, in one sentence."""
         whole = self.of_share(1.0)
         widths = [
-            1.96
-            * hanley_mcneil_standard_error(
-                0.5, n_members=subset.n_members, n_non_members=subset.n_non_members
-            )
+            auc_half_width(subset.n_members, subset.n_non_members, failure_probability=0.025)
             for subset in (self, whole)
         ]
         sizes = f"{self.n_members} members and {self.n_non_members} non-members"

@@ -119,7 +119,7 @@ def test_audits_keep_to_the_share_of_the_training_time(clock, caplog):
     sizes = [(result.n_members, result.n_non_members) for result in auditor.history]
     assert sizes == [(100, 200), *4 * [(16, 33)]]
     assert 0.049 < auditor.history[-1].overhead <= 0.05
-    assert "an AUC of 0.5 is then known to ±0.174 at 95 % confidence" in caplog.text
+    assert "an AUC of 0.5 is then known to ±0.190 at 95 % confidence" in caplog.text
 
 
 def test_it_is_always_said_what_audits_took(clock):
@@ -185,7 +185,7 @@ def test_a_budget_that_all_canaries_hardly_carry_gets_them_all(clock, caplog):
 
     assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
     assert "Audits score all 100 members and 200 non-members" in caplog.text
-    assert "a run that leaks nothing within budget with 28 % probability" in caplog.text
+    assert "a run that leaks nothing within budget with 17 % probability" in caplog.text
 
 
 @pytest.mark.parametrize(("n_members", "level"), [(12, logging.WARNING), (100, logging.INFO)])

@@ -18,7 +18,7 @@ def test_a_plan_says_what_the_library_says(call):
     assert "0.7 " in out
     content = json.loads(content)
     assert (content["n_members"], content["text"]) == (plan.n_members, plan.describe())
-    assert {"expected": 0.7, "power": 0.8, "n_members": 210, "n_non_members": 210} in content["alternatives"]
+    assert {"expected": 0.7, "power": 0.8, "n_members": 211, "n_non_members": 211} in content["alternatives"]
 
 
 @pytest.mark.parametrize("rule", ["lower", "upper", "point"])

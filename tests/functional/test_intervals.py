@@ -12,12 +12,15 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.intervals import (
     Interval,
     advantage_interval,
+    auc_lower_end,
+    auc_upper_end,
     bootstrap_band,
     clopper_pearson,
     clopper_pearson_lower,
     clopper_pearson_upper,
     delong_components,
     delong_interval,
+    hanley_mcneil_pairs,
     hanley_mcneil_standard_error,
     n_non_members_needed,
     paired_delong_difference,
@@ -145,15 +148,85 @@ def test_variance_is_zero_only_for_separated_or_all_tied_classes(
     assert (components.variance == 0.0) == (components.auc in (0.0, 1.0) or is_all_tied)
 
 
-def test_delong_interval_is_symmetric_in_the_logit() -> None:
-    interval = delong_interval(SCORES, IS_MEMBER)
+def supposed_aucs_not_ruled_out(members, non_members, *, side: float) -> tuple[float, float]:
+    """Ends of the AUC's interval by trying every AUC, from all pairs and textbook formulas."""
+    n1, n0 = len(members), len(non_members)
+    wins = (members[:, None] > non_members) + 0.5 * (members[:, None] == non_members)
+    auc = wins.mean()
+    parts = np.var(wins.mean(axis=1), ddof=1) / n1, np.var(wins.mean(axis=0), ddof=1) / n0
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / (n1 - 1) + parts[1] ** 2 / (n0 - 1))
+    supposed = np.arange(1, 200_000) / 200_000
+    # Hanley and McNeil's Q1 - A^2 and Q2 - A^2; the smaller class gets the larger one.
+    spreads = np.sort([supposed / (2 - supposed), 2 * supposed**2 / (1 + supposed)], axis=0) - supposed**2
+    largest = supposed * (1 - supposed) + (max(n1, n0) - 1) * spreads[1] + (min(n1, n0) - 1) * spreads[0]
+    largest /= n1 * n0
+    n_pairs = np.minimum(auc * (1 - auc) / sum(parts), supposed * (1 - supposed) / largest)
+    n_pairs *= (stats.norm.ppf(side) / stats.t.ppf(side, degrees)) ** 2
+    at_least = stats.beta.cdf(supposed, n_pairs * auc, n_pairs * (1 - auc) + 1)
+    at_most = stats.beta.sf(supposed, n_pairs * auc + 1, n_pairs * (1 - auc))
+    kept = supposed[(at_least >= side) & (at_most >= side)]
+    return kept.min(), kept.max()
 
-    a, se = 13 / 18, np.sqrt(0.0617284)
-    center = np.log(a / (1 - a))
-    radius = 1.959964 * se / (a * (1 - a))
-    expected = 1 / (1 + np.exp(-np.array([center - radius, center + radius])))
-    assert (interval.lower, interval.upper) == pytest.approx(tuple(expected), abs=1e-6)
+
+@pytest.mark.parametrize("confidence", [0.95, 0.995])
+@pytest.mark.parametrize(
+    ("n_members", "n_non_members", "separation", "spread"),
+    # One where the estimated variance counts, two where that of Hanley and McNeil does.
+    [(40, 40, 0.5, 3.0), (30, 400, 1.2, 1.0), (60, 20, 2.5, 1.0)],
+)
+def test_delong_interval_holds_all_aucs_that_the_pairs_do_not_rule_out(
+    n_members: int, n_non_members: int, separation: float, spread: float, confidence: float
+) -> None:
+    rng = np.random.default_rng(11)
+    members = rng.normal(size=n_members) * spread + separation
+    non_members = rng.normal(size=n_non_members)
+    is_member = np.arange(n_members + n_non_members) < n_members
+
+    interval = delong_interval(np.concatenate([members, non_members]), is_member, confidence=confidence)
+
+    lower, upper = supposed_aucs_not_ruled_out(members, non_members, side=(1 - confidence) / 2)
+    assert (interval.lower, interval.upper) == pytest.approx((lower, upper), abs=1e-5)
     assert interval.method == "delong"
+
+
+@pytest.mark.parametrize(("n_won", "n"), [(1, 40), (20, 40), (39, 40), (6, 7)])
+def test_independent_pairs_have_the_exact_binomial_ends(n_won: int, n: int) -> None:
+    exact = clopper_pearson(n_won, n, confidence=0.99)
+
+    lower = auc_lower_end(n_won / n, lambda supposed: n, failure_probability=0.005)
+    upper = auc_upper_end(n_won / n, lambda supposed: n, failure_probability=0.005)
+
+    assert (lower, upper) == pytest.approx((exact.lower, exact.upper), abs=1e-9)
+
+
+def test_less_than_a_pair_rules_nothing_out() -> None:
+    assert auc_lower_end(0.5, lambda supposed: 0.02, failure_probability=0.025) == 0.0
+    assert auc_upper_end(0.5, lambda supposed: 0.02, failure_probability=0.025) == 1.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.01, 0.99), st.integers(2, 400), st.integers(2, 400))
+def test_no_class_is_favored_by_the_pairs_that_records_are_worth(auc: float, n1: int, n0: int) -> None:
+    n_pairs = hanley_mcneil_pairs(auc, n1, n0)
+
+    assert n_pairs == pytest.approx(hanley_mcneil_pairs(1.0 - auc, n1, n0))
+    assert n_pairs == pytest.approx(hanley_mcneil_pairs(auc, n0, n1))
+    # The largest variance that any scores can have leaves the smaller number (Birnbaum and Klose 1957).
+    assert min(n1, n0) - 1e-9 <= n_pairs <= n1 * n0
+
+
+def test_an_interval_turns_with_the_scores() -> None:
+    rng = np.random.default_rng(12)
+    scores, is_member = gaussian_scores(rng, n_members=30, n_non_members=200, separation=1.0)
+
+    interval, turned, swapped = (
+        delong_interval(scores, is_member),
+        delong_interval(-scores, is_member),
+        delong_interval(-scores, ~is_member),
+    )
+
+    assert (1 - turned.upper, 1 - turned.lower) == pytest.approx((interval.lower, interval.upper), abs=1e-9)
+    assert (swapped.lower, swapped.upper) == pytest.approx((interval.lower, interval.upper), abs=1e-9)
 
 
 def test_separated_classes_get_the_exact_pairs_bound() -> None:

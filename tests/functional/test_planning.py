@@ -28,6 +28,7 @@ from ezmia_callbacks.functional.planning import (
     _rank_of_threshold,
     canaries_needed,
     decision_power,
+    describe_power,
     has_enough_power,
     minimum_detectable_value,
 )
@@ -312,6 +313,107 @@ def test_planned_counts_are_just_enough(metric: str, limit: float, expected: flo
     assert power(plan.n_members) >= 0.8 > power(plan.n_members - 1)
 
 
+@pytest.mark.parametrize(("rule", "limit", "expected"), [("lower", 0.6, 0.7), ("upper", 0.7, 0.6)])
+@pytest.mark.parametrize("spread", [1 / 3, 10.0])
+def test_the_worst_case_of_a_plan_holds_for_unequal_spreads(
+    rule: str, limit: float, expected: float, spread: float
+) -> None:
+    budget = LeakageBudget(limit=limit, rule=rule)
+    plan = canaries_needed(budget, n_audits=3, expected=expected)
+    n_runs, n, rng = 250, plan.n_members_at_worst, np.random.default_rng(3)
+    is_member = np.arange(2 * n) < n
+    shift = np.hypot(1, spread) * stats.norm.ppf(expected)
+
+    def is_right() -> bool:
+        scores = np.where(is_member, shift + spread * rng.normal(size=2 * n), rng.normal(size=2 * n))
+        band = delong_interval(scores, is_member, confidence=1 - 0.05 / 3)
+        return decide(budget, 0.5, band=band).is_within_budget == (expected < limit)
+
+    # Three standard errors of 250 runs.
+    assert np.mean([is_right() for _ in range(n_runs)]) >= 0.8 - 0.076
+
+
+@pytest.mark.slow
+def test_the_count_for_equal_spreads_is_too_small_for_unequal_ones() -> None:
+    plan = canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7)
+    n, rng = plan.n_members, np.random.default_rng(4)
+    is_member = np.arange(2 * n) < n
+
+    def is_found(spread: float) -> bool:
+        shift = np.hypot(1, spread) * stats.norm.ppf(0.7)
+        scores = np.where(is_member, shift + spread * rng.normal(size=2 * n), rng.normal(size=2 * n))
+        return delong_interval(scores, is_member, confidence=0.995).lower > 0.6
+
+    alike, unlike = (np.mean([is_found(spread) for _ in range(3000)]) for spread in (1.0, 10.0))
+
+    # Why the plan's sentence names its condition. Three standard errors are 0.022.
+    assert alike >= 0.8 - 0.022
+    assert unlike < 0.7
+
+
+@pytest.mark.parametrize(("metric", "limit", "expected"), [("auc", 0.6, 0.7), ("auc", 0.9, 0.97)])
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_the_worst_case_is_no_better_than_the_usual_one(
+    metric: BudgetMetric, limit: float, expected: float, ratio: float
+) -> None:
+    budget = LeakageBudget(metric=metric, limit=limit)
+
+    plan = canaries_needed(budget, n_audits=5, expected=expected, non_members_per_member=ratio)
+
+    assert plan.n_members_at_worst > plan.n_members
+    assert plan.n_non_members_at_worst > plan.n_non_members
+
+
+def test_only_the_auc_is_planned_for_two_cases() -> None:
+    plans = [
+        canaries_needed(LeakageBudget(metric="advantage", limit=0.3), n_audits=1, expected=0.6),
+        canaries_needed(LeakageBudget(metric="tpr_at_fpr", limit=0.1), n_audits=1, expected=0.4),
+        canaries_needed(LeakageBudget(limit=0.6), n_audits=1),
+    ]
+
+    assert [plan.n_members_at_worst for plan in plans] == [None, None, None]
+    assert plans[0].describe().endswith("non-members.")
+    assert (
+        plans[1].describe().endswith("if the scores of members and non-members are normal and spread alike.")
+    )
+
+
+def test_power_is_said_with_its_condition() -> None:
+    counts = {"n_members": 500, "n_non_members": 500, "failure_probability": 0.005}
+
+    auc, advantage, tpr = (
+        describe_power(LeakageBudget(metric=metric, limit=0.5 if metric != "auc" else 0.6, fpr=0.1), **counts)
+        for metric in ("auc", "advantage", "tpr_at_fpr")
+    )
+
+    at_worst = minimum_detectable_value(LeakageBudget(limit=0.6), **counts, is_worst_case=True)
+    assert auc.endswith(
+        f"if the scores of members and non-members spread alike, and at {at_worst:.3f} however they spread."
+    )
+    assert "if " not in advantage
+    assert tpr.endswith("if the scores of members and non-members are normal and spread alike.")
+
+
+def test_both_answers_of_the_upper_rule_are_said_with_their_condition() -> None:
+    budget = LeakageBudget(limit=0.6, rule="upper")
+    counts = {"n_members": 300, "n_non_members": 300, "failure_probability": 0.005}
+
+    usual, worst = (
+        decision_power(budget, expected=0.5, **counts, is_worst_case=is_worst) for is_worst in (False, True)
+    )
+    text = describe_power(budget, **counts)
+
+    assert worst < usual
+    assert f"within budget with {100 * usual:.0f} % probability, if the scores of" in text
+    assert text.endswith(f" and with {100 * worst:.0f} %.")
+
+
+def test_one_record_of_a_class_decides_nothing() -> None:
+    counts = {"n_members": 1, "n_non_members": 50, "failure_probability": 0.05}
+
+    assert decision_power(LeakageBudget(limit=0.6), expected=0.9, **counts) == 0.0
+
+
 def test_the_plan_reads_as_plain_sentences() -> None:
     budget = LeakageBudget(limit=0.6)
 
@@ -322,7 +424,8 @@ def test_the_plan_reads_as_plain_sentences() -> None:
     assert canaries_needed(budget, n_audits=10, expected=0.7).describe() == (
         "A budget of AUC 0.6 needs at least 12 members and 12 non-members to be resolved over 10 audits at "
         "95 % confidence. To detect a run over budget with 80 % probability per audit when its true AUC "
-        "is 0.7, it needs 210 members and 210 non-members."
+        "is 0.7, it needs 211 members and 211 non-members if the scores of both spread alike, and at most "
+        "321 and 321 however they spread."
     )
 
 
