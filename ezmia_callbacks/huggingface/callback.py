@@ -463,7 +463,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             if isinstance(callback, PrivacyAuditCallback) and callback is not self
         ]
         for other in others:
-            if self._guards_checkpoints and other._guards_checkpoints:
+            if self.settings.keeps_weights and other.settings.keeps_weights:
                 raise ConfigurationError(
                     "Two PrivacyAuditCallbacks with a budget would each put weights back, and audit what the "
                     "other one has put back: give one of them `restore=False`, or no budget."
