@@ -173,7 +173,8 @@ class KeptWeights:
         is_in_background = has_memory_for(n_bytes)
         copies = _copies(tensors) if is_in_background else tensors
         (name,) = self._new_names(step, 1)
-        self._pending = replace(kept, files=(name,), tensors=copies if n_bytes <= _SMALL else None)
+        are_in_memory = is_in_background and n_bytes <= _SMALL
+        self._pending = replace(kept, files=(name,), tensors=copies if are_in_memory else None)
         folder, pending = self._folder, self._pending
 
         def write() -> None:

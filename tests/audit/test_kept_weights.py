@@ -379,7 +379,6 @@ def test_at_most_one_write_is_under_way_and_the_next_waits_for_it(tmp_path, monk
 
 def test_without_memory_for_a_copy_they_are_written_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_weights, "has_memory_for", lambda n_bytes: False)
-    monkeypatch.setattr(kept_weights, "_SMALL", 0)
     monkeypatch.setattr(kept_weights, "_copies", None)
     snapshot, model = KeptWeights(tmp_path / "kept"), make_model()
     expected = bits(model)
