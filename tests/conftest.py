@@ -10,13 +10,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 
+SETTINGS_AT_THE_START = {name for name in os.environ if name.startswith("ACCELERATE_")}
+
+
+def forget_settings():
+    for name in {name for name in os.environ if name.startswith("ACCELERATE_")} - SETTINGS_AT_THE_START:
+        del os.environ[name]
+
+
 @pytest.fixture(autouse=True)
 def settings_of_the_test_alone():
     """Old transformers leave a run's precision and compiler in the environment, for the next one to take."""
-    before = {name for name in os.environ if name.startswith("ACCELERATE_")}
+    # Also those of runs that fixtures for several tests have made.
+    forget_settings()
     yield
-    for name in {name for name in os.environ if name.startswith("ACCELERATE_")} - before:
-        del os.environ[name]
+    forget_settings()
 
 
 @pytest.fixture

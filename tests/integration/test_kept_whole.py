@@ -832,6 +832,7 @@ def test_a_second_training_after_a_failed_restore_is_not_within_the_budget(tmp_p
     assert "Restored" not in caplog.text
 
 
+@pytest.mark.usefixtures("checkpoints_of_old_releases")
 def test_a_resume_does_not_believe_that_the_checkpoint_holds_what_was_audited(tmp_path, stop_at, caplog):
     from safetensors.torch import load_file, save_file
 
