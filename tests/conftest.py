@@ -9,7 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-
 SETTINGS_AT_THE_START = {name for name in os.environ if name.startswith("ACCELERATE_")}
 
 
