@@ -112,8 +112,9 @@ class PrivacyAuditor:
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
-            beside it.
+        score: What decides. `"strongest"`: EZ, loss difference and WBC are judged together, and whichever
+            leaks most decides, as an attacker would use it. Else one score, by its name or as an `Attack`
+            of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
@@ -172,7 +173,7 @@ class PrivacyAuditor:
         *,
         budget: LeakageBudget | None = None,
         reference: ReferenceSource = "auto",
-        score: str | Attack = "ez",
+        score: str | Attack = "strongest",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_audits: int | None = None,
@@ -229,7 +230,9 @@ class PrivacyAuditor:
             sample=self._sample,
             on_error=on_error,
         )
-        self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only)
+        self._judge = Judge(
+            budget, settings.band_confidence, n_audits, judge_only, len(settings.judged_scores)
+        )
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
         self._said: set[str] = set()
@@ -250,7 +253,7 @@ class PrivacyAuditor:
 
     @property
     def trajectories(self) -> Trajectories:
-        """The deciding score of each record at each audit."""
+        """The scores that are judged, of each record at each audit."""
         return self._state.trajectories
 
     @property
@@ -620,7 +623,7 @@ class PrivacyAuditor:
                 (), settings.budget, settings.confidence, canaries.describe(), run_metadata=metadata
             ),
             fingerprint=f"{encoded.fingerprint}-{label}",
-            score=settings.score_name,
+            score_names=settings.judged_scores,
             chooses_subset=settings.max_overhead is not None,
         )
 
@@ -958,11 +961,12 @@ class PrivacyAuditor:
             target,
             self.reference or target,
             self._state.subset,
-            score=settings.score_name,
+            judged=settings.judged_scores,
+            strongest_of=self._judge.strongest_of,
             own_scores=own_scores,
             fpr_levels=settings.reported_fpr_levels,
             confidence=settings.confidence,
-            band_confidence=None if moment.is_baseline else self._judge.band_confidence(history),
+            band=None if moment.is_baseline else self._judge.band(history),
             has_epsilon=is_fair and not moment.is_baseline,
             counted=counted,
         )
@@ -973,7 +977,7 @@ class PrivacyAuditor:
             status="ok",
             score=settings.score_name,
             decision=self._judge.decide(
-                measured.metrics,
+                {measured.decided_by: measured.metrics, **measured.judged_beside},
                 history,
                 is_baseline=moment.is_baseline,
                 why_unknown="" if counted is None and not self._met_before() else self._why_unknown(),

@@ -77,7 +77,7 @@ class RunState:
         history: AuditHistory,
         *,
         fingerprint: str,
-        score: str,
+        score_names: Sequence[str],
         chooses_subset: bool,
     ) -> RunState:
         """A run of which nothing is known but its canaries.
@@ -86,14 +86,14 @@ class RunState:
             subset: All canaries.
             history: A history without audits.
             fingerprint: Of the canaries and the source of the reference.
-            score: Name of the score that decides.
+            score_names: Names of the scores that are judged together.
             chooses_subset: Whether its first audit after the baseline chooses a subset.
         """
         return cls(
             fingerprint=fingerprint,
             subset=subset,
             history=history,
-            trajectories=_no_trajectories(subset, score=score),
+            trajectories=_no_trajectories(subset, score_names=score_names),
             exposures=Exposures.none(len(subset.all_encoded.rows)),
             chooses_subset=chooses_subset,
         )
@@ -104,7 +104,7 @@ class RunState:
             replace(self.subset, share=1.0, cut_to=None),
             replace(self.history, results=(), findings=(), caveat="", is_complete=False),
             fingerprint=self.fingerprint,
-            score=self.trajectories.score,
+            score_names=self.trajectories.score_names,
             chooses_subset=self.chooses_subset,
         )
 
@@ -159,11 +159,12 @@ class RunState:
         Raises:
             ConfigurationError: if they were judged by another score.
         """
-        others = sorted({result.score for result in saved.results} - {self.trajectories.score})
+        score = self.history.run_metadata.score
+        others = sorted({result.score for result in saved.results} - {score})
         if others:
             raise ConfigurationError(
                 f"The interrupted run was judged by the score {others[0]!r}, and this one would be by "
-                f"{self.trajectories.score!r}, which makes no curve: resume with the score {others[0]!r}, or "
+                f"{score!r}, which makes no curve: resume with the score {others[0]!r}, or "
                 "start again from the original weights."
             )
         share = _chosen_share(saved.results)
@@ -178,10 +179,11 @@ class RunState:
             history = history.up_to_step(step)
         share = _chosen_share(history.results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        trajectories = _no_trajectories(subset, score=self.trajectories.score)
+        trajectories = _no_trajectories(subset, score_names=self.trajectories.score_names)
         # A subset that was chosen after this step will be chosen again.
         kept = saved.trajectories
-        if kept is not None and kept.record_ids == trajectories.record_ids:
+        is_of_these = kept is not None and kept.score_names == trajectories.score_names
+        if kept is not None and is_of_these and kept.record_ids == trajectories.record_ids:
             trajectories = kept if step is None else kept.up_to_step(step)
         resumed = replace(
             self,
@@ -227,7 +229,7 @@ class RunState:
             "findings": [asdict(finding) for finding in self.history.findings],
             "caveat": self.history.caveat,
             "reference": None if self.reference is None else _arrays(self.reference),
-            "trajectories": _arrays(self.trajectories),
+            "trajectories": {**_arrays(self.trajectories), "scores": dict(self.trajectories.scores)},
             "exposures": self.exposures.to_dict(),
             "judged_by": self.history.judged_by,
         }
@@ -251,13 +253,15 @@ class RunState:
         results = tuple(AuditResult.from_dict(row) for row in state["history"])
         share = _chosen_share(results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        empty = _no_trajectories(subset, score=self.trajectories.score)
+        empty = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        # The first version kept those of one score, as an array.
+        is_known = isinstance(state["trajectories"]["scores"], Mapping)
         saved = SavedRun(
             results=results,
             reference=TokenStatistics(**state["reference"]),
             findings=tuple(Finding(**finding) for finding in state["findings"]),
             caveat=state["caveat"],
-            trajectories=replace(empty, **state["trajectories"]),
+            trajectories=replace(empty, **state["trajectories"]) if is_known else None,
             # A state of before they were counted has none.
             exposures=Exposures.from_dict(state["exposures"]) if "exposures" in state else None,
             judged_by=state.get("judged_by"),
@@ -271,9 +275,9 @@ def _chosen_share(results: Sequence[AuditResult]) -> float | None:
     return shares[-1] if shares else None
 
 
-def _no_trajectories(subset: CanarySubset, *, score: str) -> Trajectories:
+def _no_trajectories(subset: CanarySubset, *, score_names: Sequence[str]) -> Trajectories:
     return Trajectories.empty(
-        score=score,
+        score_names=score_names,
         record_ids=subset.encoded.record_ids,
         is_member=subset.encoded.is_member,
         fingerprint=subset.all_encoded.fingerprint,

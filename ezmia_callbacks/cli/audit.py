@@ -32,6 +32,7 @@ from ezmia_callbacks.cli.terminal import (
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.scoring.judged import STRONGEST
 
 if TYPE_CHECKING:
     from ezmia_callbacks.post_hoc import Checkpoint
@@ -140,9 +141,10 @@ def audit(
         str,
         typer.Option(
             "--score",
-            help="Score that decides: ez, loss, min_k, zlib, ...; others are shown beside it in a report.",
+            help="What decides: strongest (of ez, loss_difference and wbc), or one score: ez, loss, min_k, "
+            "zlib, ...; others are shown beside it in a report.",
         ),
-    ] = "ez",
+    ] = STRONGEST,
     max_auc: MaxAucOption = None,
     max_tpr: MaxTprOption = None,
     fpr: FprOption = 0.01,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,9 +163,12 @@ def report_view(
 
 def _run(label: str, history: AuditHistory) -> RunView:
     first = history[0]
+    judged = _judged(history)
     return RunView(
         label=label,
         score=NameView(first.score, score_label(first.score)),
+        judged=judged,
+        attack=_attack(judged),
         n_members=int(first.n_members),
         n_non_members=int(first.n_non_members),
         n_tokens=max(int(result.n_tokens) for result in history) or None,
@@ -188,6 +191,20 @@ def _run(label: str, history: AuditHistory) -> RunView:
         facts=history.run_metadata.to_dict(),
         audits=tuple(_audit(result, history) for result in history),
     )
+
+
+def _judged(history: AuditHistory) -> tuple[NameView, ...]:
+    """The scores that are judged, EZ first."""
+    names = {name for result in history if result.status == "ok" for name in result.judged}
+    ordered = sorted(names or {history[0].score}, key=lambda name: (name != "ez", name))
+    return tuple(NameView(name, score_label(name)) for name in ordered)
+
+
+def _attack(judged: Sequence[NameView]) -> str:
+    labels = [name.label for name in judged]
+    if len(labels) == 1:
+        return labels[0]
+    return f"the strongest of {', '.join(labels[:-1])} and {labels[-1]} at each audit"
 
 
 def _budget(budget: LeakageBudget | None) -> BudgetView | None:
@@ -217,9 +234,11 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         epoch=_number(result.epoch),
         status=result.status,
         is_baseline=result.is_baseline,
+        decided_by=NameView(result.decided_by, score_label(result.decided_by)),
         metrics={name: _figure(measurement) for name, measurement in result.metrics.items()},
         auc_by_score=tuple(
-            _named(name, score_label(name), measurement) for name, measurement in result.auc_by_score.items()
+            _named(name, score_label(name), measurement)
+            for name, measurement in _auc_by_score(result).items()
         ),
         auc_by_group=tuple(
             _named(name, name, measurement) for name, measurement in result.auc_by_group.items()
@@ -241,6 +260,13 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         share=float(result.share),
         batch_size=result.batch_size,
     )
+
+
+def _auc_by_score(result: AuditResult) -> dict[str, Measurement]:
+    """AUC of the other scores; where several are judged, of each of them first."""
+    judged = {name: metrics["auc"] for name, metrics in result.judged.items() if "auc" in metrics}
+    beside = {name: judged[name] for name in sorted(judged, key=lambda name: (name != "ez", name))}
+    return {**(beside if result.judged_beside else {}), **result.auc_by_score}
 
 
 def _named(name: str, label: str, measurement: Measurement) -> NamedFigureView:

@@ -1,0 +1,22 @@
+"""Which scores decide: one that is named, or the strongest of those that an attacker would try."""
+
+__all__: list[str] = []
+
+STRONGEST = "strongest"
+"""Name under which several scores are judged together, so that the one that leaks most decides."""
+
+_TOGETHER = ("ez", "loss_difference", "wbc")
+
+
+def judged_scores(score: str) -> tuple[str, ...]:
+    """Names of the scores that are judged together under a name.
+
+    Args:
+        score: `"strongest"`, or the name of one score.
+
+    >>> judged_scores("strongest")
+    ('ez', 'loss_difference', 'wbc')
+    >>> judged_scores("ez")
+    ('ez',)
+    """
+    return _TOGETHER if score == STRONGEST else (score,)
