@@ -62,6 +62,7 @@ class CanaryPlan:
             far more; for AUC with an expected value, else None. The counts above take both classes to spread
             alike.
         n_non_members_at_worst: Non-members likewise.
+        n_scores: Number of scores that are judged together.
     """
 
     budget: LeakageBudget
@@ -74,11 +75,14 @@ class CanaryPlan:
     n_non_members: int
     n_members_at_worst: int | None = None
     n_non_members_at_worst: int | None = None
+    n_scores: int = 1
 
     def describe(self) -> str:
         """The plan in one or two plain sentences."""
         label, percent = self.budget.label, f"{100 * self.budget.confidence:g} %"
         audits = f"{self.n_audits} audits" if self.n_audits > 1 else "1 audit"
+        if self.n_scores > 1:
+            audits += f" and {self.n_scores} scores"
         text = (
             f"A budget of {label} {self.budget.limit:g} needs at least {self.n_members_to_resolve} members "
             f"and {self.n_non_members_to_resolve} non-members to be resolved over {audits} at {percent} "
@@ -179,6 +183,7 @@ def canaries_needed(
         n_non_members=fewest_non_members if expected is None else n_non_members(n_members),
         n_members_at_worst=at_worst,
         n_non_members_at_worst=None if at_worst is None else n_non_members(at_worst),
+        n_scores=n_scores,
     )
 
 

@@ -130,7 +130,7 @@ def test_a_budget_beyond_the_canaries_is_refused_when_built():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"score": "magic"}, "Unknown score 'magic': use one of ez"),
+        ({"score": "magic"}, "Unknown score 'magic': use 'strongest', one of ez"),
         ({"confidence": 1.0}, "`confidence` must lie in"),
         ({"fpr_levels": (0.0,)}, "`fpr_levels` must lie in"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
@@ -287,7 +287,9 @@ def test_an_attacked_run_of_inserted_canaries_has_an_epsilon_and_a_curve_for_eac
     assert result.auc_by_group["x1"].value == result.metrics["auc"].value
     assert result.epsilon.n == 40
     assert result.to_metrics()["epsilon_lower"] == result.epsilon.value
-    assert AuditResult.from_dict(json.loads(json.dumps(result.to_dict()))) == replace(result, scores=None)
+    assert AuditResult.from_dict(json.loads(json.dumps(result.to_dict()))) == replace(
+        result, scores=None, scores_beside={}
+    )
 
 
 def test_a_resumed_run_has_the_original_reference_and_history(tmp_path):
@@ -581,7 +583,7 @@ def test_a_run_resumed_from_its_state_goes_on_as_if_nothing_had_happened(tmp_pat
         [{**row, "seconds": 0, "overhead": None} for row in a.history.to_dicts()] for a in (second, whole)
     )
     assert resumed == expected
-    np.testing.assert_array_equal(second.trajectories.scores, whole.trajectories.scores)
+    np.testing.assert_equal(second.trajectories.scores, whole.trajectories.scores)
     assert second.trajectories.steps.tolist() == [0, 1, 2, 3]
     assert (tmp_path / "reference.safetensors").exists() == to_disk
 

@@ -159,7 +159,9 @@ def test_a_part_is_scored_like_the_whole_would_have_been(clock):
 
     chosen = np.isin(whole.encoded.record_ids, part.encoded.record_ids)
     # Batches are others, and with them the last bits.
-    np.testing.assert_allclose(part.trajectories.scores[1:], whole.trajectories.scores[1:, chosen], atol=1e-4)
+    np.testing.assert_allclose(
+        part.trajectories.scores["ez"][1:], whole.trajectories.scores["ez"][1:, chosen], atol=1e-4
+    )
     assert part.trajectories.record_ids == part.encoded.record_ids
     np.testing.assert_array_equal(part.reference.log_probs, whole.reference.select(chosen).log_probs)
 
@@ -244,7 +246,7 @@ def test_another_begin_scores_all_canaries_and_chooses_anew(clock):
     run(clock, training_seconds=1000.0, auditor=auditor)
 
     assert [result.n_members for result in auditor.history] == 5 * [N_MEMBERS]
-    assert auditor.trajectories.scores.shape == (5, N_MEMBERS + N_NON_MEMBERS)
+    assert auditor.trajectories.scores["ez"].shape == (5, N_MEMBERS + N_NON_MEMBERS)
     assert auditor.history.run_metadata.n_scored == auditor.history.run_metadata.n_canaries == 300
 
 

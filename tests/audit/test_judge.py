@@ -45,7 +45,7 @@ WITHIN = Decision(False, True, "within")
 def test_the_bands_of_all_planned_audits_share_the_error_rate_equally():
     judge = make_judge(n_audits=4)
 
-    confidences = [judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(4)]
+    confidences = [judge.band(make_history(*[WITHIN] * n)).confidence for n in range(4)]
 
     assert confidences == pytest.approx([1 - 0.05 / 4] * 4)
 
@@ -53,7 +53,7 @@ def test_the_bands_of_all_planned_audits_share_the_error_rate_equally():
 def test_audits_beyond_the_plan_get_less_and_less():
     judge = make_judge(n_audits=2)
 
-    alphas = [1 - judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(5)]
+    alphas = [1 - judge.band(make_history(*[WITHIN] * n)).confidence for n in range(5)]
 
     expected = [alpha_for_audit(n, n_planned=2, failure_probability=0.05) for n in (1, 2, 3, 4, 5)]
     assert alphas == pytest.approx(expected)
@@ -63,7 +63,7 @@ def test_audits_beyond_the_plan_get_less_and_less():
 def test_the_lower_end_of_the_band_decides():
     judge, history = make_judge(), make_history()
 
-    within, over = (judge.decide(auc_of(value), history) for value in (0.62, 0.65))
+    within, over = (judge.decide({"ez": auc_of(value)}, history) for value in (0.62, 0.65))
 
     assert (within.stop, within.is_within_budget) == (False, True)
     assert (over.stop, over.is_within_budget) == (True, False)
@@ -74,28 +74,28 @@ def test_patience_counts_on_from_the_history():
     budget = LeakageBudget(limit=0.6, patience=1)
     judge = make_judge(budget)
 
-    first = judge.decide(auc_of(0.7), make_history(budget=budget))
-    second = judge.decide(auc_of(0.7), make_history(first, budget=budget))
+    first = judge.decide({"ez": auc_of(0.7)}, make_history(budget=budget))
+    second = judge.decide({"ez": auc_of(0.7)}, make_history(first, budget=budget))
 
     assert (first.stop, first.n_over_in_a_row) == (False, 1)
     assert (second.stop, second.n_over_in_a_row) == (True, 2)
 
 
 def test_the_baseline_is_within_budget_and_stops_nothing():
-    decision = make_judge().decide(auc_of(0.9), make_history(), is_baseline=True)
+    decision = make_judge().decide({"ez": auc_of(0.9)}, make_history(), is_baseline=True)
 
     assert decision == Decision(False, True, "baseline: nothing was trained yet")
 
 
 def test_without_a_budget_there_is_no_verdict():
-    decision = make_judge(None).decide(auc_of(0.9), make_history(budget=None))
+    decision = make_judge(None).decide({"ez": auc_of(0.9)}, make_history(budget=None))
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
 
 @pytest.mark.parametrize("figure", [Measurement(None, note="too few"), Measurement(0.7, note="too few")])
 def test_a_figure_that_the_canaries_cannot_carry_is_never_within_budget(figure):
-    decision = make_judge().decide({"auc": figure}, make_history())
+    decision = make_judge().decide({"ez": {"auc": figure}}, make_history())
 
     assert (decision.stop, decision.is_within_budget) == (True, None)
     assert "too few" in decision.message
@@ -106,7 +106,7 @@ def test_a_judge_of_a_finished_run_gives_the_same_verdicts_and_never_stops():
     unresolved = {"auc": Measurement(None, note="too few")}
 
     for figures in (auc_of(0.55), auc_of(0.9), unresolved):
-        expected, found = (judge.decide(figures, make_history()) for judge in (stopping, judging))
+        expected, found = (judge.decide({"ez": figures}, make_history()) for judge in (stopping, judging))
 
         assert not found.stop
         assert (found.is_within_budget, found.message) == (expected.is_within_budget, expected.message)
@@ -185,7 +185,7 @@ def test_of_canaries_that_are_too_few_altogether_no_more_is_asked():
 def test_few_canaries_carry_the_verdicts_alone_that_more_could_not_undo(rule, auc, expected):
     judge = make_judge(LeakageBudget(limit=0.6, rule=rule))
 
-    decision = judge.decide(auc_of(auc), make_history(), lacks="30 members are too few")
+    decision = judge.decide({"ez": auc_of(auc)}, make_history(), lacks="30 members are too few")
 
     assert decision.is_within_budget is expected
     assert decision.stop is (expected is False)
@@ -194,7 +194,7 @@ def test_few_canaries_carry_the_verdicts_alone_that_more_could_not_undo(rule, au
 
 
 def test_of_what_nobody_has_seen_there_is_no_verdict():
-    decision = make_judge().decide(auc_of(0.9), make_history(), why_unknown="no batch was seen")
+    decision = make_judge().decide({"ez": auc_of(0.9)}, make_history(), why_unknown="no batch was seen")
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
@@ -202,7 +202,7 @@ def test_of_what_nobody_has_seen_there_is_no_verdict():
 def test_figures_without_a_value_are_not_judged_yet_and_end_nothing():
     metrics = {"auc": Measurement(None, note="3 members")}
 
-    decision = make_judge().decide(metrics, make_history(), lacks="3 members are too few")
+    decision = make_judge().decide({"ez": metrics}, make_history(), lacks="3 members are too few")
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
@@ -212,7 +212,7 @@ def audits(*aucs, before=BUDGET, half_width=0.03, **options):
     judge, history = make_judge(before), AuditHistory(budget=before)
     for i, auc in enumerate((0.5, *aucs)):
         figures = auc_of(auc, half_width=half_width)
-        decision = judge.decide(figures, history, is_baseline=i == 0)
+        decision = judge.decide({"ez": figures}, history, is_baseline=i == 0)
         history = history.with_result(
             AuditResult(i, float(i), "ok", i == 0, "ez", 100, 200, decision, metrics=figures, **options)
         )

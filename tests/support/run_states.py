@@ -29,7 +29,7 @@ def fresh(*, chooses_subset=False, command="first.py", seed=0):
         CanarySubset(encoded, AnalysisUnits(canaries)),
         history,
         fingerprint=f"{encoded.fingerprint}-auto",
-        score="ez",
+        score_names=["ez"],
         chooses_subset=chooses_subset,
     )
 
@@ -64,6 +64,6 @@ def assert_carries_the_same(state, expected):
     assert state.history.to_dicts() == expected.history.to_dicts()
     assert (state.history.findings, state.history.caveat) == ((CHECK,), "beware")
     np.testing.assert_array_equal(state.reference.log_probs, expected.reference.log_probs)
-    np.testing.assert_array_equal(state.trajectories.scores, expected.trajectories.scores)
+    np.testing.assert_equal(state.trajectories.scores, expected.trajectories.scores)
     assert state.trajectories.record_ids == expected.trajectories.record_ids
     assert state.subset.share == expected.subset.share
