@@ -174,7 +174,7 @@ def test_trajectories_come_back_from_their_file(tmp_path):
     actual = Trajectories.load(tmp_path / "new" / "trajectories.safetensors", fingerprint="abc")
 
     for name, value in vars(run).items():
-        np.testing.assert_array_equal(getattr(actual, name), value)
+        np.testing.assert_equal(getattr(actual, name), value)
     assert actual.record_ids == run.record_ids
 
 
@@ -218,10 +218,10 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
 
 def test_a_file_of_another_schema_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 2)
+        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 3)
         trajectories().save(tmp_path / "file")
 
-    with pytest.raises(ConfigurationError, match="its schema is not 1"):
+    with pytest.raises(ConfigurationError, match="its schema is not 2"):
         Trajectories.load(tmp_path / "file")
 
 
@@ -375,3 +375,61 @@ def test_trajectories_of_some_records_tell_of_these_alone():
     assert chosen.scores["ez"].shape == (2, 12)
     assert (chosen.n_members, chosen.n_non_members) == (2, 10)
     assert [record.record_id for record in most_exposed(chosen).records] == ["row-2"]
+
+
+def of_two_scores():
+    """EZ sees nothing, WBC tells all members from all others at the last of two audits."""
+    is_member = np.arange(13) < 3
+    run = Trajectories.empty(
+        score_names=["ez", "wbc"],
+        record_ids=[f"row-{i}" for i in range(13)],
+        is_member=is_member,
+        fingerprint="abc",
+    )
+    mixed = np.random.default_rng(0).permutation(13) * 1.0
+    for step, wbc in enumerate([mixed, mixed, is_member * 1.0]):
+        ez, name = mixed, "wbc" if step == 2 else "ez"
+        first, second = (wbc, ez) if name == "wbc" else (ez, wbc)
+        beside = {"ez" if name == "wbc" else "wbc": second}
+        run = run.with_result(
+            audit(first, step=step, score="strongest", decided_by=name, scores_beside=beside)
+        )
+    return run
+
+
+def test_the_score_that_decided_does_not_mix_the_curves_of_several_scores(tmp_path):
+    run = of_two_scores()
+
+    run.save(tmp_path / "file")
+    read = Trajectories.load(tmp_path / "file")
+
+    assert read.score_names == ("ez", "wbc")
+    np.testing.assert_array_equal(read.of_score("ez")[0], read.of_score("ez")[2])
+    np.testing.assert_array_equal(read.of_score("wbc")[2], run.is_member * 1.0)
+
+
+def test_the_exposed_are_those_of_the_strongest_score_unless_one_is_named():
+    run = of_two_scores()
+
+    assert (most_exposed(run).score, most_exposed(run).n_exposed) == ("wbc", 3)
+    assert most_exposed(run, score="ez").score == "ez"
+    assert most_exposed(run, score="ez").n_exposed < 3
+
+
+def test_leakage_that_one_of_several_scores_sees_is_found():
+    run = of_two_scores()
+
+    test = leakage_at_any_audit(run, n_permutations=999)
+
+    assert (test.largest_auc, test.audit) == (1.0, 2)
+    assert test.p_value < 0.03
+
+
+def test_of_several_scores_the_one_to_compare_is_to_be_named():
+    run = of_two_scores()
+
+    with pytest.raises(ConfigurationError, match="`score` is needed: the run has those of ez, wbc"):
+        rise_between(run, 1, 2)
+    with pytest.raises(ConfigurationError, match="no score 'loss'"):
+        rise_between(run, 1, 2, score="loss")
+    assert rise_between(run, 1, 2, score="ez").difference == 0.0

@@ -24,7 +24,7 @@ def fresh(*, chooses_subset=False, command="first.py", seed=0):
     rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(200)]
     canaries = hold_out_canaries(rows, n_members=20, n_non_members=40, seed=seed)[1]
     encoded = encode_canaries(canaries)
-    history = AuditHistory((), BUDGET, run_metadata=RunMetadata(command=command))
+    history = AuditHistory((), BUDGET, run_metadata=RunMetadata(command=command, score="ez"))
     return RunState.before_training(
         CanarySubset(encoded, AnalysisUnits(canaries)),
         history,
