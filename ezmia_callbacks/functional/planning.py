@@ -397,7 +397,7 @@ def describe_power(
             n_scores=n_scores,
             is_worst_case=is_worst_case,
         )
-        return f"{100 * chance:.0f} %"
+        return f"{'at least ' if n_scores > 1 else ''}{100 * chance:.0f} %"
 
     value = found(is_worst_case=False)
     if value is None:

@@ -150,9 +150,9 @@ def _reversed(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding |
         return None
     return _finding(
         "reversed",
-        f"Members score LOWER than non-members: AUC of {auc.name} {auc}, where 0.5 is chance. That is leakage as "
-        "well, as after unlearning that went too far: an attacker turns the score around, and reaches an AUC of "
-        f"{1.0 - auc.value:.3f}.",
+        f"Members score LOWER than non-members: AUC of {auc.name} {auc}, where 0.5 is chance. That is "
+        "leakage as well, as after unlearning that went too far: an attacker turns the score around, and "
+        f"reaches an AUC of {1.0 - auc.value:.3f}.",
     )
 
 

@@ -223,7 +223,9 @@ class Trajectories:
         """
         try:
             file = load_arrays(
-                Path(path), _ARRAYS, more=lambda known: [_array_of(score) for score in known.get("score_names", ())]
+                Path(path),
+                _ARRAYS,
+                more=lambda known: [_array_of(score) for score in known.get("score_names", ())],
             )
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
