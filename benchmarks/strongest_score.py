@@ -3,10 +3,10 @@
     python benchmarks/strongest_score.py                   # a quarter of an hour on one idle core
     python benchmarks/strongest_score.py --runs 200        # rough rates, no file is written
 
-No model is trained: each score of each record is a normal value, members shifted to a known AUC; scores of one
-record resemble each other, and themselves from audit to audit. The band's ends are those of `delong_interval`,
-computed for all runs at once by the formulas of `auc_interval.py` and compared with the package on the first
-runs. Prints Markdown tables, and writes them with seed, versions and machine to `benchmarks/results/` and,
+No model is trained: each score of each record is a normal value, members shifted to a known AUC; scores of
+one record resemble each other, and themselves from audit to audit. The band's ends are those of
+`delong_interval`, computed for all runs at once by the formulas of `auc_interval.py` and compared with the
+package on the first runs. Prints Markdown tables, and writes them with seed, versions and machine to `benchmarks/results/` and,
 between their marks, to `docs/statistics.md`.
 """
 
@@ -151,7 +151,7 @@ def compare_with_package(
                     for share in (shares.lower, shares.upper)  # noqa: B023
                 )
                 middle = (strict.lower + strict.upper) / 2.0
-                return middle, Interval(strict.lower, loose.upper, shares.confidence, "delong")  # noqa: B023
+                return middle, Interval(strict.lower, loose.upper, shares.confidence, "delong")
 
             figures = {
                 f"score {i}": JudgedFigure(*figure(scores[i, run], 1), *figure(scores[i, run], -1))
@@ -226,9 +226,10 @@ def percent(rate: float) -> str:
 
 def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int) -> dict[str, str]:
     return {
-        "strongest stops": f"Runs whose true leakage is at the limit of AUC {LIMIT} by no more than the stated "
-        f'scores, at every audit; share of {n_runs} runs, in %. Rule "lower", stopped at any audit; promised: at '
-        'most 5. Rule "upper", found within budget at any audit; promised: at most 5. Scores of a record '
+        "strongest stops": f"Runs whose true leakage is at the limit of AUC {LIMIT} by no more than the "
+        f'stated scores, at every audit; share of {n_runs} runs, in %. Rule "lower", stopped at any audit; '
+        'promised: at most 5. Rule "upper", found within budget at any audit; promised: at most 5. Scores of '
+        "a record "
         f"correlate as stated with each other, and {PERSISTENCE} from audit to audit.\n\n"
         + markdown(
             [
@@ -255,9 +256,9 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 for row in stops
             ],
         ),
-        "strongest power": f"Members (and as many non-members) that a budget of AUC {LIMIT} needs so that one audit "
-        "finds a run over budget with 80 % probability, by `canaries_needed`; and the share of runs in which it "
-        f"did, in %, of {n_runs} each, scores that correlate by 0.9.\n\n"
+        "strongest power": f"Members (and as many non-members) that a budget of AUC {LIMIT} needs so that one "
+        "audit finds a run over budget with 80 % probability, by `canaries_needed`; and the share of runs in "
+        f"which it did, in %, of {n_runs} each, scores that correlate by 0.9.\n\n"
         + markdown(
             [
                 "audits",
@@ -282,8 +283,8 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 for row in powers
             ],
         ),
-        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the two other scores see more: "
-        f"share of {n_runs} runs that are stopped at any of ten audits, in %.\n\n"
+        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the two other scores see "
+        f"more: share of {n_runs} runs that are stopped at any of ten audits, in %.\n\n"
         + markdown(
             ["true AUC of the others", "members = non-members", "EZ alone", "strongest of three"],
             [

@@ -382,3 +382,73 @@ def test_a_failed_audit_stays_a_failed_one():
     found = make_judge(LeakageBudget(limit=0.9)).rejudged(results, make_subset(), judged_by=None)
 
     assert found == tuple(results)
+
+
+JUDGED = {"ez": auc_of(0.58), "loss_difference": auc_of(0.9), "wbc": auc_of(0.05)}
+
+
+def test_the_score_that_leaks_most_in_either_direction_decides():
+    judge = make_judge(n_scores=3)
+
+    decision = judge.decide(JUDGED, make_history())
+
+    assert judge.strongest_of(JUDGED) == decision.score == "wbc"
+    assert (decision.stop, decision.is_reversed, decision.compared) == (True, True, pytest.approx(0.92))
+    assert "lower bound of AUC (wbc) 0.920" in decision.message
+
+
+def test_the_strongest_is_the_one_that_the_rule_reads_most_of():
+    """A higher estimate with a wider band is less evidence, and more that cannot be ruled out."""
+    judged = {"ez": auc_of(0.68, half_width=0.01), "wbc": auc_of(0.7, half_width=0.1)}
+
+    chosen = {
+        rule: make_judge(LeakageBudget(limit=0.6, rule=rule), n_scores=2).strongest_of(judged)
+        for rule in ("lower", "point", "upper")
+    }
+
+    assert chosen == {"lower": "ez", "point": "wbc", "upper": "wbc"}
+    assert make_judge(None, n_scores=2).strongest_of(judged) == "wbc"
+    # At the baseline reference-based scores all tie: the first is named.
+    tied = {"ez": {"auc": Measurement(0.5)}, "wbc": {"auc": Measurement(0.5)}}
+    assert make_judge(n_scores=2).strongest_of(tied) == "ez"
+
+
+@pytest.mark.parametrize(("rule", "shares"), [("lower", (3, 3)), ("point", (3, 3)), ("upper", (3, 1))])
+def test_scores_share_the_error_rate_of_each_audit(rule, shares):
+    band = make_judge(LeakageBudget(limit=0.6, rule=rule), n_scores=3).band(make_history())
+
+    assert (band.lower, band.upper) == tuple(pytest.approx(0.05 / 4 / 2 / share) for share in shares)
+
+
+def test_one_score_without_a_figure_leaves_no_verdict_on_the_others():
+    judged = {"ez": auc_of(0.5), "wbc": {"auc": Measurement(None, note="too few")}}
+
+    decision = make_judge(n_scores=2).decide(judged, make_history())
+
+    assert decision.is_within_budget is None
+    assert "too few" in decision.message
+
+
+def test_a_stricter_budget_reads_every_score_of_an_older_audit():
+    """EZ stands at 0.58, and another score at 0.66 that the older limit let pass."""
+    within = Decision(False, True, "within", compared=0.63, limit=0.9, score="wbc")
+    ez, wbc = auc_of(0.58), auc_of(0.66)
+    result = AuditResult(
+        1,
+        1.0,
+        "ok",
+        False,
+        "strongest",
+        100,
+        200,
+        within,
+        decided_by="ez",
+        metrics=ez,
+        judged_beside={"wbc": wbc},
+    )
+    judge = make_judge(LeakageBudget(limit=0.6), n_scores=2)
+
+    (anew,) = judge.rejudged([result], make_subset(), judged_by={"budget": None, "confidence": 0.95})
+
+    assert anew.decision.is_within_budget is False
+    assert anew.decision.score == "wbc"
