@@ -6,8 +6,8 @@
 No model is trained: each score of each record is a normal value, members shifted to a known AUC; scores of
 one record resemble each other, and themselves from audit to audit. The band's ends are those of
 `delong_interval`, computed for all runs at once by the formulas of `auc_interval.py` and compared with the
-package on the first runs. Prints Markdown tables, and writes them with seed, versions and machine to `benchmarks/results/` and,
-between their marks, to `docs/statistics.md`.
+package on the first runs. Prints Markdown tables, and writes them with seed, versions and machine to
+`benchmarks/results/` and, between their marks, to `docs/statistics.md`.
 """
 
 import argparse
@@ -26,10 +26,12 @@ from auc_interval import Draws, _as_draws, markdown, misses, with_tables
 from scipy import stats
 
 from ezmia_callbacks.functional import (
+    EndShares,
     Interval,
     JudgedFigure,
     LeakageBudget,
     alpha_for_audit,
+    auc,
     canaries_needed,
     decide_by_strongest,
     delong_interval,
@@ -132,6 +134,15 @@ def run_case(case: Case, *, n_runs: int, seed: int) -> dict[str, list[float]]:
     }
 
 
+def auc_and_band(scores: np.ndarray, is_member: np.ndarray, shares: EndShares) -> tuple[float, Interval]:
+    """The AUC of one score of one run, and its band by the package's interval."""
+    strict, loose = (
+        delong_interval(scores, is_member, confidence=1.0 - 2.0 * share)
+        for share in (shares.lower, shares.upper)
+    )
+    return auc(scores, is_member), Interval(strict.lower, loose.upper, shares.confidence, "delong")
+
+
 def compare_with_package(
     scores: np.ndarray, case: Case, alpha: float, found: dict[str, list[np.ndarray]]
 ) -> None:
@@ -144,17 +155,11 @@ def compare_with_package(
     for budget, name, is_expected in ((LOWER, "together", False), (UPPER, "within", True)):
         shares = end_shares(budget, failure_probability=alpha, n_scores=len(scores))
         for run in range(min(N_COMPARED, scores.shape[1])):
-
-            def figure(of_record: np.ndarray, sign: int) -> tuple[float, Interval]:
-                strict, loose = (
-                    delong_interval(sign * of_record, is_member, confidence=1.0 - 2.0 * share)  # noqa: B023
-                    for share in (shares.lower, shares.upper)  # noqa: B023
-                )
-                middle = (strict.lower + strict.upper) / 2.0
-                return middle, Interval(strict.lower, loose.upper, shares.confidence, "delong")
-
             figures = {
-                f"score {i}": JudgedFigure(*figure(scores[i, run], 1), *figure(scores[i, run], -1))
+                f"score {i}": JudgedFigure(
+                    *auc_and_band(scores[i, run], is_member, shares),
+                    *auc_and_band(-scores[i, run], is_member, shares),
+                )
                 for i in range(len(scores))
             }
             decision = decide_by_strongest(budget, figures)
@@ -256,9 +261,9 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 for row in stops
             ],
         ),
-        "strongest power": f"Members (and as many non-members) that a budget of AUC {LIMIT} needs so that one "
-        "audit finds a run over budget with 80 % probability, by `canaries_needed`; and the share of runs in "
-        f"which it did, in %, of {n_runs} each, scores that correlate by 0.9.\n\n"
+        "strongest power": f"Members (and as many non-members) that a budget of AUC {LIMIT} needs so that "
+        "one audit finds a run over budget with 80 % probability, by `canaries_needed`; and the share of "
+        f"runs in which it did, in %, of {n_runs} each, scores that correlate by 0.9.\n\n"
         + markdown(
             [
                 "audits",
@@ -283,8 +288,8 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 for row in powers
             ],
         ),
-        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the two other scores see "
-        f"more: share of {n_runs} runs that are stopped at any of ten audits, in %.\n\n"
+        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the two other scores "
+        f"see more: share of {n_runs} runs that are stopped at any of ten audits, in %.\n\n"
         + markdown(
             ["true AUC of the others", "members = non-members", "EZ alone", "strongest of three"],
             [
