@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "strongest_score.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "statistics.md"
 LIMIT = 0.6
 CONFIDENCE = 0.95
-N_SCORES = 3
+N_SCORES = 4
 # Of a record's scores from audit to audit.
 PERSISTENCE = 0.9
 # Runs whose decisions the package makes as well.
@@ -171,7 +171,7 @@ def compare_with_package(
 
 AT_LIMIT = {
     "all at the limit": (LIMIT,) * N_SCORES,
-    "one at the limit, two at chance": (LIMIT, 0.5, 0.5),
+    "one at the limit, the others at chance": (LIMIT, 0.5, 0.5, 0.5),
 }
 SIZES = ((100, 100), (300, 300), (30, 1000))
 
@@ -202,9 +202,9 @@ def power(n_runs: int, seed: int) -> list[dict]:
             row = {"n_audits": n_audits, "truth": truth, "needed": needed, "found": {}}
             for name, n, true_aucs, key in (
                 ("one score", needed[1], (truth,) * N_SCORES, "one"),
-                ("three, one has it", needed[N_SCORES], (truth, 0.5, 0.5), "together"),
-                ("three, all have it", needed[N_SCORES], (truth,) * N_SCORES, "together"),
-                ("three, all have it, at the number for one", needed[1], (truth,) * N_SCORES, "together"),
+                ("four, one has it", needed[N_SCORES], (truth, 0.5, 0.5, 0.5), "together"),
+                ("four, all have it", needed[N_SCORES], (truth,) * N_SCORES, "together"),
+                ("four, all have it, at the number for one", needed[1], (truth,) * N_SCORES, "together"),
             ):
                 # The first of so many audits has the share of all.
                 case = Case(n, n, n_audits, 0.9, true_aucs)
@@ -218,7 +218,7 @@ def gain(n_runs: int, seed: int) -> list[dict]:
     rows = []
     for other in (0.65, 0.7, 0.8, 0.95):
         for n in (100, 300):
-            case = Case(n, n, 10, 0.5, (0.58, other, other))
+            case = Case(n, n, 10, 0.5, (0.58, other, other, other))
             rates = run_case(case, n_runs=n_runs, seed=seed)
             rows.append({**case._asdict(), "other": other, "rates": rates})
             print(rows[-1], flush=True)
@@ -243,9 +243,9 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 "correlation",
                 "scores",
                 "lower: one score alone",
-                "lower: three together",
-                "wrong: three, share not divided",
-                "upper: three together",
+                "lower: four together",
+                "wrong: four, share not divided",
+                "upper: four together",
             ],
             [
                 [
@@ -269,13 +269,13 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 "audits",
                 "true AUC",
                 "one score",
-                "three",
                 "four",
-                "three / one",
+                "five",
+                "four / one",
                 "found: one score",
-                "found: three, one has it",
-                "found: three, all have it",
-                "found: three, all have it, with the number for one",
+                "found: four, one has it",
+                "found: four, all have it",
+                "found: four, all have it, with the number for one",
             ],
             [
                 [
@@ -288,10 +288,10 @@ def tables(stops: list[dict], powers: list[dict], gains: list[dict], n_runs: int
                 for row in powers
             ],
         ),
-        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the two other scores "
+        "strongest gain": f"EZ has a true AUC of 0.58, within a limit of {LIMIT}, and the other scores "
         f"see more: share of {n_runs} runs that are stopped at any of ten audits, in %.\n\n"
         + markdown(
-            ["true AUC of the others", "members = non-members", "EZ alone", "strongest of three"],
+            ["true AUC of the others", "members = non-members", "EZ alone", "strongest of four"],
             [
                 [
                     f"{row['other']:.2f}",

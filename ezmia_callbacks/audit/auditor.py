@@ -112,9 +112,9 @@ class PrivacyAuditor:
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: What decides. `"strongest"`: EZ, loss difference and WBC are judged together, and whichever
-            leaks most decides, as an attacker would use it. Else one score, by its name or as an `Attack`
-            of your own. Others are shown beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss are judged together, and
+            whichever leaks most decides, as an attacker would use it. Else one score, by its name or as an
+            `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among

@@ -83,8 +83,7 @@ class Judge:
     def strongest_of(self, judged: Mapping[str, Mapping[str, Measurement]]) -> str:
         """Name of the score that decides: that for which the budget's rule reads most, in either direction.
 
-        Without a budget, and at the baseline, it is the one with the largest AUC. Of equal ones it is the
-        first.
+        Without a budget it is the one with the largest AUC. Of equal ones it is the first.
 
         Args:
             judged: Figures of each score that is judged.

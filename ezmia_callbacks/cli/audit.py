@@ -141,8 +141,8 @@ def audit(
         str,
         typer.Option(
             "--score",
-            help="What decides: strongest (of ez, loss_difference and wbc), or one score: ez, loss, min_k, "
-            "zlib, ...; others are shown beside it in a report.",
+            help="What decides: strongest (of ez, loss_difference, wbc, loss), or one score: ez, loss, "
+            "min_k, zlib, ...; others are shown beside it in a report.",
         ),
     ] = STRONGEST,
     max_auc: MaxAucOption = None,

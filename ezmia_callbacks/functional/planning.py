@@ -129,7 +129,7 @@ def canaries_needed(
         power: Probability with which it is to be recognized, in (0, 1).
         non_members_per_member: Ratio of the classes, > 0. TPR at FPR takes as many non-members as its
             certificate needs, whatever the ratio says.
-        n_scores: Number of scores that are judged together, >= 1: 3 for `score="strongest"`, 4 of it with
+        n_scores: Number of scores that are judged together, >= 1: 4 for `score="strongest"`, 5 of it with
             preference pairs.
 
     Raises:
@@ -143,8 +143,8 @@ def canaries_needed(
     (211, 211)
     >>> plan.n_members_at_worst
     321
-    >>> canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7, n_scores=3).n_members
-    251
+    >>> canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7, n_scores=4).n_members
+    261
     """
     _check_arguments(budget, n_audits, expected, power, non_members_per_member)
     share = alpha_for_audit(n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence)

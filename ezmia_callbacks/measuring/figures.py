@@ -113,7 +113,7 @@ def figures(
         reference: Statistics of the model before training, for the same tokens.
         subset: The canaries that both speak of, and what figures count of them.
         judged: Names of the scores that are judged, each one of `own_scores` or a built-in one.
-        strongest_of: Which of them decides, by their figures.
+        strongest_of: Which of them decides, by their figures; where nothing is decided it is the first.
         own_scores: Scores of the user's attack, by its name.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of each figure's own interval, in (0, 1); those of the scores that are judged
@@ -132,7 +132,8 @@ def figures(
         for name in {*judged, *_COMPARED_SCORES} - own_scores.keys()
     }
     scores.update(own_scores)
-    confidence_together = 1.0 - (1.0 - confidence) / len(judged)
+    # Where nothing is decided yet, none of them is chosen by looking.
+    confidence_together = confidence if band is None else 1.0 - (1.0 - confidence) / len(judged)
     members, others = is_counted & is_member, is_counted & ~is_member
     member_edges, non_member_edges = edge_counts(target, reference, members, others)
     n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
@@ -155,7 +156,7 @@ def figures(
             )
             for name in judged
         }
-        decided_by = strongest_of(metrics)
+        decided_by = judged[0] if band is None else strongest_of(metrics)
         auc_by_score = {
             name: measure_auc(
                 units.headline(scores[name][is_counted]), units.is_member, confidence=confidence

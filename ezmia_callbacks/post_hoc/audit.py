@@ -64,7 +64,7 @@ def audit_checkpoints(
         base: Path or hub id of the model that the run started from; may be None for PEFT adapters, which
             name theirs.
         budget: What each checkpoint is held against; None only measures.
-        score: What decides: `"strongest"` of EZ, loss difference and WBC, or one score by its name.
+        score: What decides: `"strongest"` of EZ, loss difference, WBC and loss, or one by its name.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1).
         max_length: Truncation of canaries that are raw text; give what training used.

@@ -504,7 +504,7 @@ def _promise(history: AuditHistory) -> str:
 def _baseline_check(history: AuditHistory) -> list[CheckView]:
     """What the baseline says about members and non-members before any training."""
     baseline = next((result for result in history if result.is_baseline), None)
-    measurement = None if baseline is None else baseline.auc_by_score.get("loss")
+    measurement = None if baseline is None else _auc_by_score(baseline).get("loss")
     if measurement is None or measurement.value is None or measurement.interval is None:
         return []
     lower, upper = measurement.interval.lower, measurement.interval.upper

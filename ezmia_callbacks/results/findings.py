@@ -53,7 +53,7 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
     apart = [
         f"AUC of {auc.name} {auc}"
         for auc in _aucs(result)
-        if auc.name in ("loss", *result.judged) and 0.5 not in auc.interval
+        if auc.name in {"loss", *result.judged} and 0.5 not in auc.interval
     ]
     if not apart:
         return None

@@ -5,7 +5,8 @@ __all__: list[str] = []
 STRONGEST = "strongest"
 """Name under which several scores are judged together, so that the one that leaks most decides."""
 
-_TOGETHER = ("ez", "loss_difference", "wbc")
+# The bare loss needs no reference, and sees most where the reference had hardly met such text.
+_TOGETHER = ("ez", "loss_difference", "wbc", "loss")
 
 
 def judged_scores(score: str) -> tuple[str, ...]:
@@ -15,7 +16,7 @@ def judged_scores(score: str) -> tuple[str, ...]:
         score: `"strongest"`, or the name of one score.
 
     >>> judged_scores("strongest")
-    ('ez', 'loss_difference', 'wbc')
+    ('ez', 'loss_difference', 'wbc', 'loss')
     >>> judged_scores("ez")
     ('ez',)
     """

@@ -95,9 +95,9 @@ def test_the_band_is_wider_than_the_interval_of_one_audit():
     run(auditor, rows, n_epochs=1)
 
     measured = auditor.history[-1].metrics["auc"]
-    # Both are divided among the three scores that are judged.
-    assert measured.interval.confidence == pytest.approx(1 - 0.05 / 3)
-    assert measured.band.confidence == pytest.approx(1 - 0.05 / 4 / 3)
+    # Both are divided among the four scores that are judged.
+    assert measured.interval.confidence == pytest.approx(1 - 0.05 / 4)
+    assert measured.band.confidence == pytest.approx(1 - 0.05 / 4 / 4)
     assert measured.band.lower < measured.interval.lower < measured.value
     assert measured.value < measured.interval.upper < measured.band.upper
 
@@ -123,7 +123,7 @@ def test_auditing_before_begin_is_refused():
 def test_a_budget_beyond_the_canaries_is_refused_when_built():
     _, canaries = draw()
 
-    with pytest.raises(TooFewCanariesError, match="needs at least 546 non-members, got 60"):
+    with pytest.raises(TooFewCanariesError, match="needs at least 574 non-members, got 60"):
         PrivacyAuditor(
             canaries, budget=LeakageBudget(metric="tpr_at_fpr", limit=0.1), n_audits=1, confidence=0.95
         )
@@ -539,8 +539,8 @@ def test_the_budget_brings_its_own_confidence():
     run(auditor, rows, n_epochs=1)
 
     measured = auditor.history[-1].metrics["auc"]
-    assert measured.interval.confidence == pytest.approx(1 - 0.05 / 3)
-    assert measured.band.confidence == pytest.approx(1 - 0.1 / 3)
+    assert measured.interval.confidence == pytest.approx(1 - 0.05 / 4)
+    assert measured.band.confidence == pytest.approx(1 - 0.1 / 4)
 
 
 def test_the_baseline_decides_nothing_and_has_no_band():

@@ -172,7 +172,7 @@ def test_a_budget_gets_the_canaries_that_it_needs_even_if_they_take_longer(clock
 
     n = auditor.history[-1].n_members
     assert 13 < n < N_MEMBERS
-    share = {**SHARE, "n_scores": 3}
+    share = {**SHARE, "n_scores": 4}
     assert has_enough_power(LeakageBudget(limit=0.6), n_members=n, n_non_members=2 * n, **share)
     assert not has_enough_power(LeakageBudget(limit=0.6), n_members=n - 1, n_non_members=2 * n - 2, **share)
     assert "fewer canaries could not carry the figures" in caplog.text

@@ -408,7 +408,7 @@ def test_the_strongest_is_the_one_that_the_rule_reads_most_of():
 
     assert chosen == {"lower": "ez", "point": "wbc", "upper": "wbc"}
     assert make_judge(None, n_scores=2).strongest_of(judged) == "wbc"
-    # At the baseline reference-based scores all tie: the first is named.
+    # Of equal ones the first is named.
     tied = {"ez": {"auc": Measurement(0.5)}, "wbc": {"auc": Measurement(0.5)}}
     assert make_judge(n_scores=2).strongest_of(tied) == "ez"
 

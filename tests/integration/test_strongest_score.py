@@ -70,13 +70,13 @@ def test_every_curve_is_kept_and_every_report_names_the_score(run, tmp_path):
     history = AuditHistory.load(tmp_path / "history.jsonl")
 
     assert history[-1].judged == run.history[-1].judged
-    assert run.trajectories.score_names == ("ez", "loss_difference", "wbc")
+    assert run.trajectories.score_names == ("ez", "loss_difference", "wbc", "loss")
     document = to_document(history)
     audit = document["runs"][0]["audits"][-1]
     assert audit["decided_by"] == {"name": "loss_difference", "label": "loss-difference"}
     assert {"ez", "loss_difference", "wbc", "loss"} <= {each["name"] for each in audit["auc_by_score"]}
     assert next(each for each in audit["auc_by_score"] if each["name"] == "ez")["band"] is not None
-    attack = "the strongest of EZ, loss-difference and WBC at each audit"
+    attack = "the strongest of EZ, loss, loss-difference and WBC at each audit"
     assert attack in render_report(document)
     assert attack in summarize(history)
     json.dumps(document, allow_nan=False)

@@ -26,7 +26,7 @@ def runs():
     return module
 
 
-@pytest.mark.parametrize("name", ["all at the limit", "one at the limit, two at chance"])
+@pytest.mark.parametrize("name", ["all at the limit", "one at the limit, the others at chance"])
 def test_the_package_decides_as_the_formulas_of_the_benchmark_do(name, runs, monkeypatch):
     """Shares that are not divided among the scores, or divided where rule "upper" needs none, differ."""
     monkeypatch.setattr(runs, "N_COMPARED", 60)
@@ -36,7 +36,7 @@ def test_the_package_decides_as_the_formulas_of_the_benchmark_do(name, runs, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
-@pytest.mark.parametrize("name", ["all at the limit", "one at the limit, two at chance"])
+@pytest.mark.parametrize("name", ["all at the limit", "one at the limit, the others at chance"])
 def test_many_runs_at_the_limit_keep_both_promises(name, correlation, runs):
     n_runs = 2000
     case = runs.Case(300, 300, 3, correlation, runs.AT_LIMIT[name])

@@ -247,6 +247,16 @@ def test_the_score_that_leaks_most_decides_and_the_others_are_measured_alike():
     np.testing.assert_equal(found.scores_beside, {n: alone[n].scores for n in ("ez", "loss_difference")})
 
 
+def test_before_training_nothing_is_chosen_by_looking():
+    subset = make_subset()
+
+    found = figures_of(subset, judged=["ez", "loss"], strongest_of=lambda metrics: "loss", band=None)
+
+    alone = figures_of(subset, judged=["loss"], band=None).metrics
+    assert found.decided_by == "ez"
+    assert found.judged_beside["loss"] == alone
+
+
 @pytest.mark.parametrize("name", ["auc", "advantage", "tpr_at_fpr_0.1"])
 def test_each_end_of_a_band_has_its_own_share_of_the_error(name):
     scores, is_member = draw_scores()
