@@ -61,7 +61,7 @@ def save_arrays(
     write_atomically(path, content)
 
 
-def load_arrays(path: Path, names: Sequence[str]) -> ArrayFile:
+def load_arrays(path: Path, names: Sequence[str], *, optional: Sequence[str] = ()) -> ArrayFile:
     """The arrays with these names, and the metadata, of a file that `save_arrays` wrote.
 
     Ask `ArrayFile.is_intact` before the arrays are used; what is wrong with the file is often told better by
@@ -70,13 +70,15 @@ def load_arrays(path: Path, names: Sequence[str]) -> ArrayFile:
     Args:
         path: File to read.
         names: Names of the arrays, in the order in which they were written.
+        optional: Names of those after them that are read if the file has them.
 
     Raises:
         UNREADABLE: if the file is missing, or no such file.
     """
     with safe_open(path, framework="numpy") as file:
         metadata = json.loads((file.metadata() or {})[_KEY])
-        return ArrayFile({name: file.get_tensor(name) for name in names}, metadata)
+        found = [*names, *(name for name in optional if name in set(file.keys()))]
+        return ArrayFile({name: file.get_tensor(name) for name in found}, metadata)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], covered: Mapping[str, Any]) -> str:
