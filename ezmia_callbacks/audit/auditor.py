@@ -79,7 +79,6 @@ from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import (
-    MINIMUM_SCORED_TOKENS,
     EncodedCanaries,
     Tokenizer,
     TokenRow,
@@ -728,7 +727,7 @@ class PrivacyAuditor:
 
         fed = add_exposures(gather(on_all_ranks(exposures)))
         whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
-        n_tokens = np.array([len(row.input_ids) for row in whole], dtype=np.int64)
+        n_tokens = np.array([row.n_tokens for row in whole], dtype=np.int64)
         if 0 < fed.cut_to < fed.longest_row:
             fed = whole_again(fed, n_tokens)
             self._log_length("Training does not cut its records any more: whole canaries count from here on.")
@@ -749,7 +748,7 @@ class PrivacyAuditor:
         if any(row.has_further_inputs for row in rows):
             return 0
         to = truncation(fed, n_tokens, tolerance=end_is_uncertain_by(n_tokens))
-        return to if to and min(row.cut(to).n_scored for row in rows) >= MINIMUM_SCORED_TOKENS else 0
+        return to if to and all(row.cut(to).has_enough_tokens for row in rows) else 0
 
     def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
         """Look for the canaries in this form; the sum over all processes is that of the parts."""
