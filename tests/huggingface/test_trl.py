@@ -51,6 +51,8 @@ pytestmark = pytest.mark.filterwarnings(
     # The tiny models have no flash attention; each record keeps its own positions all the same.
     "ignore:Padding-free training is enabled.*:UserWarning",
     "ignore:Using `DataCollatorWithFlattening`.*:UserWarning",
+    # TRL sets itself what it asks for.
+    "ignore:When using DPODataCollatorWithPadding.*:UserWarning",
 )
 
 

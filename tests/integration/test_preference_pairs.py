@@ -5,18 +5,39 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lightning_tiny import make_trainer, pl
 from peft import LoraConfig, get_peft_model
-from tiny import VOCABULARY, make_model, make_tokenizer
+from tiny import WORDS, make_model, make_texts, make_tokenizer
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditor, hold_out_canaries
+from ezmia_callbacks import (
+    CanarySet,
+    LeakageBudget,
+    LightningPrivacyAuditCallback,
+    PrivacyAuditCallback,
+    PrivacyAuditor,
+    hold_out_canaries,
+)
 from ezmia_callbacks.canaries.files import load_canaries, save_canaries
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
+from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
 from ezmia_callbacks.scoring.rows import encode_canaries
 
 # PEFT asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.*:FutureWarning",
+    # Raised by torch's own data loader and by accelerate on a machine without an accelerator.
+    "ignore:.*pin_memory.*:UserWarning",
+    "ignore:.*torch.cpu.amp.autocast.*:FutureWarning",
+    # Lightning names what a small example leaves out.
+    "ignore:.*does not have many workers.*:UserWarning",
+    "ignore:.*LeafSpec.*:FutureWarning",
+    "ignore:.*isinstance.treespec.*",
+)
 
 N_PROMPT = 4
+# Token ids of words: the tiny vocabulary has no others.
+FIRST, N_IDS = 3, len(WORDS)
 
 
 def make_pairs(n=100, *, seed=0, n_answer=24):
@@ -24,10 +45,10 @@ def make_pairs(n=100, *, seed=0, n_answer=24):
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
-        ids = rng.integers(3, VOCABULARY, N_PROMPT + n_answer).tolist()
+        ids = rng.integers(FIRST, FIRST + N_IDS, N_PROMPT + n_answer).tolist()
         rejected = list(ids)
         at = N_PROMPT + int(rng.integers(n_answer))
-        rejected[at] = int((ids[at] - 3 + rng.integers(1, VOCABULARY - 3)) % (VOCABULARY - 3) + 3)
+        rejected[at] = int((ids[at] - FIRST + rng.integers(1, N_IDS)) % N_IDS + FIRST)
         rows.append(
             {
                 "input_ids": ids,
@@ -46,6 +67,15 @@ def log_probs(model, ids):
     return logits.gather(-1, ids[:, 1:, None])[:, N_PROMPT - 1 :, 0].sum(1)
 
 
+def dpo_loss(model, reference, rows):
+    ids = [row["input_ids"] for row in rows] + [row["rejected_input_ids"] for row in rows]
+    with torch.no_grad():
+        before = log_probs(reference, ids)
+    shifts = log_probs(model, ids) - before
+    margins = shifts[: len(rows)] - shifts[len(rows) :]
+    return (-torch.nn.functional.logsigmoid(0.1 * margins)).mean()
+
+
 class Dpo:
     """A hand-written loop of DPO."""
 
@@ -60,12 +90,7 @@ class Dpo:
     def epoch(self):
         for numbers in np.array_split(self.rng.permutation(len(self.rows)), len(self.rows) // 8):
             rows = [self.rows[i] for i in numbers]
-            ids = [row["input_ids"] for row in rows] + [row["rejected_input_ids"] for row in rows]
-            with torch.no_grad():
-                before = log_probs(self.reference, ids)
-            shifts = log_probs(self.model, ids) - before
-            margins = shifts[: len(rows)] - shifts[len(rows) :]
-            (-torch.nn.functional.logsigmoid(0.1 * margins)).mean().backward()
+            dpo_loss(self.model, self.reference, rows).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 
@@ -130,6 +155,7 @@ def test_the_margin_is_that_of_the_training():
     np.testing.assert_allclose(result.scores, (chosen - rejected).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_sides_are_compared_with_the_base_under_its_adapter():
     kept, canaries = draw()
     base = make_model(n_embd=64)
@@ -139,7 +165,7 @@ def test_both_sides_are_compared_with_the_base_under_its_adapter():
     auditor = PrivacyAuditor(canaries, score="margin", reference="adapter")
     of_base = PrivacyAuditor(canaries, score="margin")
 
-    result = audited(auditor, Dpo(kept, model, lr=1e-2), 4)
+    result = audited(auditor, Dpo(kept, model, lr=3e-3), 6)
     of_base.begin(base)
 
     assert result.metrics["auc"].value > 0.9
@@ -268,3 +294,105 @@ def test_pairs_go_into_a_file_of_canaries_and_back(tmp_path):
 
     loaded = load_canaries(tmp_path / "canaries.json")
     assert encode_canaries(loaded).fingerprint == encode_canaries(canaries).fingerprint
+
+
+# The shells.
+
+
+class DpoModule(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = make_model(n_embd=64)
+        # In a list it is no part of the module.
+        self.reference = [copy.deepcopy(self.model).eval()]
+
+    def training_step(self, rows, _):
+        return dpo_loss(self.model, self.reference[0], rows)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def test_a_module_of_lightning_that_trains_pairs_is_audited_on_both_sides(tmp_path, caplog):
+    kept, canaries = draw()
+    audit = LightningPrivacyAuditCallback(canaries, score="margin", every="epoch")
+    loader = torch.utils.data.DataLoader(kept, batch_size=8, collate_fn=list, shuffle=True)
+
+    make_trainer(tmp_path, [audit], max_epochs=2).fit(DpoModule(), loader)
+
+    last = audit.history[-1]
+    assert last.metrics["auc"].value > 0.9
+    assert last.n_members_seen == 50
+    assert "both sides are scored as they were given" in caplog.text
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_plain_trainer_that_would_lose_a_side_is_refused(tmp_path, is_text):
+    kept, canaries = draw(60)
+    if is_text:
+        texts = make_texts(60)
+        rows = [
+            {"prompt": "the ", "chosen": a, "rejected": b} for a, b in zip(texts, texts[::-1], strict=True)
+        ]
+        canaries = CanarySet.from_lists(rows[:30], rows[30:])
+    trainer = Trainer(
+        make_model(),
+        TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True),
+        train_dataset=[{"input_ids": row["input_ids"]} for row in kept],
+        processing_class=make_tokenizer(),
+        data_collator=DataCollatorForLanguageModeling(make_tokenizer(), mlm=False),
+        callbacks=[PrivacyAuditCallback(canaries)],
+    )
+
+    with pytest.raises(ConfigurationError, match="preference pairs, and the run's collator makes one row"):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_checkpoints_are_audited_on_both_sides(tmp_path, is_text):
+    tokenizer = make_tokenizer()
+    kept, canaries = draw(40)
+    loop = Dpo(kept)
+    loop.model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    auditor = PrivacyAuditor(canaries, score="margin", n_audits=2)
+    auditor.begin(loop.model)
+    for epoch in range(2):
+        loop.epoch()
+        auditor.audit(loop.model, step=epoch + 1)
+        loop.model.save_pretrained(tmp_path / "run" / f"checkpoint-{epoch + 1}")
+    if is_text:
+        canaries = canaries.select(
+            range(len(canaries)), records=[as_text(row, tokenizer) for row in canaries.records]
+        )
+    save_canaries(canaries, tmp_path / "canaries.json")
+
+    history = audit_checkpoints(
+        find_checkpoints(tmp_path / "run"),
+        load_canaries(tmp_path / "canaries.json"),
+        base=tmp_path / "base",
+        score="margin",
+        device="cpu",
+    )
+
+    assert [result.metrics for result in history] == [result.metrics for result in auditor.history]
+    np.testing.assert_allclose(history[-1].scores, auditor.history[-1].scores, atol=1e-5)
+
+
+def as_text(row, tokenizer):
+    """The same pair before it was tokenized."""
+    prompt, chosen, rejected = (
+        tokenizer.convert_ids_to_tokens(ids)
+        for ids in (
+            row["input_ids"][:N_PROMPT],
+            row["input_ids"][N_PROMPT:],
+            row["rejected_input_ids"][N_PROMPT:],
+        )
+    )
+    return {
+        "prompt": " ".join(prompt),
+        "chosen": " " + " ".join(chosen),
+        "rejected": " " + " ".join(rejected),
+    }
