@@ -87,8 +87,8 @@ def findings_of_feeding(
         )
         if encoded.has_pairs:
             text += (
-                " Of a preference pair one side is enough, as a side of another pair: keep pairs that share an "
-                "answer together with `group_by`."
+                " Of a preference pair one side is enough, in another pair: keep pairs that share an answer "
+                "together with `group_by`."
             )
         found.append(Finding(CONTAMINATION, True, text))
     is_near = ~is_member & ~is_contaminated & (exposures.share >= _LARGE_SHARE)

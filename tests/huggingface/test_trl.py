@@ -53,6 +53,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Using `DataCollatorWithFlattening`.*:UserWarning",
     # TRL sets itself what it asks for.
     "ignore:When using DPODataCollatorWithPadding.*:UserWarning",
+    "ignore:You have different amounts of desirable.*:UserWarning",
 )
 
 
@@ -925,6 +926,8 @@ def make_rater():
 )
 @pytest.mark.parametrize("has_canaries", [True, False])
 def test_other_trainers_of_trl_are_refused_with_what_to_do(tmp_path, name, expected, has_canaries):
+    if name == "Reward" and not JOINS_PAIRS:
+        pytest.skip("TRL 0.17 makes no RewardConfig once it has made one of another trainer")
     dataset = {"KTO": labeled(), "GRPO": make_dataset("prompt_completion")}.get(name, one_word_pairs())
     kept, canaries = hold_out(dataset)
     audit = PrivacyAuditCallback(canaries if has_canaries else None, n_members=15, n_non_members=20)
