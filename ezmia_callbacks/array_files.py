@@ -62,7 +62,11 @@ def save_arrays(
 
 
 def load_arrays(
-    path: Path, names: Sequence[str], *, more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: ()
+    path: Path,
+    names: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
 ) -> ArrayFile:
     """The arrays with these names, and the metadata, of a file that `save_arrays` wrote.
 
@@ -72,14 +76,16 @@ def load_arrays(
     Args:
         path: File to read.
         names: Names of the arrays, in the order in which they were written.
-        more: Names of those after them, which the metadata tells.
+        optional: Names of those after them that are read if the file has them.
+        more: Names of those after these, which the metadata tells.
 
     Raises:
         UNREADABLE: if the file is missing, or no such file.
     """
     with safe_open(path, framework="numpy") as file:
         metadata = json.loads((file.metadata() or {})[_KEY])
-        return ArrayFile({name: file.get_tensor(name) for name in (*names, *more(metadata))}, metadata)
+        found = [*names, *(name for name in optional if name in set(file.keys())), *more(metadata)]
+        return ArrayFile({name: file.get_tensor(name) for name in found}, metadata)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], covered: Mapping[str, Any]) -> str:

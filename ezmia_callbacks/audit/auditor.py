@@ -77,9 +77,9 @@ from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
+from ezmia_callbacks.scoring.judged import judged_scores
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import (
-    MINIMUM_SCORED_TOKENS,
     EncodedCanaries,
     Tokenizer,
     TokenRow,
@@ -112,9 +112,9 @@ class PrivacyAuditor:
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss are judged together, and
-            whichever leaks most decides, as an attacker would use it. Else one score, by its name or as an
-            `Attack` of your own. Others are shown beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss, of preference pairs also the
+            margin, are judged together, and whichever leaks most decides, as an attacker would use it. Else
+            one score, by its name or as an `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
@@ -230,14 +230,13 @@ class PrivacyAuditor:
             sample=self._sample,
             on_error=on_error,
         )
-        self._judge = Judge(
-            budget, settings.band_confidence, n_audits, judge_only, len(settings.judged_scores)
-        )
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
         self._said: set[str] = set()
         self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
+        n_scores = len(self._state.trajectories.score_names)
+        self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only, n_scores)
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
 
@@ -623,7 +622,7 @@ class PrivacyAuditor:
                 (), settings.budget, settings.confidence, canaries.describe(), run_metadata=metadata
             ),
             fingerprint=f"{encoded.fingerprint}-{label}",
-            score_names=settings.judged_scores,
+            score_names=judged_scores(settings.score_name, has_pairs=encoded.has_pairs),
             chooses_subset=settings.max_overhead is not None,
         )
 
@@ -731,7 +730,7 @@ class PrivacyAuditor:
 
         fed = add_exposures(gather(on_all_ranks(exposures)))
         whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
-        n_tokens = np.array([len(row.input_ids) for row in whole], dtype=np.int64)
+        n_tokens = np.array([row.n_tokens for row in whole], dtype=np.int64)
         if 0 < fed.cut_to < fed.longest_row:
             fed = whole_again(fed, n_tokens)
             self._log_length("Training does not cut its records any more: whole canaries count from here on.")
@@ -752,7 +751,7 @@ class PrivacyAuditor:
         if any(row.has_further_inputs for row in rows):
             return 0
         to = truncation(fed, n_tokens, tolerance=end_is_uncertain_by(n_tokens))
-        return to if to and min(row.cut(to).n_scored for row in rows) >= MINIMUM_SCORED_TOKENS else 0
+        return to if to and all(row.cut(to).has_enough_tokens for row in rows) else 0
 
     def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
         """Look for the canaries in this form; the sum over all processes is that of the parts."""
@@ -961,7 +960,7 @@ class PrivacyAuditor:
             target,
             self.reference or target,
             self._state.subset,
-            judged=settings.judged_scores,
+            judged=self._state.trajectories.score_names,
             strongest_of=self._judge.strongest_of,
             own_scores=own_scores,
             fpr_levels=settings.reported_fpr_levels,

@@ -16,7 +16,7 @@ from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
-from ezmia_callbacks.scoring.statistics import TokenStatistics
+from ezmia_callbacks.scoring.statistics import TokenStatistics, arrays_of, statistics_of
 
 __all__: list[str] = []
 
@@ -115,8 +115,9 @@ class RunState:
         if reference is not None and subset.share != 1.0:
             reference = reference.select(subset.is_chosen)
         if reference is not None and subset.cut_to is not None:
-            n_scored = np.array([row.n_scored for row in subset.encoded.rows], dtype=np.int64)
-            reference = reference.cut(n_scored)
+            sides = zip(*(row.sides for row in subset.encoded.rows), strict=True)
+            n_scored = [np.array([row.n_scored for row in side], dtype=np.int64) for side in sides]
+            reference = reference.cut(*n_scored)
         return reference
 
     def with_result(self, result: AuditResult) -> RunState:
@@ -228,7 +229,7 @@ class RunState:
             "history": self.history.to_dicts(),
             "findings": [asdict(finding) for finding in self.history.findings],
             "caveat": self.history.caveat,
-            "reference": None if self.reference is None else _arrays(self.reference),
+            "reference": None if self.reference is None else arrays_of(self.reference),
             "trajectories": {**_arrays(self.trajectories), "scores": dict(self.trajectories.scores)},
             "exposures": self.exposures.to_dict(),
             "judged_by": self.history.judged_by,
@@ -258,7 +259,7 @@ class RunState:
         is_known = isinstance(state["trajectories"]["scores"], Mapping)
         saved = SavedRun(
             results=results,
-            reference=TokenStatistics(**state["reference"]),
+            reference=statistics_of(state["reference"]),
             findings=tuple(Finding(**finding) for finding in state["findings"]),
             caveat=state["caveat"],
             trajectories=replace(empty, **state["trajectories"]) if is_known else None,
@@ -284,6 +285,6 @@ def _no_trajectories(subset: CanarySubset, *, score_names: Sequence[str]) -> Tra
     )
 
 
-def _arrays(owner: TokenStatistics | Trajectories) -> dict[str, np.ndarray]:
+def _arrays(owner: Trajectories) -> dict[str, np.ndarray]:
     values = {field.name: getattr(owner, field.name) for field in fields(owner)}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

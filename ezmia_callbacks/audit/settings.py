@@ -15,7 +15,7 @@ from ezmia_callbacks.audit.cadence import Cadence
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.scoring.attack import Attack
-from ezmia_callbacks.scoring.judged import STRONGEST, judged_scores
+from ezmia_callbacks.scoring.judged import STRONGEST
 from ezmia_callbacks.scoring.statistics import SCORES
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class AuditSettings:
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
-        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss are judged together, and
-            whichever leaks most decides, as an attacker would use it. Else one score, by its name or as an
-            `Attack` of your own. Others are shown beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss, of preference pairs also the
+            margin, are judged together, and whichever leaks most decides, as an attacker would use it. Else
+            one score, by its name or as an `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
@@ -152,11 +152,6 @@ class AuditSettings:
     def score_name(self) -> str:
         """Name of the score that was asked for."""
         return self.score if isinstance(self.score, str) else self.score.name
-
-    @property
-    def judged_scores(self) -> tuple[str, ...]:
-        """Names of the scores that are judged together."""
-        return judged_scores(self.score_name)
 
     @property
     def band_confidence(self) -> float:

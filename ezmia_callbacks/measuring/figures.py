@@ -32,6 +32,8 @@ _DELTA = 1e-5
 
 # Shown beside the scores that are judged; they decide nothing.
 _COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
+# The same of preference pairs, whose two sides training compares.
+_COMPARED_SCORES_OF_PAIRS = ("margin", *_COMPARED_SCORES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +128,11 @@ def figures(
     """
     encoded, is_member = subset.encoded, subset.encoded.is_member
     n_bytes = encoded.n_compressed_bytes
+    compared = _COMPARED_SCORES_OF_PAIRS if encoded.has_pairs else _COMPARED_SCORES
     is_counted = np.ones(len(is_member), dtype=np.bool_) if counted is None else counted.is_counted
     scores = {
         name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
-        for name in {*judged, *_COMPARED_SCORES} - own_scores.keys()
+        for name in {*judged, *compared} - own_scores.keys()
     }
     scores.update(own_scores)
     # Where nothing is decided yet, none of them is chosen by looking.
@@ -161,7 +164,7 @@ def figures(
             name: measure_auc(
                 units.headline(scores[name][is_counted]), units.is_member, confidence=confidence
             )
-            for name in _COMPARED_SCORES
+            for name in compared
             if name not in judged
         }
         auc_by_group = {

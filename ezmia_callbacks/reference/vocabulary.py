@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.scoring.rows import TokenRow
+from ezmia_callbacks.scoring.rows import TokenRow, sides_of
 
 __all__: list[str] = []
 
@@ -26,7 +26,7 @@ def check_token_ids(reference: nn.Module, rows: Sequence[TokenRow]) -> None:
     n_known = _n_embeddings(reference)
     n_unknown = 0 if n_known is None else _n_tokens_from(n_known, rows)
     if n_unknown:
-        largest = max(int(row.input_ids.max()) for row in rows)
+        largest = max(int(row.input_ids.max()) for row in sides_of(rows))
         raise ConfigurationError(
             f"{n_unknown} tokens of the canaries are not in the reference's vocabulary: the largest id is "
             f"{largest}, and the reference has {n_known} embeddings. If tokens were added to the model, use "
@@ -73,7 +73,7 @@ def explain_added_vocabulary(model: nn.Module, rows: Sequence[TokenRow]) -> str 
     n_added = 0 if n_pretrained is None else _n_tokens_from(n_pretrained, rows)
     if n_present is None or not n_added:
         return None
-    n_tokens = sum(len(row.input_ids) for row in rows)
+    n_tokens = sum(len(row.input_ids) for row in sides_of(rows))
     return (
         f"The vocabulary was enlarged from {n_pretrained} to {n_present} after pre-training, and {n_added} "
         f"of {n_tokens} canary tokens are new: unless trained since, their reference probabilities come from "
@@ -84,7 +84,7 @@ def explain_added_vocabulary(model: nn.Module, rows: Sequence[TokenRow]) -> str 
 
 
 def _n_tokens_from(first_id: int, rows: Sequence[TokenRow]) -> int:
-    return sum(int((row.input_ids >= first_id).sum()) for row in rows)
+    return sum(int((row.input_ids >= first_id).sum()) for row in sides_of(rows))
 
 
 def _padded_to(smaller: int, larger: int) -> int | None:

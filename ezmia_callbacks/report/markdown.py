@@ -20,7 +20,7 @@ from ezmia_callbacks.results.history import AuditHistory
 __all__: list[str] = []
 
 # Beside the scores that are judged: what a reader knows from elsewhere.
-_COMPARED_SCORES = ("ez", "loss_difference", "loss")
+_COMPARED_SCORES = ("ez", "margin", "loss_difference", "loss")
 _NOTHING = "–"  # noqa: RUF001 - a dash, not a minus sign
 
 

@@ -9,15 +9,20 @@ STRONGEST = "strongest"
 _TOGETHER = ("ez", "loss_difference", "wbc", "loss")
 
 
-def judged_scores(score: str) -> tuple[str, ...]:
+def judged_scores(score: str, *, has_pairs: bool = False) -> tuple[str, ...]:
     """Names of the scores that are judged together under a name.
 
     Args:
         score: `"strongest"`, or the name of one score.
+        has_pairs: Whether the canaries are preference pairs, whose two sides training compares.
 
     >>> judged_scores("strongest")
     ('ez', 'loss_difference', 'wbc', 'loss')
+    >>> judged_scores("strongest", has_pairs=True)[-1]
+    'margin'
     >>> judged_scores("ez")
     ('ez',)
     """
-    return _TOGETHER if score == STRONGEST else (score,)
+    if score != STRONGEST:
+        return (score,)
+    return (*_TOGETHER, "margin") if has_pairs else _TOGETHER

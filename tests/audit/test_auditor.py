@@ -456,7 +456,7 @@ def test_patience_needs_that_many_audits_over_budget():
     assert auditor.history.stopped is over[-1]
 
 
-@pytest.mark.parametrize("score", sorted(SCORES))
+@pytest.mark.parametrize("score", sorted(SCORES.keys() - {"margin"}))
 def test_every_score_can_decide(score):
     rows, canaries = draw()
     auditor = PrivacyAuditor(

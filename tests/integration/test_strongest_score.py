@@ -44,11 +44,11 @@ def test_what_ez_alone_lets_pass_is_over_budget_by_the_strongest(run):
 
     assert alone.decision.is_within_budget
     assert strongest.decision.is_within_budget is False
-    assert (strongest.score, strongest.decided_by) == ("strongest", "loss_difference")
-    assert "lower bound of AUC (loss_difference)" in strongest.decision.message
+    assert (strongest.score, strongest.decided_by) == ("strongest", "loss")
+    assert "lower bound of AUC (loss)" in strongest.decision.message
     # EZ itself is what it was, and stands beside it.
     assert strongest.judged_beside["ez"]["auc"].value == alone.metrics["auc"].value
-    assert f"by loss difference, EZ {alone.metrics['auc'].value:.3f}" in strongest.describe()
+    assert f"by loss, EZ {alone.metrics['auc'].value:.3f}" in strongest.describe()
 
 
 def test_under_rule_upper_all_scores_have_to_be_within():
@@ -59,7 +59,7 @@ def test_under_rule_upper_all_scores_have_to_be_within():
     assert alone.decision.is_within_budget
     assert strongest.decision.is_within_budget is False
     # No division is needed: the upper end is that of the score alone.
-    by_itself = memorized(budget=budget, score="loss_difference").history[-1]
+    by_itself = memorized(budget=budget, score=strongest.decided_by).history[-1]
     assert strongest.metrics["auc"].band.upper == by_itself.metrics["auc"].band.upper
     assert strongest.metrics["auc"].band.lower < by_itself.metrics["auc"].band.lower
 
@@ -73,7 +73,7 @@ def test_every_curve_is_kept_and_every_report_names_the_score(run, tmp_path):
     assert run.trajectories.score_names == ("ez", "loss_difference", "wbc", "loss")
     document = to_document(history)
     audit = document["runs"][0]["audits"][-1]
-    assert audit["decided_by"] == {"name": "loss_difference", "label": "loss-difference"}
+    assert audit["decided_by"] == {"name": "loss", "label": "loss"}
     assert {"ez", "loss_difference", "wbc", "loss"} <= {each["name"] for each in audit["auc_by_score"]}
     assert next(each for each in audit["auc_by_score"] if each["name"] == "ez")["band"] is not None
     attack = "the strongest of EZ, loss, loss-difference and WBC at each audit"

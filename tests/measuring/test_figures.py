@@ -173,8 +173,8 @@ def test_edge_records_are_counted_by_class():
     assert edge_counts(target, reference, ~is_member, is_member) == (non_members, members)
 
 
-def make_subset(n_members=30, n_non_members=60):
-    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+def make_subset(n_members=30, n_non_members=60, rows=None):
+    rows = rows or [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
     canaries = hold_out_canaries(rows, n_members=n_members, n_non_members=n_non_members, seed=0)[1]
     return CanarySubset(encode_canaries(canaries), AnalysisUnits(canaries))
 
@@ -218,6 +218,32 @@ def test_the_figures_of_an_audit_are_those_of_its_parts():
     assert (found.n_members, found.n_non_members, found.n_tokens) == (30, 60, 270)
     assert found.member_loss == mean_loss(target, subset.encoded.is_member)
     assert found.epsilon is None
+
+
+def test_of_preference_pairs_the_margin_stands_beside_the_other_scores():
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+    pairs = [row | {"rejected_input_ids": [*row["input_ids"][:3], 8]} for row in rows]
+    subset = make_subset(rows=pairs)
+    target, reference = two_models(subset)
+    # The rejected sides stay where they were.
+    pair_statistics = replace(target, rejected=reference), replace(reference, rejected=reference)
+    settings = {"own_scores": {}, "fpr_levels": (0.1,), "band": EndShares(0.005, 0.005)}
+    settings |= {
+        "confidence": 0.95,
+        "has_epsilon": False,
+        "strongest_of": lambda metrics: next(iter(metrics)),
+    }
+
+    of_ez, of_margin = (
+        figures(*pair_statistics, subset, judged=[score], **settings) for score in ("ez", "margin")
+    )
+
+    margins = score_records("margin", *pair_statistics)
+    expected = measure_auc(margins, subset.encoded.is_member, confidence=0.95)
+    assert of_ez.auc_by_score["margin"] == expected
+    assert of_margin.metrics["auc"].value == expected.value
+    assert "ez" in of_margin.auc_by_score
+    assert "margin" not in figures_of(make_subset()).auc_by_score
 
 
 def test_a_score_of_the_users_decides_and_the_built_in_ones_stand_beside_it():
