@@ -10,6 +10,7 @@ from ezmia_callbacks.functional.budget import (
     check_resolvable,
     decide,
 )
+from ezmia_callbacks.functional.checkpoint_holder import checkpoint_holder_score
 from ezmia_callbacks.functional.epsilon import (
     AttackCounts,
     EpsilonBound,
@@ -114,6 +115,7 @@ __all__ = [
     "canaries_needed",
     "check_epsilon_is_allowed",
     "check_resolvable",
+    "checkpoint_holder_score",
     "clopper_pearson",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
