@@ -11,7 +11,7 @@ then **reported, untouched, on XSum articles and on package documentation**.
 
 `run` makes what is not in the cache yet, one file for each base model and each run, so that it may be
 broken off and started again. `compare` works with what is in the cache, and writes
-`benchmarks/results/checkpoint_holder.json`; `tables` prints Markdown from that file. `--data` is the folder of
+`benchmarks/results/checkpoint_holder.json`; `tables` prints Markdown from it. `--data` is the folder of
 `wikitext-2/{valid,test}.txt` and of `xsum-500.jsonl`.
 """
 
@@ -390,6 +390,24 @@ def compare_all(cache: Path) -> dict[str, Any]:
     }
 
 
+def write(content: dict[str, Any]) -> None:
+    """As JSON, with the names of the combinations once."""
+    names = list(content["rows"][0]["auc"])
+    rows = [
+        {**row, **{f: [row[f][name] for name in names] for f in ("auc", "tpr")}} for row in content["rows"]
+    ]
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = json.dumps({**content, "combinations": names, "rows": []}, indent=1)
+    RESULT.write_text(head.replace('"rows": []', f'"rows": [\n{lines}\n]') + "\n", encoding="utf-8")
+
+
+def read() -> dict[str, Any]:
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    for row in content["rows"]:
+        row |= {f: dict(zip(content["combinations"], row[f], strict=True)) for f in ("auc", "tpr")}
+    return content
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["run", "compare", "tables"])
@@ -406,8 +424,8 @@ def main() -> None:
         if arguments.what == "run":
             for corpus, seed, kind in itertools.product(arguments.corpora, arguments.seeds, arguments.kinds):
                 collect(corpus, kind, seed, data=arguments.data, cache=arguments.cache)
-        RESULT.write_text(json.dumps(compare_all(arguments.cache)) + "\n", encoding="utf-8")
-    print_tables(json.loads(RESULT.read_text(encoding="utf-8")))
+        write(compare_all(arguments.cache))
+    print_tables(read())
 
 
 if __name__ == "__main__":

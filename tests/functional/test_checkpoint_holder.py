@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional import auc, checkpoint_holder_score
+from ezmia_callbacks.functional import auc, checkpoint_holder_score, epsilon_one_run, one_run_guesses
 
 # Of the ranks 1 to 4 of four records: the quantiles of 1/8, 3/8, 5/8 and 7/8.
 Z = dict(zip((1, 2, 3, 4), map(NormalDist().inv_cdf, (0.125, 0.375, 0.625, 0.875)), strict=True))
@@ -130,6 +130,33 @@ def test_the_best_of_each_step_are_told_apart_by_their_other_steps():
     found = checkpoint_holder_score(steps)
 
     assert found[0] > found[1] > found[2] > found[3]
+
+
+def released_steps(rng, *, is_member, epsilon, n_steps):
+    """Each step releases every coin with Laplace noise: epsilon / n_steps each, epsilon for all together."""
+    noise = rng.laplace(scale=n_steps / epsilon, size=(n_steps, len(is_member)))
+    return is_member + noise
+
+
+def bound_of(scores, is_member):
+    each = len(scores) // 5
+    guesses = one_run_guesses(scores, is_member, n_guess_members=each, n_guess_non_members=each)
+    return epsilon_one_run(guesses, delta=0.0, confidence=0.95).value
+
+
+def test_its_epsilon_is_one_of_all_steps_together_not_of_the_last():
+    rng = np.random.default_rng(0)
+    of_all, of_last = [], []
+    for _ in range(60):
+        is_member = rng.random(1000) < 0.5
+        steps = released_steps(rng, is_member=is_member, epsilon=4.0, n_steps=4)
+        of_all.append(bound_of(checkpoint_holder_score(steps), is_member))
+        of_last.append(bound_of(steps[-1], is_member))
+
+    # The last step alone has epsilon 1: most bounds from all steps are no bounds of that.
+    assert np.mean(np.array(of_last) > 1.0) <= 0.05
+    assert np.mean(np.array(of_all) > 1.0) > 0.9
+    assert max(of_all) < 4.0
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 0), (1, 2, 3)])
