@@ -227,7 +227,7 @@ def combinations(chosen: Sequence[TokenStatistics]) -> Iterator[tuple[str, np.nd
         yield f"{name} | {scale} | {way} + {START}", normal_scores(found) + normal_scores(against_start[name])
     # What the package has must be what was decided on.
     ours = checkpoint_holder_score(steps["ez"])
-    theirs = WAYS["log-sum-exp, shift 2"](scaled["ez", "normal scores"])
+    theirs = WAYS["log-sum-exp, shift 3"](scaled["ez", "normal scores"])
     assert np.array_equal(stats.rankdata(ours.round(9)), stats.rankdata(theirs.round(9)))
     # The upward and the downward path of the error tokens, over all steps.
     evidence = [

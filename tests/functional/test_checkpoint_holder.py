@@ -18,8 +18,8 @@ matrices = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=9), 
 
 
 def by_hand(*z):
-    """The log-likelihood ratio of a shift by 2 at one of the steps, from the densities."""
-    shifted, still = NormalDist(2.0), NormalDist()
+    """The log-likelihood ratio of a shift by 3 at one of the steps, from the densities."""
+    shifted, still = NormalDist(3.0), NormalDist()
     return math.log(sum(shifted.pdf(value) / still.pdf(value) for value in z) / len(z))
 
 
