@@ -14,6 +14,7 @@ from ezmia_callbacks.functional.budget import (
     decide_by_strongest,
     end_shares,
 )
+from ezmia_callbacks.functional.checkpoint_holder import checkpoint_holder_score
 from ezmia_callbacks.functional.epsilon import (
     AttackCounts,
     EpsilonBound,
@@ -121,6 +122,7 @@ __all__ = [
     "canaries_needed",
     "check_epsilon_is_allowed",
     "check_resolvable",
+    "checkpoint_holder_score",
     "clopper_pearson",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
