@@ -111,7 +111,11 @@ def audit_checkpoints(
     distinct = list(dict.fromkeys(bases))
     loaders = [
         Loader.of(
-            one, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_download=allow_download
+            one,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_download=allow_download,
         )
         for one in distinct
     ]
@@ -153,9 +157,7 @@ def audit_checkpoints(
             ),
         )
         is_only = len(checkpoints) == 1
-        curves.append(
-            _curve(auditor, some, loader, reading, is_only=is_only, show_progress=show_progress)
-        )
+        curves.append(_curve(auditor, some, loader, reading, is_only=is_only, show_progress=show_progress))
     history = join(curves, checkpoints)
     if folder is not None:
         history.save(folder / _HISTORY)
@@ -176,20 +178,25 @@ def _curve(
 
     from ezmia_callbacks.reference.vocabulary import n_logits
 
-    base_model = loader.load_base()
-    n_in_base = n_logits(base_model)
-    baseline = auditor.begin(base_model, step=0, epoch=0.0)
-    del base_model
+    def begin() -> tuple[AuditResult, int | None]:
+        model = loader.load_base()
+        return auditor.begin(model, step=0, epoch=0.0), n_logits(model)
+
+    def audit(checkpoint: Checkpoint) -> list[Finding]:
+        # No name outside holds the model: the next one may need its memory.
+        model = loader.load(checkpoint)
+        found = _other_vocabulary(n_in_base, n_logits(model), loader.base.name)
+        result = auditor.audit(model, step=checkpoint.step, epoch=checkpoint.epoch)
+        return [*found, *_untrained(result, baseline)]
+
+    baseline, n_in_base = begin()
     of_audits = []
     for checkpoint in tqdm(checkpoints, desc="checkpoints", leave=False, disable=not show_progress):
         release_memory()
         n_before = len(auditor.history)
         found: list[Finding] = []
         try:
-            model = loader.load(checkpoint)
-            found += _other_vocabulary(n_in_base, n_logits(model), loader.base.name)
-            result = auditor.audit(model, step=checkpoint.step, epoch=checkpoint.epoch)
-            del model
+            found = audit(checkpoint)
         except Exception as error:  # one bad checkpoint leaves a gap, not a lost curve
             if is_only or isinstance(error, MissingDependencyError):
                 raise
@@ -198,8 +205,6 @@ def _curve(
                 auditor.mark_failed(
                     f"{type(error).__name__}: {reason(error)}", step=checkpoint.step, epoch=checkpoint.epoch
                 )
-        else:
-            found += _untrained(result, baseline)
         for finding in found:
             logger.warning("%s: %s", checkpoint.path, finding.text)
         of_audits.append(tuple(found))

@@ -1,7 +1,7 @@
 """The model that each checkpoint is compared with, and where it is loaded from.
 
-An adapter names its base in a file that came with it: that name is looked up on this machine alone, unless the
-user allows a download, and it never overrules the base that the user names.
+An adapter names its base in a file that came with it: that name is looked up on this machine alone, unless
+the user allows a download, and it never overrules the base that the user names.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _base_named(checkpoint: Checkpoint, *, allow_download: bool) -> Base:
     if allow_download and not Path(name).is_absolute():
         return Base(name, name, revision, is_on_this_machine=False)
     raise ConfigurationError(
-        f"The adapter {str(checkpoint.path)!r} was trained on {name!r}, which is neither a folder here nor in "
-        "the local cache of the hub: name the base yourself (--base), or let it be fetched "
+        f"The adapter {str(checkpoint.path)!r} names {name!r} as its base, which is neither a folder here "
+        "nor in the local cache of the hub: name the base yourself (--base), or let it be fetched "
         "(--allow-download)."
     )
 
@@ -108,8 +108,8 @@ def _check_is_base_named(checkpoint: Checkpoint, base: str) -> None:
         if one == other or is_same_model(one, other):  # type: ignore[arg-type]  # neither is None
             return
     raise ConfigurationError(
-        f"The adapter {str(checkpoint.path)!r} names {named!r} as its base, and {base!r} was given: on another "
-        "base it is another model. Leave --base out, or say that it is right all the same "
+        f"The adapter {str(checkpoint.path)!r} names {named!r} as its base, and {base!r} was given: on "
+        "another base it is another model. Leave --base out, or say that it is right all the same "
         "(--allow-other-base), as for a copy of the same model."
     )
 

@@ -113,7 +113,9 @@ def find_checkpoints(path: str | Path) -> tuple[Checkpoint, ...]:
 
 def _models_in(folder: Path, step: int) -> list[Checkpoint]:
     """The model in a folder, and the adapters with names beside it."""
-    named = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER_CONFIG}") if step_of(path.parent) is None)
+    named = sorted(
+        path.parent for path in folder.glob(f"*/{_ADAPTER_CONFIG}") if step_of(path.parent) is None
+    )
     own = [_checkpoint(folder, step)] if _holds_model(folder) else []
     return [*own, *(_checkpoint(path, step) for path in named)]
 

@@ -1,4 +1,4 @@
-"""The audits of a finished run as one history, whatever the number of bases, with what has to be said of them."""
+"""The audits of a finished run as one history, whatever the number of bases, with all that was noticed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import Finding
 
 __all__: list[str] = []
+
+# Name of the finding about a folder that holds the same model as another.
+NOT_AUDITED_TWICE = "not audited twice"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _before(curves: Sequence[Curve]) -> Mapping[Finding, None]:
 def _twins(checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     return [
         Finding(
-            "not audited twice",
+            NOT_AUDITED_TWICE,
             True,
             f"{twin.resolve().name} was not audited: its configuration and its weights are, to the last bit, "
             f"those of {checkpoint.name}, whose audit speaks of both.",

@@ -1,7 +1,7 @@
 """Loading the models of a finished run, one at a time, and their tokenizers.
 
-Nothing is asked on the terminal, no code that comes with a model runs, and nothing is fetched from a hub for what
-lies on this machine, unless the user says so.
+Nothing is asked on the terminal, no code that comes with a model runs, and nothing is fetched from a hub for
+what lies on this machine, unless the user says so.
 """
 
 from __future__ import annotations
@@ -98,13 +98,11 @@ class Loader:
             raise _cannot_load(source, "a tokenizer", error) from error
         return tokenizer
 
-    def _load(
-        self, path: str, role: str, *, is_here: bool = True, revision: str | None = None
-    ) -> nn.Module:
+    def _load(self, path: str, role: str, *, is_here: bool = True, revision: str | None = None) -> nn.Module:
         from ezmia_callbacks.reference.pretrained import load_pretrained
 
         transformers = _transformers()
-        precision = {_name_of_dtype_argument(transformers.__version__): self.dtype}
+        precision: dict[str, Any] = {_name_of_dtype_argument(transformers.__version__): self.dtype}
         try:
             with self._confined(is_here=is_here) as options:
                 model = load_pretrained(path, **precision, **options, **_revision(revision))
@@ -133,7 +131,7 @@ class Loader:
         return moved
 
 
-def _revision(revision: str | None) -> dict[str, str]:
+def _revision(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
 
 

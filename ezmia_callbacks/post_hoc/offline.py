@@ -16,7 +16,7 @@ def no_hub() -> Iterator[None]:
     """Let the libraries believe that there is no hub; as before afterwards."""
     from huggingface_hub import constants
 
-    # PEFT asks for the base's configuration by these two, transformers only where it is not told to stay here.
+    # PEFT reads these two; transformers is also told by an option of its own.
     before, was_offline = os.environ.get(_NAME), constants.HF_HUB_OFFLINE
     os.environ[_NAME] = "1"
     constants.HF_HUB_OFFLINE = True

@@ -1,8 +1,8 @@
 """The canaries as token rows: with which tokenizer they are read, and whether the checkpoints' own agree.
 
-Whoever wrote a checkpoint wrote its tokenizer, too, and one that tears the records into other tokens makes any
-model look private. So the base's tokenizer reads them, and a checkpoint that reads them otherwise is an error
-until the user has said which of the two is right.
+Whoever wrote a checkpoint wrote its tokenizer, too, and one that tears the records into other tokens makes
+any model look private. So the base's tokenizer reads them, and a checkpoint that reads them otherwise is an
+error until the user has said which of the two is right.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,8 +36,8 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 _READ_FOR_TOKENS = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".spm")
 _NOT_READ = frozenset({"trainer_state.json", "adapter_config.json", "generation_config.json"})
 _ADVICE = (
-    "Choose with --tokenizer: base, checkpoint (its files then decide what is measured), or the folder of the "
-    "one that training used; or give the canaries as token ids, as training fed them."
+    "Choose with --tokenizer: base, checkpoint (its files then decide what is measured), or the folder of "
+    "the one that training used; or give the canaries as token ids, as training fed them."
 )
 
 
@@ -126,13 +127,11 @@ def _load(
 def _others(
     tokenizer: str | Path | None, checkpoints: Sequence[Checkpoint], loader: Loader
 ) -> Iterator[tuple[str, Tokenizer | str]]:
-    """The tokenizers that were not chosen, each once, with what it is called; text for why one cannot be had."""
+    """The tokenizers not chosen, each once, after what it is called; a text says why one cannot be had."""
     if tokenizer is not None and str(tokenizer) != _BASE:
         # A base without a tokenizer is why another was named.
-        try:
+        with suppress(ConfigurationError):
             yield _OF_BASE, loader.load_tokenizer_of_base()
-        except ConfigurationError:
-            pass
     if tokenizer is not None and str(tokenizer) not in (_BASE, _CHECKPOINT):
         return
     seen = set()

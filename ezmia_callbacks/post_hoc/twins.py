@@ -9,8 +9,8 @@ from typing import Any
 
 __all__: list[str] = []
 
-# What decides, beside the weights, what a model computes. How it generates and how text becomes tokens do not:
-# an audit generates nothing, and reads the canaries with one tokenizer.
+# What decides, beside the weights, what a model computes. How it generates and how text becomes tokens do
+# not: an audit generates nothing, and reads the canaries with one tokenizer.
 _CONFIGURATION = ("config.json", "adapter_config.json", "*.index.json", "*quant*.json", "*.py")
 _INDEX = "*.index.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
