@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _BASE, _CHECKPOINT = "base", "checkpoint"
 _OF_BASE = "the base"
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "tekken*", "*.model", "*.tiktoken")
 # What a tokenizer may be read from; equal files need no second look.
 _READ_FOR_TOKENS = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".spm")
 _NOT_READ = frozenset({"trainer_state.json", "adapter_config.json", "generation_config.json"})
@@ -112,7 +112,7 @@ def _load(
 ) -> tuple[Tokenizer, str]:
     if tokenizer is None or str(tokenizer) == _BASE:
         try:
-            return loader.load_tokenizer_of_base(), "the tokenizer of the base"
+            return _load_that_of_base(loader), "the tokenizer of the base"
         except ConfigurationError as error:
             raise ConfigurationError(f"{error} {_ADVICE}") from error
     if str(tokenizer) == _CHECKPOINT:
@@ -121,6 +121,8 @@ def _load(
                 return loader.load_tokenizer(checkpoint.path), f"the tokenizer of {checkpoint.name}"
         raise ConfigurationError(f"No checkpoint has a tokenizer of its own. {_ADVICE}")
     is_here = Path(tokenizer).is_dir()
+    if is_here:
+        _check_has_tokenizer(Path(tokenizer))
     return loader.load_tokenizer(tokenizer, is_here=is_here), f"the tokenizer {str(tokenizer)!r}"
 
 
@@ -131,7 +133,7 @@ def _others(
     if tokenizer is not None and str(tokenizer) != _BASE:
         # A base without a tokenizer is why another was named.
         with suppress(ConfigurationError):
-            yield _OF_BASE, loader.load_tokenizer_of_base()
+            yield _OF_BASE, _load_that_of_base(loader)
     if tokenizer is not None and str(tokenizer) not in (_BASE, _CHECKPOINT):
         return
     seen = set()
@@ -182,8 +184,20 @@ def _encode(
         ) from error
 
 
+def _load_that_of_base(loader: Loader) -> Tokenizer:
+    if loader.base.is_on_this_machine:
+        _check_has_tokenizer(Path(loader.base.source))
+    return loader.load_tokenizer_of_base()
+
+
+def _check_has_tokenizer(folder: Path) -> None:
+    # transformers makes an empty one from the model's configuration.
+    if not _has_tokenizer(folder):
+        raise ConfigurationError(f"{str(folder)!r} cannot be loaded as a tokenizer: it holds no file of one.")
+
+
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def _digest(folder: Path) -> str:

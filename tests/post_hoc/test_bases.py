@@ -68,7 +68,9 @@ def test_the_error_rate_is_shared_by_the_audits_of_all_bases(two_bases, run):
 def test_a_base_that_contradicts_the_adapter_is_refused_unless_it_is_meant(two_bases, run):
     folder, (one, two) = two_bases
 
-    with pytest.raises(ConfigurationError, match=r"names '.*two' as its base, and '.*one' was given: .*allow"):
+    with pytest.raises(
+        ConfigurationError, match=r"names '.*two' as its base, and '.*one' was given: .*allow"
+    ):
         audited(folder, run.canaries, base=one)
 
     forced = audited(folder, run.canaries, base=one, allow_other_base=True)
@@ -123,8 +125,9 @@ def test_a_base_with_another_vocabulary_is_named(run, tmp_path):
     history = audited(tmp_path, run.canaries, base=base)
 
     (finding,) = [f for f in history[1].findings if f.name == "vocabulary"]
-    assert f"The softmax of the base {str(base)!r} runs over 64 entries and that of the checkpoint over 70" in (
-        finding.text
+    assert (
+        f"The softmax of the base {str(base)!r} runs over 64 entries and that of the checkpoint over 70"
+        in (finding.text)
     )
     assert finding.text in [f["text"] for f in to_document(history)["runs"][0]["audits"][1]["findings"]]
 
@@ -145,6 +148,7 @@ def test_a_checkpoint_of_another_shape_says_which_weights_and_what_to_do(run, tm
     edit_json(tmp_path / "checkpoint-1" / "config.json", vocab_size=64)
 
     with pytest.raises(
-        ConfigurationError, match=r"size mismatch: transformer\.wte\.weight has the shape \[70, 32\].*\[64, 32\]"
+        ConfigurationError,
+        match=r"size mismatch: transformer\.wte\.weight has the shape \[70, 32\].*\[64, 32\]",
     ):
         audited(tmp_path, run.canaries, base=base)

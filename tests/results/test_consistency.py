@@ -78,7 +78,9 @@ BUDGET = LeakageBudget(limit=0.6)
 OVER = honest(BUDGET)
 FORGED = {
     "the verdict alone": replace(OVER, is_within_budget=True),
-    "verdict and message": Decision(False, True, "within budget: lower bound of AUC 0.550 <= 0.600", 0.55, 0.6),
+    "verdict and message": Decision(
+        False, True, "within budget: lower bound of AUC 0.550 <= 0.600", 0.55, 0.6
+    ),
     "the number": replace(OVER, compared=0.62),
     "the limit": replace(OVER, limit=0.9, is_within_budget=True),
     "the direction": replace(OVER, is_reversed=True),
