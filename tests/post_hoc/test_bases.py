@@ -66,7 +66,7 @@ def test_the_error_rate_is_shared_by_the_audits_of_all_bases(two_bases, run):
 
 
 def test_a_base_that_contradicts_the_adapter_is_refused_unless_it_is_meant(two_bases, run):
-    folder, (one, two) = two_bases
+    folder, (one, _) = two_bases
 
     with pytest.raises(
         ConfigurationError, match=r"names '.*two' as its base, and '.*one' was given: .*allow"

@@ -1,14 +1,11 @@
 """Which tokenizer reads the canaries of an audit afterwards."""
 
-import json
 import shutil
 
-import numpy as np
 import pytest
-from post_hoc_runs import BATCH_SIZE
-from tiny import WORDS, make_tokenizer
+from post_hoc_runs import BATCH_SIZE, as_texts, permute_vocabulary
+from tiny import make_tokenizer
 
-from ezmia_callbacks import CanarySet
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
 from ezmia_callbacks.report import summarize
@@ -16,32 +13,8 @@ from ezmia_callbacks.report import summarize
 TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
 
 
-def as_texts(canaries, change=lambda text: text):
-    """The canaries before they were tokenized."""
-    tokenizer = make_tokenizer()
-    return CanarySet(
-        records=tuple(change(tokenizer.decode(record["input_ids"])) for record in canaries.records),
-        is_member=canaries.is_member,
-        record_ids=canaries.record_ids,
-        provenance=canaries.provenance,
-    )
-
-
 def as_chats(canaries):
     return as_texts(canaries, lambda text: {"messages": [{"role": "user", "content": text}]})
-
-
-def permute_vocabulary(folder, *, n_words=len(WORDS)):
-    """The words of the tokenizer in a folder stand for one another: texts become other tokens."""
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    ids = content["model"]["vocab"]
-    words = sorted(WORDS, key=ids.get)[:n_words]
-    shuffled = np.random.default_rng(0).permutation(n_words)
-    ids |= {words[i]: ids[words[i]] for i in range(n_words)} | {
-        word: value for word, value in zip(words, [ids[words[j]] for j in shuffled], strict=True)
-    }
-    path.write_text(json.dumps(content))
 
 
 @pytest.fixture
