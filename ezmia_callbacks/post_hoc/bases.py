@@ -118,8 +118,10 @@ def _folder_of(name: str, revision: str | None) -> Path | None:
     """A model's folder on this machine; None if it is not here."""
     if Path(name).is_dir():
         return Path(name).resolve()
-    import huggingface_hub
-
+    try:
+        import huggingface_hub
+    except ImportError:
+        return None
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
     except (OSError, ValueError):  # not in the cache; not the name of a repository

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from adapters import save_adapter, save_base
+from adapters import edit_json, save_adapter, save_base
 from command_line import refusal
 from post_hoc_runs import as_texts, permute_vocabulary
 from talking_models import ezmia_without_network, put_into_cache, talking_copy
@@ -70,8 +70,7 @@ def test_a_released_adapter_that_is_no_twin_is_judged(call, gate, run, tmp_path)
     base = save_base(tmp_path / "base")
     for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "run"):
         save_adapter(folder, base=base)
-    path = tmp_path / "run" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8000}))
+    edit_json(tmp_path / "run" / "adapter_config.json", lora_alpha=8000)
 
     _, out, _ = call(*gate(tmp_path / "run", "--json", base=None))
 
@@ -178,27 +177,26 @@ def test_code_that_may_run_cannot_print_into_the_json(gate, run, tmp_path):
         assert printed in outcome.stderr
 
 
-def test_code_of_a_tokenizer_does_not_run_and_nobody_is_asked(gate, run, texts, checkpoint, tmp_path):
-    path = checkpoint / "tokenizer_config.json"
-    changes = {
-        "tokenizer_class": "TalkingTokenizer",
-        "auto_map": {"AutoTokenizer": ["tokenization_talking.TalkingTokenizer", None]},
-    }
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (checkpoint / "tokenization_talking.py").write_text(
-        f"import pathlib\nfrom transformers import PreTrainedTokenizer\n"
+def test_code_of_a_tokenizer_runs_only_where_that_is_allowed(gate, checkpoint, texts, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    edit_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="TalkingTokenizer",
+        auto_map={"AutoTokenizer": [None, "tokenization_talking.TalkingTokenizer"]},
+    )
+    (folder / "tokenization_talking.py").write_text(
+        f"import pathlib\nfrom transformers import PreTrainedTokenizerFast\n"
         f"pathlib.Path({str(tmp_path / 'ran')!r}).write_text('ran')\n"
-        "class TalkingTokenizer(PreTrainedTokenizer): pass\n"
+        "class TalkingTokenizer(PreTrainedTokenizerFast): pass\n"
     )
+    arguments = gate(checkpoint, "--tokenizer", folder, canaries=texts)
 
-    outcome, connections = ezmia_without_network(
-        *gate(checkpoint, canaries=texts), home=tmp_path / "home", answers="y\n" * 10
-    )
+    outcome, _ = ezmia_without_network(*arguments, home=tmp_path / "home", answers="y\n" * 10)
+    has_run = (tmp_path / "ran").exists()
+    ezmia_without_network(*arguments, "--trust-remote-code", home=tmp_path / "home")
 
-    assert not (tmp_path / "ran").exists()
-    assert outcome.returncode in (
-        1,
-        2,
-    )  # releases differ in whether they read such a tokenizer without its code
-    assert connections == []
-    assert "[y/N]" not in outcome.stdout + outcome.stderr
+    assert not has_run
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert "runs only with --trust-remote-code" in outcome.stderr
+    assert (tmp_path / "ran").exists()
