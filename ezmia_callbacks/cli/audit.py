@@ -208,8 +208,9 @@ def audit(
 
     Example: ezmia audit runs/mine --base gpt2 --canaries split/canaries.json --max-auc 0.6
 
-    Exit codes: 0 within budget, or none was given; 1 a checkpoint is over budget; 2 bad input; 3 an audit
-    failed or could not be judged, so that leakage is unknown.
+    Exit codes: 0 within budget, or none was given; 1 a checkpoint is over budget; 2 bad input, such as a
+    checkpoint whose tokenizer reads the canaries otherwise or whose adapter names another base: nothing was
+    judged; 3 an audit failed or could not be judged, so that leakage is unknown.
     """
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
     with quiet_libraries():
