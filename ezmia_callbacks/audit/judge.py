@@ -10,7 +10,6 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
     Decision,
     EndShares,
-    JudgedFigure,
     LeakageBudget,
     alpha_for_audit,
     check_resolvable,
@@ -91,7 +90,7 @@ class Judge:
 
         def leakage(score: str) -> float:
             metrics = judged[score]
-            figure = None if self.budget is None else _judged_figure(metrics[self.budget.name])
+            figure = None if self.budget is None else metrics[self.budget.name].to_judge()
             if self.budget is not None and figure is not None:
                 return decide_by_strongest(self.budget, {score: figure}).compared or 0.0
             auc = metrics["auc"].value
@@ -149,7 +148,7 @@ class Judge:
         # Unknown is not within budget: nothing is kept, and nothing is ended either.
         not_yet = Decision(False, None, f"not judged yet: {why_unknown or lacks}", limit=self.budget.limit)
         measured = {score: metrics[self.budget.name] for score, metrics in judged.items()}
-        figures = {score: _judged_figure(each) for score, each in measured.items()}
+        figures = {score: each.to_judge() for score, each in measured.items()}
         missing = [measured[score].note for score, figure in figures.items() if figure is None]
         if why_unknown or (lacks and missing):
             return not_yet
@@ -299,19 +298,6 @@ class Judge:
 
     def _alpha(self, audit: int) -> float:
         return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)
-
-
-def _judged_figure(measured: Measurement) -> JudgedFigure | None:
-    """A figure as the budget reads it; None where it has no value or no band."""
-    if measured.value is None or measured.band is None:
-        return None
-    turned = measured.reversed
-    return JudgedFigure(
-        measured.value,
-        measured.band,
-        None if turned is None else turned.value,
-        None if turned is None else turned.band,
-    )
 
 
 def _is_of_one_direction(measured: Measurement | None, budget: LeakageBudget) -> bool:

@@ -53,6 +53,7 @@ from ezmia_callbacks.report.view import (
     to_plain,
 )
 from ezmia_callbacks.report.wording import LIMITS, READING
+from ezmia_callbacks.results.consistency import judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 
@@ -145,7 +146,7 @@ def report_view(
     texts: Mapping[str, str] | None = None,
 ) -> ReportView:
     """All that a report on one or several runs says, as typed values; the arguments of `to_document`."""
-    runs = histories_by_label(histories)
+    runs = {label: judged_anew(history) for label, history in histories_by_label(histories).items()}
     if exposed is not None and len(runs) > 1:
         raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
     if texts is not None and exposed is None:

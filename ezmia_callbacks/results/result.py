@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ezmia_callbacks.functional.budget import Decision, fpr_of_metric
+from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 
@@ -41,6 +41,15 @@ class Measurement:
     band: Interval | None = None
     note: str | None = None
     reversed: Measurement | None = None
+
+    def to_judge(self) -> JudgedFigure | None:
+        """The figure as a budget reads it; None where it has no value or no band."""
+        if self.value is None or self.band is None:
+            return None
+        turned = self.reversed
+        if turned is None:
+            return JudgedFigure(self.value, self.band)
+        return JudgedFigure(self.value, self.band, turned.value, turned.band)
 
 
 @dataclass(frozen=True)
