@@ -93,3 +93,12 @@ def test_a_run_goes_on_with_the_scores_that_judged_it(run):
     np.testing.assert_equal(again.trajectories.scores, run.trajectories.scores)
     with pytest.raises(ValueError, match="judged by the score 'strongest', and this one would be by 'ez'"):
         other.load_state_dict(state)
+
+
+def test_where_the_reference_knows_nothing_the_bare_loss_sees_the_members():
+    """The other scores subtract the losses of random weights, which are noise."""
+    judged = memorized(n_epochs=3).history[-1].judged
+
+    aucs = {name: metrics["auc"].value for name, metrics in judged.items()}
+    assert aucs["loss"] > 0.95
+    assert max(aucs[name] for name in ("ez", "loss_difference", "wbc")) < 0.7
