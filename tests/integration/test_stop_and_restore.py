@@ -54,7 +54,8 @@ BUDGET = {"limit": 0.65, "rule": "point"}
 def run(path, *, patience=0, is_adapted=False, every="epoch", callbacks=(), n_epochs=16, **arguments):
     rows, canaries = draw()
     witness, after = Witness(), LastWitness()
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(**BUDGET, patience=patience), every=every)
+    budget = LeakageBudget(**BUDGET, patience=patience)
+    audit = PrivacyAuditCallback(canaries, budget=budget, every=every, score="ez")
     trainer = make_trainer(
         path,
         rows,

@@ -63,10 +63,14 @@ def outcome(model, histories) -> Outcome:
     return Outcome(tuple(histories), {k: v.clone() for k, v in model.state_dict().items()})
 
 
+# What judges the runs; a test whose limits fit one score's figures sets it.
+SCORE = "strongest"
+
+
 def _options(canaries, budget, resuming: Mapping[str, Any]) -> dict[str, Any]:
     """What an audit is made with; a run that resumes may have others."""
     others = {name: value for name, value in resuming.items() if name != "meanwhile"}
-    return {"canaries": canaries, "budget": budget, **others}
+    return {"canaries": canaries, "budget": budget, "score": SCORE, **others}
 
 
 def _meanwhile(folder: Path, resuming: Mapping[str, Any]) -> None:
