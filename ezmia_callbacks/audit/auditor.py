@@ -70,7 +70,7 @@ from ezmia_callbacks.results.exposures import (
     whole_again,
 )
 from ezmia_callbacks.results.findings import detect
-from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.history import AuditHistory, read_audits
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.moment import Moment
 from ezmia_callbacks.results.result import AuditResult, Finding
@@ -87,6 +87,7 @@ from ezmia_callbacks.scoring.rows import (
 )
 from ezmia_callbacks.scoring.scorer import Scorer
 from ezmia_callbacks.scoring.statistics import TokenStatistics
+from ezmia_callbacks.typed_rows import read_mapping
 
 __all__: list[str] = []
 
@@ -383,12 +384,13 @@ class PrivacyAuditor:
         Raises:
             ReferenceMismatchError: if the reference is missing, damaged, made for other canaries, or another
                 run's.
-            ConfigurationError: if there is no `output_dir` to read it from, or the score is another one.
+            ConfigurationError: if there is no `output_dir` to read it from, the score is another one, or
+                something is not what it should be: names the place.
         """
         folder, state = self._folder, self._state
         if folder is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
-        results = [AuditResult.from_dict(row) for row in history]
+        results = read_audits(history)
         with self._watch.audit():
             self._check_surroundings()
             saved = broadcast_from_main(
@@ -421,9 +423,13 @@ class PrivacyAuditor:
 
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
-            ConfigurationError: if its audits were judged by another score.
+            ConfigurationError: if its audits were judged by another score, or it is damaged: names the place.
         """
-        arrays = _map_leaves(state, lambda v: v.cpu().numpy() if isinstance(v, torch.Tensor) else v)
+        # No deeper: what is nested otherwise is not what `state_dict` returned.
+        arrays = {
+            name: {key: _as_array(each) for key, each in item.items()} if isinstance(item, Mapping) else item
+            for name, item in read_mapping(state, "state").items()
+        }
         self._move_to(self._state.resumed_from_dict(arrays, self._judge))
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
@@ -1116,6 +1122,16 @@ def _check_attack_fits(attack: Attack | None, canaries: CanarySet) -> None:
             f"The attack {attack.name!r} is trained on the canaries, and these have groups or several "
             "tiers of copies, which its folds would tear apart: use a built-in score, or canaries without."
         )
+
+
+def _as_array(value: Any) -> Any:
+    """A tensor as an array; anything else, also a tensor that is none, as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except (TypeError, RuntimeError):
+        return value
 
 
 def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

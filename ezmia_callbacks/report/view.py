@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.typed_rows import read_value
 
 __all__: list[str] = []
 
@@ -19,8 +19,6 @@ __all__: list[str] = []
 SCHEMA_VERSION = 1
 
 STOPPED_UNJUDGED = "Stopped: could not be judged any more"
-
-_View = TypeVar("_View")
 
 VerdictName = Literal["baseline", "within", "over", "stop", "unknown", "none"]
 
@@ -339,38 +337,16 @@ def from_plain(document: Mapping[str, Any]) -> ReportView:
     Raises:
         ConfigurationError: if the document has another schema, or something of it is missing.
     """
-    version = document.get("schema_version")
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
     if version != SCHEMA_VERSION:
         raise ConfigurationError(
-            f"Got a report document of schema {version!r}, need {SCHEMA_VERSION}: write it again from the "
-            "audit history."
+            f"Got a report document of schema {version!r:.40}, need {SCHEMA_VERSION}: write it again from "
+            "the audit history."
         )
     try:
-        return _read(ReportView, document)
-    except (KeyError, TypeError, AttributeError) as error:
+        return read_value(ReportView, document)
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"The report document lacks something that its schema asks for ({error}): write it again from "
-            "the audit history."
+            f"The report document is not what its schema asks for ({error}): write it again from the audit "
+            "history."
         ) from error
-
-
-def _read(kind: type[_View], value: Any) -> _View:
-    """A value of a type made of these dataclasses, tuples, mappings and plain values."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        if value is None:
-            return cast(_View, None)
-        kinds = [argument for argument in arguments if argument is not NoneType]
-        if MeasuredView in kinds:
-            kinds = [MeasuredView if value["status"] == "measured" else RefusedView]
-        return cast(_View, _read(kinds[0], value))
-    if origin is tuple:
-        return cast(_View, tuple(_read(arguments[0], item) for item in value))
-    if origin is Mapping:
-        return cast(_View, {key: _read(arguments[1], item) for key, item in value.items()})
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return cast(
-            _View, kind(**{field.name: _read(hints[field.name], value[field.name]) for field in fields(kind)})
-        )
-    return cast(_View, value)

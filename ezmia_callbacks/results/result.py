@@ -11,11 +11,15 @@ import numpy as np
 from ezmia_callbacks.functional.budget import Decision, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
 __all__: list[str] = []
+
+NEWER_FIELDS = frozenset({"auc_recent", "is_reversed", "n_members_seen", "n_records", "reversed"})
+"""Fields of a result, at any depth, that files of older releases lack."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +151,12 @@ class AuditResult:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> AuditResult:
-        """The result that `to_dict` was called on."""
-        fields = dict(row)
-        for name in ("metrics", "auc_by_score", "auc_by_group"):
-            fields[name] = {key: _measurement(value) for key, value in fields[name].items()}
-        recent = fields.get("auc_recent")
-        fields["auc_recent"] = _measurement(recent) if recent else None
-        for name in ("member_edges", "non_member_edges"):
-            fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
-        fields["findings"] = tuple(Finding(**finding) for finding in fields["findings"])
-        fields["epsilon"] = EpsilonBound(**fields["epsilon"]) if fields["epsilon"] else None
-        fields["decision"] = Decision(**fields["decision"])
-        return cls(**fields)
+        """The result that `to_dict` was called on.
+
+        Raises:
+            ConfigurationError: if something in it is not what `to_dict` writes; names the place.
+        """
+        return read_value(cls, row, newer=NEWER_FIELDS)
 
     def to_metrics(self) -> dict[str, float]:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
@@ -235,14 +233,6 @@ def _describe(name: str, measurement: Measurement) -> str:
     text = f"{label} {measurement.value:.3f}"
     band = measurement.band or measurement.interval
     return f"{text} ({measurement.note})" if band is None else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
-
-
-def _measurement(row: Mapping[str, Any]) -> Measurement:
-    fields = dict(row)
-    for name in ("interval", "band"):
-        fields[name] = Interval(**fields[name]) if fields[name] else None
-    fields["reversed"] = _measurement(fields["reversed"]) if fields.get("reversed") else None
-    return Measurement(**fields)
 
 
 def _plain(value: Any) -> Any:

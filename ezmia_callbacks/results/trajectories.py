@@ -26,6 +26,7 @@ from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.intervals import DelongDifference, paired_delong_difference
 from ezmia_callbacks.functional.permutation import PermutationTest, leakage_permutation_test
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
@@ -73,6 +74,8 @@ class Trajectories:
         expected |= {"scores": (n_audits, n_records), "is_member": (n_records,)}
         if shapes != expected:
             raise ConfigurationError(f"The arrays have the shapes {shapes}, but they need {expected}.")
+        if np.isnan(self.scores).any() or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
+            raise ConfigurationError("Scores and epochs must be numbers, and steps must not fall.")
 
     @classmethod
     def empty(
@@ -192,22 +195,18 @@ class Trajectories:
             file = load_arrays(Path(path), _ARRAYS)
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
-            names = {name: file.metadata[name] for name in _NAMES}
+            found = read_value(cls, {**file.arrays, **{name: file.metadata[name] for name in _NAMES}})
             if not file.is_intact(digested=_NAMES):
                 raise ValueError("it is damaged")
         except UNREADABLE as error:
             raise ConfigurationError(f"{path} is not a file of audit trajectories: {error}.") from error
-        if fingerprint is not None and names["fingerprint"] != fingerprint:
+        if fingerprint is not None and found.fingerprint != fingerprint:
             raise ConfigurationError(
-                f"The trajectories in {path} belong to other canaries (fingerprint {names['fingerprint']}, "
-                f"these have {fingerprint}): use the folder of the run that they were drawn for."
+                f"The trajectories in {path} belong to other canaries (fingerprint "
+                f"{found.fingerprint!r:.40}, these have {fingerprint}): use the folder of the run that they were "
+                "drawn for."
             )
-        return cls(
-            score=names["score"],
-            record_ids=tuple(names["record_ids"]),
-            fingerprint=names["fingerprint"],
-            **file.arrays,
-        )
+        return found
 
 
 @dataclass(frozen=True)

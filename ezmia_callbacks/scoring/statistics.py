@@ -15,6 +15,7 @@ import numpy as np
 from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional import scores
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Int64
@@ -45,6 +46,8 @@ class TokenStatistics:
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or np.any(np.diff(self.offsets) < 0):
+            raise ConfigurationError("`offsets` must begin with 0 and never fall.")
         n_tokens = int(self.offsets[-1])
         for name in ("log_probs", "is_correct", "means", "standard_deviations"):
             if getattr(self, name).shape != (n_tokens,):
@@ -223,7 +226,7 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     )
     try:
         file = load_arrays(path, _ARRAYS)
-        found, is_intact = file.metadata["fingerprint"], file.is_intact()
+        found, is_intact = str(file.metadata["fingerprint"]), file.is_intact()
     except FileNotFoundError:
         raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
     except UNREADABLE as error:
@@ -233,8 +236,26 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     if found != fingerprint:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} belong to other canaries or another reference (fingerprint "
-            f"{found}, these have {fingerprint}). {advice}"
+            f"{found!r:.40}, these have {fingerprint}). {advice}"
         )
     if not is_intact:
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
-    return TokenStatistics(**file.arrays)
+    try:
+        statistics = read_value(TokenStatistics, file.arrays)
+        check_numbers(statistics)
+    except ConfigurationError as error:
+        raise ReferenceMismatchError(
+            f"The reference statistics at {path} are damaged ({error}). {advice}"
+        ) from error
+    return statistics
+
+
+def check_numbers(statistics: TokenStatistics) -> None:
+    """Refuse statistics in which something is no number.
+
+    Raises:
+        ConfigurationError: naming the array.
+    """
+    for name in ("log_probs", "means", "standard_deviations"):
+        if np.isnan(getattr(statistics, name)).any():
+            raise ConfigurationError(f"`{name}` holds NaN")

@@ -49,7 +49,7 @@ def test_a_document_that_lacks_something_is_refused_with_its_name():
     document = to_document(stopped_run())
     del document["runs"][0]["outcome"]
 
-    with pytest.raises(ConfigurationError, match=r"lacks something that its schema asks for .*outcome"):
+    with pytest.raises(ConfigurationError, match=r"not what its schema asks for .*outcome"):
         from_plain(document)
 
 
