@@ -75,6 +75,7 @@ from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.moment import Moment
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
 from ezmia_callbacks.scoring.projection import LogitsFunction
@@ -91,7 +92,7 @@ from ezmia_callbacks.typed_rows import read_mapping
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Relative difference of a loss that other kernels make, on another machine.
 _SAME_LOSS = 1e-4

@@ -193,6 +193,7 @@ class RunState:
             raise ConfigurationError(
                 "An audit of the interrupted run has a share outside (0, 1]: it is damaged."
             )
+        check_numbers(saved.reference)
         if saved.judged_by is not None:
             read_value(JudgedBy, saved.judged_by, name="judged_by")
 
@@ -271,11 +272,10 @@ class RunState:
         if found.fingerprint != self.fingerprint:
             raise ReferenceMismatchError(
                 "The state belongs to other canaries or another reference (fingerprint "
-                f"{found.fingerprint!r:.40}, these have {self.fingerprint}). Resume with the same canaries, "
+                f"{found.fingerprint:.40}, these have {self.fingerprint}). Resume with the same canaries, "
                 "or start again from the original weights: the trained weights cannot stand in for the "
                 "reference."
             )
-        check_numbers(found.reference)
         results = read_audits(found.history)
         share = _chosen_share(results)
         subset = self.subset.of_share(1.0 if share is None else share)

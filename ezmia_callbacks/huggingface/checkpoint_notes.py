@@ -7,7 +7,6 @@ were fed, and what the audits found, is in notes here, one for each checkpoint.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import secrets
 from collections.abc import Collection, Mapping
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.typed_rows import parse_json, read_mapping, read_value
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _STEP = re.compile("[0-9]+")
 _NAMES = ("history", "exposures", "judged_by")

@@ -5,7 +5,6 @@ state; measuring is the auditor's work.
 """
 
 import copy
-import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +47,7 @@ from ezmia_callbacks.lightning.trainer_access import (
 from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import (
     InputNotTakenError,
@@ -81,7 +81,7 @@ from ezmia_callbacks.typed_rows import read_value
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _FOLDER = "_privacy_audit"
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}

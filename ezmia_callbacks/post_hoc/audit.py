@@ -7,7 +7,6 @@ callback's `auditor.canaries`) are the same, raw text is tokenized in the plaine
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,11 +28,12 @@ from ezmia_callbacks.post_hoc.models import (
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import Tokenizer, encode_canaries
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def audit_checkpoints(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import filecmp
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHT_FILES = ("*model*.safetensors", "*model*.bin")

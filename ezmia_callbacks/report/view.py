@@ -7,16 +7,19 @@ this module describes it. A figure that is missing is None with a note, never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, cast
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.safe_text import for_document
 from ezmia_callbacks.typed_rows import read_value
 
 __all__: list[str] = []
 
 # Of the document; a change that a reader could trip over raises it.
 SCHEMA_VERSION = 1
+
+_View = TypeVar("_View")
 
 STOPPED_UNJUDGED = "Stopped: could not be judged any more"
 
@@ -316,6 +319,23 @@ class ReportView:
     limits: tuple[str, ...]
 
 
+def with_valid_texts(value: _View) -> _View:
+    """The same view, with U+FFFD for what is no character in a page, a document or a picture."""
+    return cast(_View, _with_valid_texts(value))
+
+
+def _with_valid_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return for_document(value)
+    if isinstance(value, tuple):
+        return tuple(map(_with_valid_texts, value))
+    if isinstance(value, Mapping):
+        return {for_document(key): _with_valid_texts(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _with_valid_texts(item) for name, item in vars(value).items()})
+    return value
+
+
 def to_plain(value: Any) -> Any:
     """A view as plain dicts, lists, strings, numbers and None, ready for JSON.
 
@@ -344,7 +364,7 @@ def from_plain(document: Mapping[str, Any]) -> ReportView:
             "the audit history."
         )
     try:
-        return read_value(ReportView, document)
+        return with_valid_texts(read_value(ReportView, document))
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The report document is not what its schema asks for ({error}): write it again from the audit "

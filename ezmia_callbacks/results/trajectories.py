@@ -203,8 +203,8 @@ class Trajectories:
         if fingerprint is not None and found.fingerprint != fingerprint:
             raise ConfigurationError(
                 f"The trajectories in {path} belong to other canaries (fingerprint "
-                f"{found.fingerprint!r:.40}, these have {fingerprint}): use the folder of the run that they were "
-                "drawn for."
+                f"{found.fingerprint:.40}, these have {fingerprint}): use the folder of the run that they "
+                "were drawn for."
             )
         return found
 

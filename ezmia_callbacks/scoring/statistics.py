@@ -236,18 +236,16 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     if found != fingerprint:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} belong to other canaries or another reference (fingerprint "
-            f"{found!r:.40}, these have {fingerprint}). {advice}"
+            f"{found:.40}, these have {fingerprint}). {advice}"
         )
     if not is_intact:
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
     try:
-        statistics = read_value(TokenStatistics, file.arrays)
-        check_numbers(statistics)
+        return read_value(TokenStatistics, file.arrays)
     except ConfigurationError as error:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} are damaged ({error}). {advice}"
         ) from error
-    return statistics
 
 
 def check_numbers(statistics: TokenStatistics) -> None:
