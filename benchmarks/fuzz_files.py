@@ -38,6 +38,7 @@ from ezmia_callbacks.report import render_report, summarize, to_document
 from ezmia_callbacks.report.view import from_plain, to_plain
 from ezmia_callbacks.results import Trajectories, most_exposed
 from ezmia_callbacks.results.result import NEWER_FIELDS
+from ezmia_callbacks.safe_text import for_document
 from ezmia_callbacks.scoring.rows import encode_canaries
 from ezmia_callbacks.scoring.statistics import load_statistics
 
@@ -101,11 +102,13 @@ class Kind:
         name: What it is.
         mutated: Draws a change; gives what `read` takes and, for people, what it was.
         read: Reads it; gives what was read, and what it was read of, as plain values.
+        original: What `read` takes, as the package wrote it; None where `mutated` alone knows.
     """
 
     name: str
     mutated: Callable[[np.random.Generator], tuple[Any, str]]
     read: Callable[[Any], tuple[Any, Any]]
+    original: Any = None
 
 
 def outcome_of(kind: Kind, content: Any) -> Outcome:
@@ -134,6 +137,15 @@ def is_same(one: Any, other: Any) -> bool:
     if isinstance(one, int | float) and isinstance(other, int | float):
         return isinstance(one, bool) == isinstance(other, bool) and one == other
     return type(one) is type(other) and bool(one == other)
+
+
+def with_characters(value: Any) -> Any:
+    """The value with U+FFFD in its texts for what is no character."""
+    if isinstance(value, str):
+        return for_document(value)
+    if isinstance(value, dict):
+        return {for_document(key): with_characters(item) for key, item in value.items()}
+    return [with_characters(item) for item in value] if isinstance(value, list) else value
 
 
 def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -263,7 +275,7 @@ def _file_kind(
         path.write_bytes(content)
         return read(path)
 
-    return Kind(name, mutated, read_bytes)
+    return Kind(name, mutated, read_bytes, text.encode())
 
 
 def value_kind(name: str, value: Any, read: Callable[[Any], tuple[Any, Any]]) -> Kind:
@@ -273,7 +285,7 @@ def value_kind(name: str, value: Any, read: Callable[[Any], tuple[Any, Any]]) ->
         changed, described = mutate(value, rng)
         return as_object(changed), described
 
-    return Kind(name, mutated, read)
+    return Kind(name, mutated, read, value)
 
 
 def tiny_run(folder: Path) -> tuple[PrivacyAuditor, CanarySet, nn.Module]:
@@ -415,7 +427,8 @@ def kinds(folder: Path) -> list[Kind]:
         except (ValueError, RecursionError):
             return None, None  # the caller's own reading
         render_report(document).encode()
-        return to_plain(from_plain(document)), document
+        # What is no character is shown as U+FFFD.
+        return to_plain(from_plain(document)), with_characters(document)
 
     def read_part(kept: Any) -> tuple[Any, Any]:
         part = part_of(kept)
