@@ -60,6 +60,9 @@ class _SafeArguments(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(map(_safe_argument, record.args))
+        if record.exc_info and not record.exc_text:
+            # Formatters take this text, and make their own only where there is none.
+            record.exc_text = for_terminal(logging.Formatter().formatException(record.exc_info))
         return True
 
 

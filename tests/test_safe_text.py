@@ -155,7 +155,8 @@ def test_log_lines_that_quote_data_steer_no_terminal_whoever_shows_them():
     handler = logging.StreamHandler(stream)
     logger.addHandler(handler)
     try:
-        logger.warning("%s of %s at %d: %s", EVERYTHING, Path("a\x1b[2J"), 3, ValueError(EVERYTHING))
+        error = ValueError(EVERYTHING)
+        logger.warning("%s of %s at %d: %s", EVERYTHING, Path("a\x1b[2J"), 3, error, exc_info=error)
     finally:
         logger.removeHandler(handler)
 

@@ -471,7 +471,7 @@ class PrivacyAuditor:
             The result; without a budget its `decision` says that there is nothing to stop for.
 
         Raises:
-            ConfigurationError: if `begin` was not called.
+            ConfigurationError: if `begin` was not called, or `step` is before that of the last audit.
             ModelChangedError: if the model could not be left as it was found, whatever `on_error` says.
             Exception: whatever went wrong in the audit, if `on_error` is `"raise"`.
         """
@@ -482,6 +482,7 @@ class PrivacyAuditor:
             )
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
+        self._refuse_earlier(step)
         moment = Moment(step, epoch)
         with self._watch.audit():
             model = unwrapped(model)
@@ -511,6 +512,13 @@ class PrivacyAuditor:
             self._refuse_contamination(result)
             return result
 
+    def _refuse_earlier(self, step: int) -> None:
+        if len(self.history) and step < self.history[-1].step:
+            raise ConfigurationError(
+                f"Got step {step} after the audit of step {self.history[-1].step}: the steps of a run never "
+                "fall. Count optimizer steps from the start of the run, not of the epoch."
+            )
+
     def mark_failed(self, reason: str, *, step: int, epoch: float | None = None) -> AuditResult:
         """Record that no audit could be made at this point: a gap in the curve, where leakage is unknown.
 
@@ -518,7 +526,11 @@ class PrivacyAuditor:
             reason: What went wrong.
             step: Optimizer steps done.
             epoch: Epochs done.
+
+        Raises:
+            ConfigurationError: if `step` is before that of the last audit.
         """
+        self._refuse_earlier(step)
         with self._watch.audit():
             result = self._failed(reason, Moment(step, epoch))
             self._record(result)
