@@ -31,6 +31,7 @@ from ezmia_callbacks import AuditHistory, CanarySet, LeakageBudget, PrivacyAudit
 from ezmia_callbacks.array_files import save_arrays
 from ezmia_callbacks.canaries import load_canaries, save_canaries
 from ezmia_callbacks.canaries.record_files import read_record_file
+from ezmia_callbacks.canaries.records import canonical_record
 from ezmia_callbacks.canaries.sets import CanaryDetails, Provenance
 from ezmia_callbacks.errors import AuditError
 from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_of
@@ -373,6 +374,8 @@ def read_canaries(path: Path) -> tuple[Any, Any]:
     again = path.with_name("again")
     save_canaries(canaries, again)
     said = json.loads(path.read_text(encoding="utf-8"))
+    # Other columns of a row never mattered.
+    said["records"] = [canonical_record(record) for record in said["records"]]
     with suppress(AuditError):
         encode_canaries(canaries)
     return json.loads(again.read_text()), said

@@ -364,7 +364,12 @@ def from_plain(document: Mapping[str, Any]) -> ReportView:
             "the audit history."
         )
     try:
-        return with_valid_texts(read_value(ReportView, document))
+        view = with_valid_texts(read_value(ReportView, document))
+        if not view.runs or not all(run.audits for run in view.runs):
+            raise ConfigurationError("it has no runs, or one without audits")
+        if (len(view.runs) > 1) != (view.comparison is not None):
+            raise ConfigurationError("`comparison` is there for several runs, and for them alone")
+        return view
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The report document is not what its schema asks for ({error}): write it again from the audit "
