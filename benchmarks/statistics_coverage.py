@@ -1032,12 +1032,24 @@ def with_tables(document: str, content: dict) -> str:
     return document
 
 
+def make_again(table: Table) -> None:
+    """Write one table into the results and the page, where the same seed and scale made the others."""
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    content["tables"] = [
+        asdict(table) if before["name"] == table.name else before for before in content["tables"]
+    ]
+    print(f"{table.caption}\n\n{table.markdown()}")
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), content), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a twentieth of the runs; writes no file")
     parser.add_argument("--scale", type=float, default=1.0, help="number of runs, relative to the usual one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, choices=(1, 2))
+    parser.add_argument("--only", help="name of one table to make again; the others stay as they are written")
     arguments = parser.parse_args()
     started = time.perf_counter()
     scale = 0.05 if arguments.quick else arguments.scale
@@ -1054,8 +1066,18 @@ def main() -> None:
         epsilon_table,
         blind_table,
     )
+    makers = {
+        maker.__name__.removesuffix("_table"): maker
+        for maker in (
+            *exact,
+            *(functools.wraps(maker)(functools.partial(maker, simulate)) for maker in simulated),
+        )
+    }
+    if arguments.only is not None:
+        make_again(makers[arguments.only]())
+        return
     tables = []
-    for make in (*exact, *(functools.partial(maker, simulate) for maker in simulated)):
+    for make in makers.values():
         table = make()
         tables.append(table)
         print(f"\n{table.caption}\n\n{table.markdown()}", flush=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def save_arrays(
     write_atomically(path, content)
 
 
-def load_arrays(path: Path, names: Sequence[str]) -> ArrayFile:
+def load_arrays(
+    path: Path,
+    names: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
+) -> ArrayFile:
     """The arrays with these names, and the metadata, of a file that `save_arrays` wrote.
 
     Ask `ArrayFile.is_intact` before the arrays are used; what is wrong with the file is often told better by
@@ -71,13 +77,16 @@ def load_arrays(path: Path, names: Sequence[str]) -> ArrayFile:
     Args:
         path: File to read.
         names: Names of the arrays, in the order in which they were written.
+        optional: Names of those after them that are read if the file has them.
+        more: Names of those after these, which the metadata tells.
 
     Raises:
         UNREADABLE: if the file is missing, or no such file.
     """
     with safe_open(path, framework="numpy") as file:
         metadata = read_mapping(parse_json((file.metadata() or {})[_KEY]))
-        return ArrayFile({name: file.get_tensor(name) for name in names}, metadata)
+        found = [*names, *(name for name in optional if name in set(file.keys())), *more(metadata)]
+        return ArrayFile({name: file.get_tensor(name) for name in found}, metadata)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], covered: Mapping[str, Any]) -> str:

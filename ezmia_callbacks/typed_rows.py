@@ -8,10 +8,9 @@ package.
 
 import json
 import math
-import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -29,8 +28,6 @@ _DEEPEST = 64
 # No count, figure or seed is beyond these; sums, squares and axes of what is overflow.
 _LARGEST_WHOLE = 2**128
 _LARGEST = 1e100
-
-_ARRAY = re.compile(r"(Bool|Int64|Float32|Float64)\[np\.ndarray, ['\"]([^'\"]*)['\"]\]")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -68,7 +65,8 @@ def read_value(kind: type[_Value], value: object, *, newer: Collection[str] = ()
     Args:
         kind: The type.
         value: What was read: of JSON, or of a checkpoint.
-        newer: Names of fields, at any depth, that older files lack: they have their defaults then.
+        newer: Names of fields, at any depth, that older files lack: they have their defaults then. A field
+            of such a name without a default has to be there.
         name: Name of the value, for the error.
 
     Raises:
@@ -195,7 +193,8 @@ def _read_tuple(kinds: Sequence[Any], value: Any, place: str, newer: frozenset[s
 def _read_dataclass(kind: type, value: Any, place: str, newer: frozenset[str]) -> Any:
     row, kinds = read_mapping(value, place), _field_kinds(kind)
     where = f" in `{place}`" if place else ""
-    if missing := [name for name in kinds if name not in row and name not in newer]:
+    may_lack = newer & _names_with_default(kind)
+    if missing := [name for name in kinds if name not in row and name not in may_lack]:
         raise ConfigurationError(f"it has no `{missing[0]}`{where}")
     if unknown := [name for name in row if name not in kinds]:
         raise ConfigurationError(f"it has {_shown(unknown[0])}{where}, of which this release does not know")
@@ -213,6 +212,15 @@ def _read_dataclass(kind: type, value: Any, place: str, newer: frozenset[str]) -
 
 
 @cache
+def _names_with_default(kind: type) -> frozenset[str]:
+    has_default = {
+        entry.name: entry.default is not MISSING or entry.default_factory is not MISSING
+        for entry in fields(kind)
+    }
+    return frozenset(name for name in has_default if has_default[name])
+
+
+@cache
 def _field_kinds(kind: type) -> dict[str, Any]:
     """Type of each field that files hold."""
     namespace = vars(sys.modules[kind.__module__])
@@ -227,10 +235,8 @@ def _field_kinds(kind: type) -> dict[str, Any]:
 
 def _declared(annotation: Any, namespace: dict[str, Any]) -> Any:
     if isinstance(annotation, str):
-        if is_array := _ARRAY.fullmatch(annotation):
-            return _Array(is_array[1].lower(), tuple(is_array[2].split()))
-        # The package's own source, as `typing.get_type_hints` does.
-        annotation = eval(annotation, namespace)
+        # The package's own source, as `typing.get_type_hints` does; jaxtyping is known to type checkers only.
+        annotation = eval(annotation, {**namespace, **_JAXTYPING})
     if get_origin(annotation) is np.ndarray:
         (item,) = get_args(get_args(annotation)[1])
         return _Array(np.dtype(item).name, ("n_records",))
@@ -265,6 +271,19 @@ class _Array:
                 f"`{place}` is an array of {value.dtype} with {value.ndim} dimensions; {needed} is needed"
             )
         return value
+
+
+class _Annotation:
+    """What jaxtyping has under a name: `Float64[np.ndarray, "n_audits n_records"]`."""
+
+    def __init__(self, name: str) -> None:
+        self._dtype = name.lower()
+
+    def __getitem__(self, parameters: tuple[type, str]) -> _Array:
+        return _Array(self._dtype, tuple(parameters[1].split()))
+
+
+_JAXTYPING = {name: _Annotation(name) for name in ("Bool", "Int64", "Float32", "Float64")}
 
 
 def _inside(place: str, key: str) -> str:

@@ -78,9 +78,9 @@ from ezmia_callbacks.results.trajectories import Trajectories
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
+from ezmia_callbacks.scoring.judged import judged_scores
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import (
-    MINIMUM_SCORED_TOKENS,
     EncodedCanaries,
     Tokenizer,
     TokenRow,
@@ -114,8 +114,9 @@ class PrivacyAuditor:
             base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the model at
             `begin`; a module, or a function that loads one. Its statistics are computed once, at
             `begin`, and nothing else of it is kept.
-        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
-            beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss, of preference pairs also the
+            margin, are judged together, and whichever leaks most decides, as an attacker would use it. Else
+            one score, by its name or as an `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_audits: Number of audits the run will make after the baseline; the error rate is shared among
@@ -174,7 +175,7 @@ class PrivacyAuditor:
         *,
         budget: LeakageBudget | None = None,
         reference: ReferenceSource = "auto",
-        score: str | Attack = "ez",
+        score: str | Attack = "strongest",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_audits: int | None = None,
@@ -231,12 +232,13 @@ class PrivacyAuditor:
             sample=self._sample,
             on_error=on_error,
         )
-        self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only)
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
         self._said: set[str] = set()
         self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
+        n_scores = len(self._state.trajectories.score_names)
+        self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only, n_scores)
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
 
@@ -252,7 +254,7 @@ class PrivacyAuditor:
 
     @property
     def trajectories(self) -> Trajectories:
-        """The deciding score of each record at each audit."""
+        """The scores that are judged, of each record at each audit."""
         return self._state.trajectories
 
     @property
@@ -639,7 +641,7 @@ class PrivacyAuditor:
                 (), settings.budget, settings.confidence, canaries.describe(), run_metadata=metadata
             ),
             fingerprint=f"{encoded.fingerprint}-{label}",
-            score=settings.score_name,
+            score_names=judged_scores(settings.score_name, has_pairs=encoded.has_pairs),
             chooses_subset=settings.max_overhead is not None,
         )
 
@@ -747,7 +749,7 @@ class PrivacyAuditor:
 
         fed = add_exposures(gather(on_all_ranks(exposures)))
         whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
-        n_tokens = np.array([len(row.input_ids) for row in whole], dtype=np.int64)
+        n_tokens = np.array([row.n_tokens for row in whole], dtype=np.int64)
         if 0 < fed.cut_to < fed.longest_row:
             fed = whole_again(fed, n_tokens)
             self._log_length("Training does not cut its records any more: whole canaries count from here on.")
@@ -768,7 +770,7 @@ class PrivacyAuditor:
         if any(row.has_further_inputs for row in rows):
             return 0
         to = truncation(fed, n_tokens, tolerance=end_is_uncertain_by(n_tokens))
-        return to if to and min(row.cut(to).n_scored for row in rows) >= MINIMUM_SCORED_TOKENS else 0
+        return to if to and all(row.cut(to).has_enough_tokens for row in rows) else 0
 
     def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
         """Look for the canaries in this form; the sum over all processes is that of the parts."""
@@ -977,11 +979,12 @@ class PrivacyAuditor:
             target,
             self.reference or target,
             self._state.subset,
-            score=settings.score_name,
+            judged=self._state.trajectories.score_names,
+            strongest_of=self._judge.strongest_of,
             own_scores=own_scores,
             fpr_levels=settings.reported_fpr_levels,
             confidence=settings.confidence,
-            band_confidence=None if moment.is_baseline else self._judge.band_confidence(history),
+            band=None if moment.is_baseline else self._judge.band(history),
             has_epsilon=is_fair and not moment.is_baseline,
             counted=counted,
         )
@@ -992,7 +995,7 @@ class PrivacyAuditor:
             status="ok",
             score=settings.score_name,
             decision=self._judge.decide(
-                measured.metrics,
+                {measured.decided_by: measured.metrics, **measured.judged_beside},
                 history,
                 is_baseline=moment.is_baseline,
                 why_unknown="" if counted is None and not self._met_before() else self._why_unknown(),

@@ -21,6 +21,7 @@ __all__: list[str] = []
 CONTAMINATION = "contamination"
 NEVER_FED = "members never fed"
 _N_NAMED = 5
+_OTHER_ANSWER = ", a chosen side trained on with another rejected one"
 # Of a non-member's tokens: less may be a phrase that anybody uses.
 _LARGE_SHARE = 0.5
 
@@ -84,6 +85,11 @@ def findings_of_feeding(
             f"{_named(ids, is_contaminated)}. They are taken out of the figures, which would read too low. "
             "Train on the dataset that `hold_out_canaries` returned."
         )
+        if encoded.has_pairs:
+            text += (
+                " Of a preference pair one side is enough, in another pair: keep pairs that share an answer "
+                "together with `group_by`."
+            )
         found.append(Finding(CONTAMINATION, True, text))
     is_near = ~is_member & ~is_contaminated & (exposures.share >= _LARGE_SHARE)
     if is_near.any():
@@ -139,7 +145,7 @@ def describe_never_fed(exposures: Exposures, encoded: EncodedCanaries) -> str:
         f"{n} of {int(is_member.sum())} members were never fed whole{partly}: "
         f"{_named(encoded.record_ids, is_missing)}. They count nowhere. Likely causes: a sampler or a limit "
         "on the number of batches that leaves rows out, truncation or packing that cuts records, another "
-        "template or tokenizer than that of the canaries."
+        f"template or tokenizer than that of the canaries{_OTHER_ANSWER if encoded.has_pairs else ''}."
     )
 
 

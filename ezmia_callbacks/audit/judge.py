@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
     Decision,
+    EndShares,
     LeakageBudget,
     alpha_for_audit,
     check_resolvable,
-    decide,
+    decide_by_strongest,
+    end_shares,
 )
 from ezmia_callbacks.functional.planning import (
     MINIMUM_PER_CLASS,
@@ -45,6 +47,7 @@ class Judge:
         n_audits: Audits that share the error rate, the baseline not counted; None if unknown: then early ones
             get more of it and late ones less.
         judge_only: Never stop, whatever the verdict: the run is over.
+        n_scores: Number of scores that are judged together, >= 1.
 
     Raises:
         ConfigurationError: if the plan has no audit, or a budget on TPR at FPR has no plan.
@@ -54,6 +57,7 @@ class Judge:
     confidence: float
     n_audits: int | None
     judge_only: bool = False
+    n_scores: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a plan that no decision could be made by."""
@@ -70,9 +74,29 @@ class Judge:
         """Error rate of the audit that may spend least; of the first one where their number is unknown."""
         return self._alpha(self.n_audits or 1)
 
-    def band_confidence(self, history: AuditHistory) -> float:
-        """Confidence of the next audit's bands that makes the bands of all audits hold together."""
-        return 1.0 - self._alpha(len(history.audits_after_baseline) + 1)
+    def band(self, history: AuditHistory) -> EndShares:
+        """How often the ends of the next audit's bands may miss, so that all bands hold together."""
+        alpha = self._alpha(len(history.audits_after_baseline) + 1)
+        return end_shares(self.budget, failure_probability=alpha, n_scores=self.n_scores)
+
+    def strongest_of(self, judged: Mapping[str, Mapping[str, Measurement]]) -> str:
+        """Name of the score that decides: that for which the budget's rule reads most, in either direction.
+
+        Without a budget it is the one with the largest AUC. Of equal ones it is the first.
+
+        Args:
+            judged: Figures of each score that is judged.
+        """
+
+        def leakage(score: str) -> float:
+            metrics = judged[score]
+            figure = None if self.budget is None else metrics[self.budget.name].to_judge()
+            if self.budget is not None and figure is not None:
+                return decide_by_strongest(self.budget, {score: figure}).compared or 0.0
+            auc = metrics["auc"].value
+            return 0.0 if auc is None else max(auc, 1.0 - auc)
+
+        return max(judged, key=leakage)
 
     def lacks(self, n_members: int, n_non_members: int, everything: CanarySubset) -> str:
         """What so few canaries lack for a verdict; empty for nothing, or if all of them would lack it too.
@@ -85,7 +109,7 @@ class Judge:
         if self.budget is None:
             return ""
         alpha = self.smallest_alpha
-        counts = {"n_members": n_members, "n_non_members": n_non_members}
+        counts = {"n_members": n_members, "n_non_members": n_non_members, "n_scores": self.n_scores}
         are_enough = min(n_members, n_non_members) >= MINIMUM_PER_CLASS
         try:
             check_resolvable(self.budget, **counts, failure_probability=alpha)
@@ -99,17 +123,17 @@ class Judge:
 
     def decide(
         self,
-        metrics: Mapping[str, Measurement],
+        judged: Mapping[str, Mapping[str, Measurement]],
         history: AuditHistory,
         *,
         is_baseline: bool = False,
         why_unknown: str = "",
         lacks: str = "",
     ) -> Decision:
-        """The verdict on an audit, in the direction in which the score leaks more.
+        """The verdict on an audit, by the score and in the direction that leaks most.
 
         Args:
-            metrics: Its figures, with bands of `band_confidence`.
+            judged: Its figures by the name of each score that is judged, with bands of `band`.
             history: The audits before it.
             is_baseline: Whether it is the one before the first step.
             why_unknown: Why nothing is known of what was fed; empty if something is.
@@ -123,26 +147,24 @@ class Judge:
             return Decision(False, None, "no budget")
         # Unknown is not within budget: nothing is kept, and nothing is ended either.
         not_yet = Decision(False, None, f"not judged yet: {why_unknown or lacks}", limit=self.budget.limit)
-        decided = metrics[self.budget.name]
-        if why_unknown or (lacks and (decided.value is None or decided.band is None)):
+        measured = {score: metrics[self.budget.name] for score, metrics in judged.items()}
+        figures = {score: each.to_judge() for score, each in measured.items()}
+        missing = [measured[score].note for score, figure in figures.items() if figure is None]
+        if why_unknown or (lacks and missing):
             return not_yet
-        if decided.value is None or decided.band is None:
+        if missing:
             # Audits beyond the plan have less of the error rate, until the canaries cannot carry them. Going
             # on would be to go on without a budget.
             message = (
-                f"{self.budget.label} cannot be judged any more ({decided.note}): the run was to end by now"
+                f"{self.budget.label} cannot be judged any more ({missing[0]}): the run was to end by now"
             )
             return Decision(not self.judge_only, None, message)
         n_over_before = history.n_over_in_a_row
-        turned = decided.reversed
-        decision = decide(
-            self.budget,
-            decided.value,
-            band=decided.band,
-            reversed_value=None if turned is None else turned.value,
-            reversed_band=None if turned is None else turned.band,
-            n_over_before=n_over_before,
-        )
+        known = {score: figure for score, figure in figures.items() if figure is not None}
+        if len(known) == 1:
+            # A single score needs no name.
+            known = {"": next(iter(known.values()))}
+        decision = decide_by_strongest(self.budget, known, n_over_before=n_over_before)
         is_certain = self.budget.rule == ("upper" if decision.is_within_budget else "lower")
         if lacks and not is_certain:
             return not_yet
@@ -187,17 +209,19 @@ class Judge:
     ) -> Decision:
         old, budget = result.decision, self.budget
         if budget is None:
-            return self.decide(result.metrics, before)
-        if lacking := self._lacking(result.metrics.get(budget.name), before, confidence=confidence):
+            return self.decide(result.judged, before)
+        measured = [metrics.get(budget.name) for metrics in result.judged.values()]
+        lacks = (self._lacking(each, before, confidence=confidence) for each in measured)
+        if lacking := next(filter(None, lacks), ""):
             return Decision(False, None, f"not judged under this budget: {lacking}", limit=budget.limit)
         seen = result.n_members_seen
         new = self.decide(
-            result.metrics,
+            result.judged,
             before,
             why_unknown=next((f.text for f in result.findings if f.name in NO_VERDICT), ""),
             lacks="" if seen is None else self.lacks(seen, result.n_non_members, everything),
         )
-        if new.is_within_budget and _is_of_one_direction(result.metrics[budget.name], budget):
+        if new.is_within_budget and any(_is_of_one_direction(each, budget) for each in measured):
             message = f"not judged under this budget: {budget.label} was measured in one direction alone"
             return Decision(False, None, message, limit=budget.limit)
         is_same = replace(new, stop=old.stop, message=old.message) == old
@@ -219,7 +243,7 @@ class Judge:
             return measured.note or f"{budget.label} has no band"
         if budget.rule == "point" or (confidence is not None and confidence >= budget.confidence):
             return ""
-        if _is_at_least(measured.band, self.band_confidence(before)):
+        if _is_at_least(measured.band, self.band(before).confidence):
             return ""
         return f"the band of {budget.label} was made for a lower confidence than this budget asks for"
 
@@ -237,17 +261,22 @@ class Judge:
                 n_members=subset.n_members,
                 n_non_members=subset.n_non_members,
                 failure_probability=self.smallest_alpha,
+                n_scores=self.n_scores,
             )
         except TooFewCanariesError as error:
             if self.n_audits is None:
                 raise
-            plan = canaries_needed(self.budget, n_audits=self.n_audits)
+            plan = canaries_needed(self.budget, n_audits=self.n_audits, n_scores=self.n_scores)
             raise TooFewCanariesError(f"{error} {plan.describe()}") from None
 
     def can_judge(self, subset: CanarySubset) -> bool:
         """Whether canaries are enough for figures, and to find a run that is far over budget."""
         try:
-            counts = {"n_members": subset.n_members, "n_non_members": subset.n_non_members}
+            counts = {
+                "n_members": subset.n_members,
+                "n_non_members": subset.n_non_members,
+                "n_scores": self.n_scores,
+            }
             if self.budget is None:
                 return True
             check_resolvable(self.budget, **counts, failure_probability=self.smallest_alpha)
@@ -264,15 +293,16 @@ class Judge:
             n_members=subset.n_members,
             n_non_members=subset.n_non_members,
             failure_probability=self.smallest_alpha,
+            n_scores=self.n_scores,
         )
 
     def _alpha(self, audit: int) -> float:
         return alpha_for_audit(audit, n_planned=self.n_audits, failure_probability=1.0 - self.confidence)
 
 
-def _is_of_one_direction(measured: Measurement, budget: LeakageBudget) -> bool:
+def _is_of_one_direction(measured: Measurement | None, budget: LeakageBudget) -> bool:
     """Whether an older figure leaves open what the score turned around would show."""
-    return budget.metric != "auc" and measured.reversed is None
+    return budget.metric != "auc" and (measured is None or measured.reversed is None)
 
 
 def _is_at_least(band: Interval, confidence: float) -> bool:

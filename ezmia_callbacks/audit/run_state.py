@@ -16,7 +16,7 @@ from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory, JudgedBy, read_audits
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
-from ezmia_callbacks.scoring.statistics import TokenStatistics, check_numbers
+from ezmia_callbacks.scoring.statistics import TokenStatistics, arrays_of, check_numbers, statistics_of
 from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RunState:
         history: AuditHistory,
         *,
         fingerprint: str,
-        score: str,
+        score_names: Sequence[str],
         chooses_subset: bool,
     ) -> RunState:
         """A run of which nothing is known but its canaries.
@@ -90,14 +90,14 @@ class RunState:
             subset: All canaries.
             history: A history without audits.
             fingerprint: Of the canaries and the source of the reference.
-            score: Name of the score that decides.
+            score_names: Names of the scores that are judged together.
             chooses_subset: Whether its first audit after the baseline chooses a subset.
         """
         return cls(
             fingerprint=fingerprint,
             subset=subset,
             history=history,
-            trajectories=_no_trajectories(subset, score=score),
+            trajectories=_no_trajectories(subset, score_names=score_names),
             exposures=Exposures.none(len(subset.all_encoded.rows)),
             chooses_subset=chooses_subset,
         )
@@ -108,7 +108,7 @@ class RunState:
             replace(self.subset, share=1.0, cut_to=None),
             replace(self.history, results=(), findings=(), caveat="", is_complete=False),
             fingerprint=self.fingerprint,
-            score=self.trajectories.score,
+            score_names=self.trajectories.score_names,
             chooses_subset=self.chooses_subset,
         )
 
@@ -119,8 +119,9 @@ class RunState:
         if reference is not None and subset.share != 1.0:
             reference = reference.select(subset.is_chosen)
         if reference is not None and subset.cut_to is not None:
-            n_scored = np.array([row.n_scored for row in subset.encoded.rows], dtype=np.int64)
-            reference = reference.cut(n_scored)
+            sides = zip(*(row.sides for row in subset.encoded.rows), strict=True)
+            n_scored = [np.array([row.n_scored for row in side], dtype=np.int64) for side in sides]
+            reference = reference.cut(*n_scored)
         return reference
 
     def with_result(self, result: AuditResult) -> RunState:
@@ -165,11 +166,12 @@ class RunState:
                 these canaries.
         """
         self._check(saved)
-        others = sorted({result.score for result in saved.results} - {self.trajectories.score})
+        score = self.history.run_metadata.score
+        others = sorted({result.score for result in saved.results} - {score})
         if others:
             raise ConfigurationError(
                 f"The interrupted run was judged by the score {others[0]!r}, and this one would be by "
-                f"{self.trajectories.score!r}, which makes no curve: resume with the score {others[0]!r}, or "
+                f"{score!r}, which makes no curve: resume with the score {others[0]!r}, or "
                 "start again from the original weights."
             )
         share = _chosen_share(saved.results)
@@ -204,10 +206,11 @@ class RunState:
             history = history.up_to_step(step)
         share = _chosen_share(history.results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        trajectories = _no_trajectories(subset, score=self.trajectories.score)
+        trajectories = _no_trajectories(subset, score_names=self.trajectories.score_names)
         # A subset that was chosen after this step will be chosen again.
         kept = saved.trajectories
-        if kept is not None and kept.record_ids == trajectories.record_ids:
+        is_of_these = kept is not None and kept.score_names == trajectories.score_names
+        if kept is not None and is_of_these and kept.record_ids == trajectories.record_ids:
             trajectories = kept if step is None else kept.up_to_step(step)
         resumed = replace(
             self,
@@ -252,8 +255,8 @@ class RunState:
             "history": self.history.to_dicts(),
             "findings": [asdict(finding) for finding in self.history.findings],
             "caveat": self.history.caveat,
-            "reference": None if self.reference is None else _arrays(self.reference),
-            "trajectories": _arrays(self.trajectories),
+            "reference": None if self.reference is None else arrays_of(self.reference),
+            "trajectories": {**_arrays(self.trajectories), "scores": dict(self.trajectories.scores)},
             "exposures": self.exposures.to_dict(),
             "judged_by": self.history.judged_by,
         }
@@ -279,13 +282,18 @@ class RunState:
         results = read_audits(found.history)
         share = _chosen_share(results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        empty = _no_trajectories(subset, score=self.trajectories.score)
+        empty = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        trajectories = None
+        # The first version kept those of one score, as an array.
+        if not isinstance(found.trajectories.get("scores"), np.ndarray):
+            kept = read_value(_Scores, found.trajectories, name="trajectories")
+            trajectories = replace(empty, **vars(kept))
         saved = SavedRun(
             results=results,
-            reference=found.reference,
+            reference=statistics_of(found.reference, name="reference"),
             findings=found.findings,
             caveat=found.caveat,
-            trajectories=replace(empty, **vars(found.trajectories)),
+            trajectories=trajectories,
             exposures=found.exposures,
             judged_by=found.judged_by,
         )
@@ -300,7 +308,7 @@ class _Scores:
     steps: Int64[np.ndarray, " n_audits"]
     epochs: Float64[np.ndarray, " n_audits"]
     is_baseline: Bool[np.ndarray, " n_audits"]
-    scores: Float64[np.ndarray, "n_audits n_records"]
+    scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,8 +319,8 @@ class _StateDict:
     history: object
     findings: tuple[Finding, ...]
     caveat: str
-    reference: TokenStatistics | None
-    trajectories: _Scores
+    reference: Mapping[str, object] | None
+    trajectories: Mapping[str, object]
     exposures: Exposures | None = None
     judged_by: Mapping[str, object] | None = None
 
@@ -323,15 +331,15 @@ def _chosen_share(results: Sequence[AuditResult]) -> float | None:
     return shares[-1] if shares else None
 
 
-def _no_trajectories(subset: CanarySubset, *, score: str) -> Trajectories:
+def _no_trajectories(subset: CanarySubset, *, score_names: Sequence[str]) -> Trajectories:
     return Trajectories.empty(
-        score=score,
+        score_names=score_names,
         record_ids=subset.encoded.record_ids,
         is_member=subset.encoded.is_member,
         fingerprint=subset.all_encoded.fingerprint,
     )
 
 
-def _arrays(owner: TokenStatistics | Trajectories) -> dict[str, np.ndarray]:
+def _arrays(owner: Trajectories) -> dict[str, np.ndarray]:
     values = {field.name: getattr(owner, field.name) for field in fields(owner)}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ezmia_callbacks.audit.windows import WINDOW, WindowTable, mixed, powers, window_table
-from ezmia_callbacks.results.exposures import NEVER, Exposures, add_exposures
+from ezmia_callbacks.results.exposures import NEVER, Exposures, add_exposures, of_pairs
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import TokenRow
 
@@ -37,8 +37,38 @@ _N_SAMPLED, _N_VALUES = 8, 64
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
+class _LookedFor(NamedTuple):
+    """Rows that are looked for together, and whose they are.
+
+    Attributes:
+        table: What is looked for: windows that one of the rows has and no other.
+        row_of: int64, (n_canaries,): the row of each canary; several share one if theirs are the same.
+    """
+
+    table: WindowTable
+    row_of: Int64[np.ndarray, " n_canaries"]
+
+
+def _looked_for(rows: Sequence[TokenRow]) -> list[_LookedFor]:
+    """The canaries, and apart from them the rejected sides of preference pairs.
+
+    Apart, because the two sides of a pair have most of their windows in common. Pairs whose rejected sides
+    are the same share one, while canaries that are equal are never found: nothing else tells them apart.
+    """
+    found = [_LookedFor(window_table(rows), np.arange(len(rows)))]
+    rejected = [row.rejected for row in rows if row.rejected is not None]
+    if rejected:
+        first_of: dict[bytes, int] = {}
+        for i, side in enumerate(rejected):
+            first_of.setdefault(side.input_ids.tobytes(), i)
+        numbers = {first: n for n, first in enumerate(first_of.values())}
+        row_of = np.array([numbers[first_of[side.input_ids.tobytes()]] for side in rejected])
+        found.append(_LookedFor(window_table([rejected[i] for i in first_of.values()]), row_of))
+    return found
+
+
 class SeenCanaries:
-    """Counts, for each canary, how often training fed it.
+    """Counts, for each canary, how often training fed it: of a preference pair both sides.
 
     Args:
         rows: The canaries, as training feeds them.
@@ -52,8 +82,9 @@ class SeenCanaries:
     def __init__(self, rows: Sequence[TokenRow], before: Exposures | None = None) -> None:
         self._rows = rows
         self._before = Exposures.none(len(rows)) if before is None else before
-        self._table = window_table(rows)
-        self._counts: _Counts | None = None
+        self._looked_for = _looked_for(rows)
+        # One for each of them, once a batch has said on which device.
+        self._counts: tuple[_Counts, ...] = ()
         self._removal: Any = None
         self._parameters: list[nn.Parameter] = []
         self._version = 0
@@ -102,7 +133,7 @@ class SeenCanaries:
             before: What was fed of them up to now.
         """
         self._keep_form()
-        self._rows, self._table, self._counts = rows, window_table(rows), None
+        self._rows, self._looked_for, self._counts = rows, _looked_for(rows), ()
         self._before = Exposures.none(len(rows)) if before is None else before
         self._n_batches = self._longest_row = 0
 
@@ -132,8 +163,14 @@ class SeenCanaries:
 
     def exposures(self) -> Exposures:
         """What this process was fed in steps that are done; waits for the device."""
-        counts = self._counts
-        now = Exposures.none(len(self._rows)) if counts is None else _exposures(self._table, counts)
+        now = Exposures.none(len(self._rows))
+        if self._counts:
+            now = of_pairs(
+                [
+                    _exposures(counts.table, counts).select(looked_for.row_of)
+                    for counts, looked_for in zip(self._counts, self._looked_for, strict=True)
+                ]
+            )
         return add_exposures(
             [
                 self._before,
@@ -149,13 +186,13 @@ class SeenCanaries:
     @property
     def is_left_padded(self) -> bool:
         """Whether a row of any batch began with padding; waits for the device."""
-        self._was_left_padded |= self._counts is not None and bool(self._counts.is_left_padded)
+        self._was_left_padded |= any(bool(counts.is_left_padded) for counts in self._counts)
         return self._was_left_padded
 
     @property
     def is_shifted(self) -> bool:
         """Whether a canary was fed with `position_ids` that do not count from 0; waits for the device."""
-        self._was_shifted |= self._counts is not None and bool(self._counts.is_shifted)
+        self._was_shifted |= any(bool(counts.is_shifted) for counts in self._counts)
         return self._was_shifted
 
     def look(self, inputs: Mapping[str, Any]) -> None:
@@ -170,15 +207,15 @@ class SeenCanaries:
         if ids is None:
             self._problem = self._problem or NO_TOKEN_IDS
             return
-        if self._counts is None or self._counts.device != ids.device:
+        if not self._counts or self._counts[0].device != ids.device:
             self._move_to(ids.device)
         self._n_batches += 1
         self._longest_row = max(self._longest_row, ids.shape[1])
         self.further_inputs |= _further(inputs)
         self._is_pending = True
-        if self._counts is not None:
-            mask, positions = _like(inputs.get("attention_mask"), ids), _like(inputs.get("position_ids"), ids)
-            self._counts.add(ids.long(), mask, positions)
+        mask, positions = _like(inputs.get("attention_mask"), ids), _like(inputs.get("position_ids"), ids)
+        for counts in self._counts:
+            counts.add(ids.long(), mask, positions)
 
     def _keep_form(self) -> None:
         """Remember the form of the batches, which the counts that go now have seen."""
@@ -186,10 +223,10 @@ class SeenCanaries:
 
     def _move_to(self, device: torch.device) -> None:
         self._keep_form()
-        if self._counts is not None:  # the loop has moved the model
+        if self._counts:  # the loop has moved the model
             self._before = self.exposures()
             self._n_batches, self._longest_row = 0, 0
-        self._counts = _Counts.empty(self._table, device)
+        self._counts = tuple(_Counts.empty(each.table, device) for each in self._looked_for)
 
     def _versions(self) -> int:
         try:
@@ -225,8 +262,9 @@ class SeenCanaries:
             self.n_steps = self._first_step + step
         elif self._is_pending:
             self.n_steps += 1
-        if self._is_pending and self._counts is not None:
-            self._counts.commit(self.n_steps)
+        if self._is_pending:
+            for counts in self._counts:
+                counts.commit(self.n_steps)
         self._has_noticed |= self._is_pending
         self._is_pending = False
 

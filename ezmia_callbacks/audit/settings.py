@@ -15,6 +15,7 @@ from ezmia_callbacks.audit.cadence import Cadence
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.scoring.attack import Attack
+from ezmia_callbacks.scoring.judged import STRONGEST
 from ezmia_callbacks.scoring.statistics import SCORES
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class AuditSettings:
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
-        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
-            beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss, of preference pairs also the
+            margin, are judged together, and whichever leaks most decides, as an attacker would use it. Else
+            one score, by its name or as an `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
@@ -90,7 +92,7 @@ class AuditSettings:
     budget: LeakageBudget | None = None
     every: Cadence = "auto"
     reference: ReferenceSource | str | Path = "auto"
-    score: str | Attack = "ez"
+    score: str | Attack = STRONGEST
     fpr_levels: Sequence[float] = (0.01, 0.1)
     confidence: float = 0.95
     n_members: int = 500
@@ -148,7 +150,7 @@ class AuditSettings:
 
     @property
     def score_name(self) -> str:
-        """Name of the score that decides."""
+        """Name of the score that was asked for."""
         return self.score if isinstance(self.score, str) else self.score.name
 
     @property
@@ -179,11 +181,14 @@ class AuditSettings:
         return {name: getattr(self, name) for name in _AUDITOR_ARGUMENTS}
 
     def _check_score(self) -> None:
-        is_known = self.score in SCORES if isinstance(self.score, str) else isinstance(self.score, Attack)
+        is_known = isinstance(self.score, Attack)
+        if isinstance(self.score, str):
+            is_known = self.score == STRONGEST or self.score in SCORES
         if not is_known:
             raise ConfigurationError(
-                f"Unknown score {self.score!r}: use one of {', '.join(SCORES)}, or an object with `name`, "
-                "`is_trained_on_membership`, `begin` and `score` (see `ezmia_callbacks.scoring.Attack`)."
+                f"Unknown score {self.score!r}: use {STRONGEST!r}, one of {', '.join(SCORES)}, or an object "
+                "with `name`, `is_trained_on_membership`, `begin` and `score` (see "
+                "`ezmia_callbacks.scoring.Attack`)."
             )
         if self.max_overhead is not None and self.attack is not None:
             raise ConfigurationError(

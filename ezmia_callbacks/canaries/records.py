@@ -25,6 +25,9 @@ With it the row is scored as it stands, its padding included; without it padding
 INPUTS_DIGEST = "inputs_digest"
 """Field of a row as it is fed: stands for inputs that are no values of tokens, such as its images."""
 
+REJECTED_IDS, REJECTED_LABELS = "rejected_input_ids", "rejected_labels"
+"""Fields of a tokenized preference pair: its rejected side, with the prompt. The row is the chosen side."""
+
 # From the most to the least processed column: the first kind a row satisfies is what was trained.
 _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "tokenized": ("input_ids",),
@@ -34,7 +37,10 @@ _REQUIRED_FIELDS: dict[RecordKind, tuple[str, ...]] = {
     "text": ("text",),
 }
 _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
-    "tokenized": ("labels", "attention_mask", *LOSS_MASKS, FURTHER_INPUTS, INPUTS_DIGEST),
+    "tokenized": (
+        *("labels", "attention_mask", *LOSS_MASKS, FURTHER_INPUTS, INPUTS_DIGEST),
+        *(REJECTED_IDS, REJECTED_LABELS),
+    ),
     # Without a prompt, it is the common beginning of both sides.
     "preference": ("prompt", "tools", "chat_template_kwargs"),
     "prompt_completion": ("tools", "chat_template_kwargs"),
@@ -79,6 +85,20 @@ def record_kind(record: Record) -> RecordKind:
     )
 
 
+def is_pair(record: Record) -> bool:
+    """Tell whether a record is a preference pair, as text or as tokens.
+
+    Raises:
+        ConfigurationError: if the record has no accepted shape.
+
+    >>> is_pair({"input_ids": [5, 6], "rejected_input_ids": [5, 7]})
+    True
+    """
+    kind = record_kind(record)
+    has_tokens = isinstance(record, Mapping) and record.get(REJECTED_IDS) is not None
+    return kind == "preference" or (kind == "tokenized" and has_tokens)
+
+
 def record_text(record: Record) -> str | None:
     """Return the text of a record without template, or None where only token ids are known.
 
@@ -106,7 +126,8 @@ def record_key(record: Record) -> str:
 
     Text is compared after NFKC, case folding and collapsing of white space; tokenized rows by the
     token ids that the attention mask keeps; chats by roles and contents; preference pairs by the
-    prompt and the chosen side. Labels, tools and template settings do not count.
+    prompt and the chosen side: one that is trained on with another rejected side makes the chosen side
+    likelier all the same, and is no non-member. Labels, tools and template settings do not count.
 
     Raises:
         ConfigurationError: if the record, or a field of it, has no accepted shape.
@@ -145,7 +166,8 @@ def is_empty(record: Record) -> bool:
     """Tell whether nothing in the record could be trained on and scored.
 
     That is: no text but white space (in the completion or the chosen side, where there is one), no
-    token that the attention mask keeps, or no label other than -100.
+    token that the attention mask keeps, or no label other than -100, on the rejected side of a
+    tokenized pair, too.
 
     Raises:
         ConfigurationError: if the record, or a field of it, has no accepted shape.
@@ -157,9 +179,11 @@ def is_empty(record: Record) -> bool:
         return not record.strip()
     kind = record_kind(record)
     if kind == "tokenized":
-        labels = _optional_integers(record, "labels")
-        has_target = labels is None or any(label != IGNORED_LABEL for label in labels)
-        return not (attended_tokens(record) and has_target)
+        has_tokens = bool(attended_tokens(record)) and _has_target(record, "labels")
+        if is_pair(record):
+            has_tokens = has_tokens and bool(_integers(record, REJECTED_IDS))
+            has_tokens = has_tokens and _has_target(record, REJECTED_LABELS)
+        return not has_tokens
     return not _plain_text(record, _scored_fields(record, kind)[-1]).strip()
 
 
@@ -190,7 +214,9 @@ def canonical_record(record: Record) -> Record:
     }
     inputs = _further_inputs(record)
     lengths = {field: len(column) for field, column in (columns | inputs).items()}
-    if len(set(lengths.values())) > 1:
+    of_rejected = {lengths.pop(field) for field in (REJECTED_IDS, REJECTED_LABELS) if field in lengths}
+    if len(set(lengths.values())) > 1 or len(of_rejected) > 1:
+        lengths = {field: len(column) for field, column in (columns | inputs).items()}
         raise ConfigurationError(
             f"Got token columns of different lengths, {lengths}; they need one value per token: "
             "tokenize the row again."
@@ -286,6 +312,11 @@ def attended_tokens(record: Mapping[str, object]) -> list[int]:
             "needs one per token: tokenize the row again."
         )
     return [token for token, is_attended in zip(tokens, mask, strict=True) if is_attended]
+
+
+def _has_target(record: Mapping[str, object], field: str) -> bool:
+    labels = _optional_integers(record, field)
+    return labels is None or any(label != IGNORED_LABEL for label in labels)
 
 
 def _further_inputs(record: Mapping[str, object]) -> dict[str, list[float]]:

@@ -32,6 +32,7 @@ from ezmia_callbacks.cli.terminal import (
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.scoring.judged import STRONGEST
 
 if TYPE_CHECKING:
     from ezmia_callbacks.post_hoc import Checkpoint
@@ -65,10 +66,36 @@ def audit(
         str | None,
         typer.Option(
             "--base",
-            help="Path or hub id of the model that the run started from. A PEFT adapter names its own.",
+            help="Path or hub id of the model that the run started from. Without it a PEFT adapter is "
+            "compared with the base that it names, if that is on this machine; with it, an adapter that "
+            "names another is refused.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-base",
+            help="Take --base although an adapter names another base, as for a copy of the same model.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    allow_download: Annotated[
+        bool,
+        typer.Option(
+            "--allow-download",
+            help="Fetch from the hub what an adapter names as its base, if it is not on this machine.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with models and tokenizers, which are refused without it.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     canaries: Annotated[
         Path | None,
         typer.Option(
@@ -110,6 +137,17 @@ def audit(
             rich_help_panel=_CANARIES,
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="base|checkpoint|PATH",
+            help="What reads canaries that are text: the base's tokenizer, the checkpoint's own, whose files "
+            "then decide what is measured, or that of a folder. By default the base's, and exit code 2 if "
+            "the checkpoint's own makes other tokens of the canaries.",
+            rich_help_panel=_CANARIES,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -140,9 +178,10 @@ def audit(
         str,
         typer.Option(
             "--score",
-            help="Score that decides: ez, loss, min_k, zlib, ...; others are shown beside it in a report.",
+            help="What decides: strongest (of ez, loss_difference, wbc, loss), or one score: ez, loss, "
+            "min_k, zlib, ...; others are shown beside it in a report.",
         ),
-    ] = "ez",
+    ] = STRONGEST,
     max_auc: MaxAucOption = None,
     max_tpr: MaxTprOption = None,
     fpr: FprOption = 0.01,
@@ -171,12 +210,13 @@ def audit(
 
     Example: ezmia audit runs/mine --base gpt2 --canaries split/canaries.json --max-auc 0.6
 
-    Exit codes: 0 within budget, or none was given; 1 a checkpoint is over budget; 2 bad input; 3 an audit
-    failed or could not be judged, so that leakage is unknown.
+    Exit codes: 0 within budget, or none was given; 1 a checkpoint is over budget; 2 bad input, such as a
+    checkpoint whose tokenizer reads the canaries otherwise or whose adapter names another base: nothing was
+    judged; 3 an audit failed or could not be judged, so that leakage is unknown.
     """
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
-    drawn = _canaries(canaries, members, non_members, text_column=text_column)
     with quiet_libraries():
+        drawn = _canaries(canaries, members, non_members, text_column=text_column)
         from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
 
         checkpoints = find_checkpoints(run)
@@ -184,6 +224,7 @@ def audit(
             checkpoints,
             drawn,
             base=base,
+            tokenizer=tokenizer,
             budget=budget,
             score=score,
             confidence=confidence,
@@ -193,6 +234,9 @@ def audit(
             dtype=dtype.value,
             output_dir=output_dir,
             allow_shift=allow_shift,
+            allow_other_base=allow_other_base,
+            allow_download=allow_download,
+            trust_remote_code=trust_remote_code,
             show_progress=show_progress(),
         )
     code = _exit_code(history)
@@ -250,6 +294,11 @@ def _as_json(checkpoints: Sequence["Checkpoint"], history: AuditHistory, code: E
             }
             for checkpoint, audit in zip(checkpoints, history.audits_after_baseline, strict=True)
         ],
+        "skipped": [
+            {"path": str(twin), "same_as": str(checkpoint.path)}
+            for checkpoint in checkpoints
+            for twin in checkpoint.twins
+        ],
         "report": to_document(history),
     }
 
@@ -268,7 +317,9 @@ def _show(
     budget: LeakageBudget | None,
     output_dir: Path | None,
 ) -> None:
-    names = [checkpoint.path.resolve().name for checkpoint in checkpoints]
+    from ezmia_callbacks.post_hoc.curves import NOT_AUDITED_TWICE
+
+    names = [checkpoint.name for checkpoint in checkpoints]
     fpr = budget.fpr if budget is not None and budget.metric == "tpr_at_fpr" else 0.01
     percent = f"{100 * history.band_confidence:g} %"
     columns = (
@@ -295,6 +346,9 @@ def _show(
         say(f"Caution: {history.caveat}")
     say()
     say_table(columns, rows)
+    for finding in history.findings:
+        if finding.name == NOT_AUDITED_TWICE:
+            say(f"Skipped: {finding.text}")
     say()
     say(_conclusion(names, history), style="bold")
     if output_dir is not None:

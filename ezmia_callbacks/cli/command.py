@@ -26,6 +26,7 @@ from ezmia_callbacks.cli.terminal import (
     JsonOption,
     fail,
     messages_on_standard_error,
+    quiet_libraries,
     say_json,
 )
 from ezmia_callbacks.safe_text import for_terminal
@@ -92,7 +93,9 @@ def demo(
 
     from ezmia_callbacks.report.document import to_document
 
-    say_json(to_document(run_demo(settings, console=Console(stderr=True))))
+    with quiet_libraries():
+        histories = run_demo(settings, console=Console(stderr=True))
+    say_json(to_document(histories))
 
 
 for _command in (doctor, plan, split, audit, report, compare):

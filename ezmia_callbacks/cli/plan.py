@@ -18,6 +18,7 @@ from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.planning import CanaryPlan, canaries_needed
+from ezmia_callbacks.scoring.judged import STRONGEST, judged_scores
 
 __all__: list[str] = []
 
@@ -43,6 +44,10 @@ def plan(
     ] = None,
     power: Annotated[float, typer.Option("--power", help="Probability of detecting it.")] = 0.8,
     ratio: Annotated[float, typer.Option("--ratio", help="Non-members for each member.")] = 1.0,
+    score: Annotated[
+        str,
+        typer.Option("--score", help="What will decide: strongest (several scores together), or one score."),
+    ] = STRONGEST,
     is_json: JsonOption = False,
 ) -> None:
     """Say how many canaries a leakage budget needs, before the data is split.
@@ -52,10 +57,16 @@ def plan(
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
     if budget is None:
         raise ConfigurationError("A plan needs a budget: give --max-auc 0.6, or --max-tpr 0.1 --fpr 0.01.")
+    n_scores = len(judged_scores(score))
     wanted = canaries_needed(
-        budget, n_audits=audits, expected=expected, power=power, non_members_per_member=ratio
+        budget,
+        n_audits=audits,
+        expected=expected,
+        power=power,
+        non_members_per_member=ratio,
+        n_scores=n_scores,
     )
-    alternatives = _alternatives(budget, wanted, ratio=ratio)
+    alternatives = _alternatives(budget, wanted, ratio=ratio, n_scores=n_scores)
     if is_json:
         say_json(
             {
@@ -101,11 +112,13 @@ def _values(budget: LeakageBudget, expected: float | None) -> list[float]:
 
 
 def _alternatives(
-    budget: LeakageBudget, wanted: CanaryPlan, *, ratio: float
+    budget: LeakageBudget, wanted: CanaryPlan, *, ratio: float, n_scores: int
 ) -> list[list[CanaryPlan | None]]:
     return [
         [
-            _plan_or_none(budget, wanted.n_audits, expected=value, power=power, ratio=ratio)
+            _plan_or_none(
+                budget, wanted.n_audits, expected=value, power=power, ratio=ratio, n_scores=n_scores
+            )
             for power in _POWERS
         ]
         for value in _values(budget, wanted.expected)
@@ -113,12 +126,17 @@ def _alternatives(
 
 
 def _plan_or_none(
-    budget: LeakageBudget, n_audits: int, *, expected: float, power: float, ratio: float
+    budget: LeakageBudget, n_audits: int, *, expected: float, power: float, ratio: float, n_scores: int
 ) -> CanaryPlan | None:
     """None where no number of canaries would do."""
     try:
         return canaries_needed(
-            budget, n_audits=n_audits, expected=expected, power=power, non_members_per_member=ratio
+            budget,
+            n_audits=n_audits,
+            expected=expected,
+            power=power,
+            non_members_per_member=ratio,
+            n_scores=n_scores,
         )
     except TooFewCanariesError:
         return None

@@ -10,10 +10,14 @@ from ezmia_callbacks.cli.figures import figure, loss, verdict_of
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.results.consistency import CONTRADICTION, judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
+
+logger = get_logger(__name__)
 
 _FILE = "history.jsonl"
 _FORMATS = ".html, .md, .json, .png, .svg or .pdf"
@@ -35,7 +39,8 @@ def report(
 ) -> None:
     """Write what the audits of a run found: as a web page, for a model card, as data, or as a picture.
 
-    Without --output the Markdown goes to standard output.
+    Without --output the Markdown goes to standard output. Verdicts are those that the figures lead to; where
+    the file says something else, the report says so.
     """
     history = _load(run)
     _check_formats(outputs or [])
@@ -61,7 +66,7 @@ def compare(
     """Put several runs side by side: how much each leaks at its end, and at what held-out loss.
 
     The end of a run that was stopped is the audit that stopped it. With --output the curves are drawn over
-    each other.
+    each other. Verdicts are those that the figures lead to.
     """
     _check_distinct(runs)
     _check_formats(outputs or [])
@@ -81,6 +86,9 @@ def compare(
     counts = {
         (history[0].n_members, history[0].n_non_members, history.about) for history in histories.values()
     }
+    for label, history in histories.items():
+        for moment, text in _contradictions(history):
+            say(f"\n{label}, {moment}: {text}")
     if len(counts) > 1:
         say("\nThe runs were audited with different canaries, which may explain part of any difference.")
     if outputs:
@@ -117,15 +125,34 @@ def _moment(result: AuditResult) -> str:
 
 
 def _load(run: Path) -> AuditHistory:
-    """The history of a run, wherever in its folder it is."""
+    """The history of a run, with the verdicts that its figures lead to."""
+    path = _file_of(run)
+    history = judged_anew(AuditHistory.load(path))
+    for moment, text in _contradictions(history):
+        logger.warning("%s, %s: %s", path, moment, text)
+    return history
+
+
+def _contradictions(history: AuditHistory) -> list[tuple[str, str]]:
+    """What the file says otherwise than its figures, with the moments of the audits."""
+    return [
+        (_moment(result), finding.text)
+        for result in history
+        for finding in result.findings
+        if finding.name == CONTRADICTION
+    ]
+
+
+def _file_of(run: Path) -> Path:
+    """The history file of a run, wherever in its folder it is."""
     if not run.is_dir():
-        return AuditHistory.load(run)
+        return run
     for place in (run / _FILE, run / "_privacy_audit" / _FILE):
         if place.is_file():
-            return AuditHistory.load(place)
+            return place
     found = sorted(run.rglob(_FILE))
     if len(found) == 1:
-        return AuditHistory.load(found[0])
+        return found[0]
     if not found:
         raise ConfigurationError(
             f"There is no {_FILE} in {str(run)!r}: the callback writes one during training, `ezmia audit "

@@ -4,13 +4,16 @@ In a pipe there are no bars and no colors, tables are as wide as they need, and 
 holds one JSON object and nothing else.
 """
 
+import ctypes
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -89,24 +92,61 @@ def messages_on_standard_error() -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Let transformers and its like say nothing, and show bars only to a person."""
-    try:
-        from transformers.utils import logging as library
-    except ImportError:
-        yield
-        return
-    verbosity, has_bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    if not show_progress():
-        library.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """Let transformers and its like say nothing, ask nothing, and show bars only to a person.
+
+    What they print all the same goes to standard error.
+    """
+    with _own_standard_output(), _no_standard_input(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from transformers.utils import logging as library
+        except ImportError:
             yield
-    finally:
-        library.set_verbosity(verbosity)
-        if has_bars:
-            library.enable_progress_bar()
+            return
+        verbosity, has_bars = library.get_verbosity(), library.is_progress_bar_enabled()
+        library.set_verbosity_error()
+        if not show_progress():
+            library.disable_progress_bar()
+        try:
+            yield
+        finally:
+            library.set_verbosity(verbosity)
+            if has_bars:
+                library.enable_progress_bar()
+
+
+@contextmanager
+def _own_standard_output() -> Iterator[None]:
+    """Standard output is for results: what others print there goes to standard error, from C as well."""
+    sys.stdout.flush()
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        if sys.__stdout__ is not None and sys.__stderr__ is not None:
+            # Closed or replaced streams have no descriptor to redirect.
+            with suppress(OSError, ValueError):
+                out, err = sys.__stdout__.fileno(), sys.__stderr__.fileno()
+                stack.callback(_put_back, os.dup(out), out)
+                os.dup2(err, out)
+        yield
+
+
+def _put_back(saved: int, descriptor: int) -> None:
+    # What C has printed may still wait in its buffer.
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).fflush(None)
+    os.dup2(saved, descriptor)
+    os.close(saved)
+
+
+@contextmanager
+def _no_standard_input() -> Iterator[None]:
+    """Nothing that asks gets an answer, or waits for one."""
+    before = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 class _Handler(logging.Handler):

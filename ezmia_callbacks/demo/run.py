@@ -171,8 +171,9 @@ def _base_model(settings: DemoSettings, console: Console) -> _Base:
         n_parameters = trained.model.num_parameters()
         return _Base(fresh, trained.tokenizer, f"trained by the demo, {n_parameters / 1e6:.1f} M weights")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model)
-        transformers.AutoConfig.from_pretrained(settings.model)
+        # Said, not left out: where it is left out transformers asks on the terminal.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
+        transformers.AutoConfig.from_pretrained(settings.model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"No causal language model with a tokenizer at {settings.model!r}: "

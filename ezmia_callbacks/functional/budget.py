@@ -9,6 +9,7 @@ apart as well: an attacker turns the score around.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,9 +75,10 @@ class LeakageBudget:
             out; weights whose true leakage exceeds the limit are found within budget, at any audit, with
             probability at most 1 - confidence (with `patience`, a run that is over budget still goes on
             for a while). `"point"`: the bare estimate, no guarantee either way. The band of the AUC is
-            a large-sample approximation, the others are exact. Each rule reads the score as it is and the
-            score turned around, and takes the one that leaks more.
-        confidence: Confidence of all decisions of the run together, in (0, 1).
+            a large-sample approximation, the others are exact. Each rule reads every score that is judged,
+            as it is and turned around, and takes what leaks most.
+        confidence: Confidence of all decisions of the run together, over all audits and all scores that are
+            judged, in (0, 1).
         patience: Number of consecutive audits over budget that are tolerated before the stop.
 
     Raises:
@@ -152,6 +154,7 @@ class Decision:
         limit: The budget's limit; None without a budget.
         n_over_in_a_row: Consecutive audits over budget, this one included.
         is_reversed: Whether `compared` is of the score turned around: members score lower than non-members.
+        score: Name of the score that `compared` is of, where several are judged together; else empty.
     """
 
     stop: bool
@@ -161,6 +164,46 @@ class Decision:
     limit: float | None = None
     n_over_in_a_row: int = 0
     is_reversed: bool = False
+    score: str = ""
+
+
+@dataclass(frozen=True)
+class EndShares:
+    """How often each end of a band may miss the truth.
+
+    Attributes:
+        lower: Probability that the truth lies below the lower end, in (0, 0.5).
+        upper: Probability that it lies above the upper end, in (0, 0.5).
+
+    >>> EndShares(0.0025, 0.0025).confidence
+    0.995
+    """
+
+    lower: float
+    upper: float
+
+    @property
+    def confidence(self) -> float:
+        """Probability with which both ends hold."""
+        return 1.0 - (self.lower + self.upper)
+
+
+@dataclass(frozen=True)
+class JudgedFigure:
+    """The budget's metric of one score.
+
+    Attributes:
+        value: Point estimate.
+        band: Its simultaneous interval at this audit.
+        reversed_value: Point estimate for the score turned around; None for an AUC whose band is its own
+            mirror image, where it is 1 - value. Another metric without it is judged in one direction alone.
+        reversed_band: Its simultaneous interval, likewise.
+    """
+
+    value: float
+    band: Interval
+    reversed_value: float | None = None
+    reversed_band: Interval | None = None
 
 
 def mirrored(interval: Interval) -> Interval:
@@ -181,7 +224,7 @@ def decide(
     reversed_band: Interval | None = None,
     n_over_before: int = 0,
 ) -> Decision:
-    """The verdict on one measurement, in the direction that leaks more.
+    """The verdict on the measurement of one score, in the direction that leaks more.
 
     Both directions together keep the share a of the error rate that the bands were made with, for each end
     of a band has a share of its own, a / 2. Rule `"lower"` is wrong where a lower end exceeds a limit that
@@ -205,25 +248,101 @@ def decide(
     >>> decide(LeakageBudget(metric="auc", limit=0.6), 0.66, band=band).stop
     True
     """
-    if budget.metric == "auc":
-        reversed_value, reversed_band = 1.0 - value, mirrored(band)
-    compared, is_reversed = _compared(budget, value, band), False
-    if reversed_value is not None and reversed_band is not None:
-        turned = _compared(budget, reversed_value, reversed_band)
-        compared, is_reversed = max((compared, False), (turned, True), key=lambda each: each[0])
+    figure = JudgedFigure(value, band, reversed_value, reversed_band)
+    return decide_by_strongest(budget, {"": figure}, n_over_before=n_over_before)
+
+
+def decide_by_strongest(
+    budget: LeakageBudget, figures: Mapping[str, JudgedFigure], *, n_over_before: int = 0
+) -> Decision:
+    """The verdict on the measurements of several scores: that on the one that leaks most.
+
+    An attacker uses the best score at hand, so a run leaks as much as the strongest of them finds. With bands
+    of `end_shares` the scores together keep the share of the error rate that an audit may spend.
+
+    Args:
+        budget: The budget.
+        figures: Its metric by the name of each score; of equal ones the first is named.
+        n_over_before: Consecutive audits over budget just before this one.
+
+    Raises:
+        ConfigurationError: if there is no score, or a value is not finite.
+
+    Source: Bonferroni over the scores for the lower ends; for the upper ones intersection-union (Berger 1982,
+    Technometrics 24:295): the strongest score's own upper end has to fall below the limit by mistake.
+
+    >>> of_score = {
+    ...     "ez": JudgedFigure(0.57, Interval(0.52, 0.62, 0.95, "delong")),
+    ...     "wbc": JudgedFigure(0.68, Interval(0.63, 0.73, 0.95, "delong")),
+    ... }
+    >>> decision = decide_by_strongest(LeakageBudget(metric="auc", limit=0.6), of_score)
+    >>> decision.is_within_budget, decision.score, decision.message
+    (False, 'wbc', 'over budget: lower bound of AUC (wbc) 0.630 > 0.600')
+    """
+    if not figures:
+        raise ConfigurationError(f"There is no {budget.label} to be judged: pass that of one score at least.")
+    found = [
+        (compared, is_reversed, score)
+        for score, figure in figures.items()
+        for compared, is_reversed in _by_direction(budget, figure)
+    ]
+    compared, is_reversed, score = max(found, key=lambda each: each[0])
     what = {"lower": "lower bound of ", "upper": "upper bound of ", "point": ""}[budget.rule]
+    what += f"{budget.label} ({score})" if score else budget.label
     turned_around = " with the score reversed" if is_reversed else ""
     if compared <= budget.limit:
-        message = f"within budget: {what}{budget.label} {compared:.3f} <= {budget.limit:.3f}{turned_around}"
-        return Decision(False, True, message, compared, budget.limit, is_reversed=is_reversed)
+        message = f"within budget: {what} {compared:.3f} <= {budget.limit:.3f}{turned_around}"
+        return Decision(False, True, message, compared, budget.limit, is_reversed=is_reversed, score=score)
     n_over = n_over_before + 1
     stop = n_over > budget.patience
-    message = f"over budget: {what}{budget.label} {compared:.3f} > {budget.limit:.3f}{turned_around}"
+    message = f"over budget: {what} {compared:.3f} > {budget.limit:.3f}{turned_around}"
     if is_reversed:
         message += ": members score LOWER than non-members"
     if not stop:
         message += f", patience {n_over} of {budget.patience}"
-    return Decision(stop, False, message, compared, budget.limit, n_over, is_reversed)
+    return Decision(stop, False, message, compared, budget.limit, n_over, is_reversed, score)
+
+
+def end_shares(budget: LeakageBudget | None, *, failure_probability: float, n_scores: int = 1) -> EndShares:
+    """How often the ends of each score's bands may miss, so that all scores together keep their promise.
+
+    Every lower end has a share of its own, for any of them may stop a run. Under rule `"upper"` the upper
+    ends need none: a model that exceeds the limit by some score is found within only where that score's own
+    upper end misses. The band of the score that `decide_by_strongest` names therefore holds for the strongest
+    of them, although it was chosen by looking.
+
+    Args:
+        budget: The budget; None only measures, and divides both ends.
+        failure_probability: Error rate that the audit may spend, both ends together, in (0, 1).
+        n_scores: Number of scores that are judged together, >= 1.
+
+    Raises:
+        ConfigurationError: if an argument is outside its range.
+
+    Source: see `decide_by_strongest`.
+
+    >>> end_shares(LeakageBudget(limit=0.6, rule="upper"), failure_probability=0.03, n_scores=3)
+    EndShares(lower=0.005, upper=0.015)
+    """
+    if not 0.0 < failure_probability < 1.0 or n_scores < 1:
+        raise ConfigurationError(
+            f"Got a failure probability of {failure_probability!r} for {n_scores} scores: a probability in "
+            "(0, 1) and at least one score are needed."
+        )
+    side = failure_probability / 2.0
+    is_upper = budget is not None and budget.rule == "upper"
+    return EndShares(side / n_scores, side if is_upper else side / n_scores)
+
+
+def _by_direction(budget: LeakageBudget, figure: JudgedFigure) -> list[tuple[float, bool]]:
+    """What the rule compares with the limit, and whether it is of the score turned around."""
+    turned, turned_band = figure.reversed_value, figure.reversed_band
+    if budget.metric == "auc" and (turned is None or turned_band is None):
+        turned, turned_band = 1.0 - figure.value, mirrored(figure.band)
+    found = [(_compared(budget, figure.value, figure.band), False)]
+    if turned is not None and turned_band is not None:
+        found.append((_compared(budget, turned, turned_band), True))
+    return found
 
 
 def _compared(budget: LeakageBudget, value: float, band: Interval) -> float:
@@ -276,6 +395,7 @@ def check_resolvable(
     n_members: int,
     n_non_members: int,
     failure_probability: float,
+    n_scores: int = 1,
 ) -> None:
     """Refuse a budget on which this canary set could never give the answer that matters.
 
@@ -288,6 +408,7 @@ def check_resolvable(
         n_members: Number of member canaries.
         n_non_members: Number of non-member canaries.
         failure_probability: Error rate that the least favored audit may spend.
+        n_scores: Number of scores that are judged together, >= 1.
 
     Raises:
         TooFewCanariesError: naming the number of records that would do.
@@ -298,7 +419,8 @@ def check_resolvable(
     >>> check_resolvable(LeakageBudget(metric="auc", limit=0.6), n_members=100, n_non_members=100,
     ...                  failure_probability=0.005)
     """
-    side = failure_probability / 2.0
+    shares = end_shares(budget, failure_probability=failure_probability, n_scores=n_scores)
+    side = shares.upper if budget.rule == "upper" else shares.lower
     n_smaller = min(n_members, n_non_members)
     have = f"{n_members} members and {n_non_members} non-members"
     if budget.metric == "tpr_at_fpr":

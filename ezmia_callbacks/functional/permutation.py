@@ -30,10 +30,10 @@ class PermutationTest:
     """Evidence against "no leakage at any audit".
 
     Attributes:
-        largest_auc: Largest AUC over all audits, in [0, 1].
+        largest_auc: AUC farthest from one half over all audits, in [0, 1]: below it members score lower.
         audit: Index of the (first) audit that has it, from 0.
-        p_value: Probability of so large an AUC, or a larger one, at any audit of a model that leaks nothing;
-            at least 1 / (n_permutations + 1).
+        p_value: Probability of an AUC so far from one half, or farther, at any audit of a model that leaks
+            nothing; at least 1 / (n_permutations + 1).
         n_permutations: Number of permutations behind it.
     """
 
@@ -50,7 +50,7 @@ def leakage_permutation_test(
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> PermutationTest:
-    """Test of "no leakage at any audit" by the largest AUC over all audits.
+    """Test of "no leakage at any audit" by the AUC farthest from one half over all audits.
 
     Labels are permuted once for all audits together, so that the scores of one record, which resemble each
     other from audit to audit, stay together: less conservative than a union bound. Exact if membership
@@ -58,7 +58,7 @@ def leakage_permutation_test(
     coins within pairs. It rejects "no leakage at all", and says nothing about a budget.
 
     Args:
-        scores: Membership scores, finite, one row per audit; higher means more likely a member.
+        scores: Membership scores, finite, one row per audit, or per audit and score.
         is_member: True where the record was in the training set.
         n_permutations: Number of random permutations, >= 1.
         seed: Seed of the permutations.
@@ -91,16 +91,19 @@ def leakage_permutation_test(
     n_members, n_records = int(labels.sum()), len(labels)
     # Sums of mid-ranks are multiples of 1/2: exact in float64, so that equal AUCs compare as equal.
     ranks = scipy.stats.rankdata(values, axis=1)
-    observed = ranks[:, labels].sum(axis=1)
+    sums = ranks[:, labels].sum(axis=1)
+    # An attacker turns a score around that is low for members.
+    expected = n_members * (n_records + 1) / 2
+    observed = np.abs(sums - expected)
     rng = np.random.default_rng(seed)
     n_at_least = 0
     step = max(1, _CELLS_AT_ONCE // n_records)
     for first in range(0, n_permutations, step):
         n_rows = min(step, n_permutations - first)
         permuted = rng.permuted(np.tile(labels, (n_rows, 1)), axis=1)
-        largest = (permuted.astype(np.float64) @ ranks.T).max(axis=1)
+        largest = np.abs(permuted.astype(np.float64) @ ranks.T - expected).max(axis=1)
         n_at_least += int(np.count_nonzero(largest >= observed.max()))
-    n_wins = float(observed.max()) - n_members * (n_members + 1) / 2
+    n_wins = float(sums[np.argmax(observed)]) - n_members * (n_members + 1) / 2
     return PermutationTest(
         largest_auc=n_wins / (n_members * (n_records - n_members)),
         audit=int(np.argmax(observed)),

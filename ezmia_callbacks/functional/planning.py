@@ -20,7 +20,12 @@ import numpy as np
 import scipy
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
-from ezmia_callbacks.functional.budget import LeakageBudget, alpha_for_audit, check_resolvable
+from ezmia_callbacks.functional.budget import (
+    LeakageBudget,
+    alpha_for_audit,
+    check_resolvable,
+    end_shares,
+)
 from ezmia_callbacks.functional.intervals import (
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -57,6 +62,7 @@ class CanaryPlan:
             far more; for AUC with an expected value, else None. The counts above take both classes to spread
             alike.
         n_non_members_at_worst: Non-members likewise.
+        n_scores: Number of scores that are judged together.
     """
 
     budget: LeakageBudget
@@ -69,11 +75,14 @@ class CanaryPlan:
     n_non_members: int
     n_members_at_worst: int | None = None
     n_non_members_at_worst: int | None = None
+    n_scores: int = 1
 
     def describe(self) -> str:
         """The plan in one or two plain sentences."""
         label, percent = self.budget.label, f"{100 * self.budget.confidence:g} %"
         audits = f"{self.n_audits} audits" if self.n_audits > 1 else "1 audit"
+        if self.n_scores > 1:
+            audits += f" and {self.n_scores} scores"
         text = (
             f"A budget of {label} {self.budget.limit:g} needs at least {self.n_members_to_resolve} members "
             f"and {self.n_non_members_to_resolve} non-members to be resolved over {audits} at {percent} "
@@ -102,6 +111,7 @@ def canaries_needed(
     expected: float | None = None,
     power: float = 0.8,
     non_members_per_member: float = 1.0,
+    n_scores: int = 1,
 ) -> CanaryPlan:
     """Numbers of members and non-members with which a budget can be resolved, and decided.
 
@@ -119,6 +129,8 @@ def canaries_needed(
         power: Probability with which it is to be recognized, in (0, 1).
         non_members_per_member: Ratio of the classes, > 0. TPR at FPR takes as many non-members as its
             certificate needs, whatever the ratio says.
+        n_scores: Number of scores that are judged together, >= 1: 4 for `score="strongest"`, 5 of it with
+            preference pairs.
 
     Raises:
         ConfigurationError: if an argument is outside its range, or `expected` lies on the other side.
@@ -131,10 +143,12 @@ def canaries_needed(
     (211, 211)
     >>> plan.n_members_at_worst
     321
+    >>> canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7, n_scores=4).n_members
+    261
     """
     _check_arguments(budget, n_audits, expected, power, non_members_per_member)
     share = alpha_for_audit(n_audits, n_planned=n_audits, failure_probability=1.0 - budget.confidence)
-    fewest_members, fewest_non_members = _fewest(budget, share, non_members_per_member)
+    fewest_members, fewest_non_members = _fewest(budget, share, non_members_per_member, n_scores)
 
     def n_non_members(n_members: int) -> int:
         return max(fewest_non_members, math.ceil(non_members_per_member * n_members))
@@ -147,6 +161,7 @@ def canaries_needed(
                 n_members=n_members,
                 n_non_members=n_non_members(n_members),
                 failure_probability=share,
+                n_scores=n_scores,
                 is_worst_case=is_worst_case,
             )
             return reached >= power
@@ -168,6 +183,7 @@ def canaries_needed(
         n_non_members=fewest_non_members if expected is None else n_non_members(n_members),
         n_members_at_worst=at_worst,
         n_non_members_at_worst=None if at_worst is None else n_non_members(at_worst),
+        n_scores=n_scores,
     )
 
 
@@ -178,6 +194,7 @@ def decision_power(
     n_members: int,
     n_non_members: int,
     failure_probability: float,
+    n_scores: int = 1,
     is_worst_case: bool = False,
 ) -> float:
     """Probability that one audit finds a run on the right side of its budget.
@@ -189,6 +206,8 @@ def decision_power(
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        n_scores: Number of scores that are judged together, >= 1. Over budget takes one of them at
+            `expected`, and within budget all of them: a bound that supposes nothing of how alike they are.
         is_worst_case: Whether the AUC's variance is the largest that any scores can have, instead of that of
             scores that spread alike in both classes. Advantage is always planned for the worst case, TPR at
             FPR always for scores that spread alike.
@@ -216,7 +235,8 @@ def decision_power(
             f"Got {n_members} members, {n_non_members} non-members and a failure probability of "
             f"{failure_probability}: at least one of each and a probability in (0, 1) are needed."
         )
-    side = failure_probability / 2.0
+    shares = end_shares(budget, failure_probability=failure_probability, n_scores=n_scores)
+    side = shares.upper if budget.rule == "upper" else shares.lower
 
     def power_at(value: float) -> float:
         if budget.metric == "auc":
@@ -227,8 +247,9 @@ def decision_power(
     power = power_at(expected)
     if expected > budget.limit:
         return power
-    # Within only if the score turned around is within as well.
-    return max(0.0, power + power_at(_expected_reversed(budget, expected)) - 1.0)
+    # Within only if every score is, and turned around as well.
+    failure = (1.0 - power) + (1.0 - power_at(_expected_reversed(budget, expected)))
+    return max(0.0, 1.0 - n_scores * failure)
 
 
 def minimum_detectable_value(
@@ -237,6 +258,7 @@ def minimum_detectable_value(
     n_members: int,
     n_non_members: int,
     failure_probability: float,
+    n_scores: int = 1,
     power: float = 0.8,
     is_worst_case: bool = False,
 ) -> float | None:
@@ -247,6 +269,7 @@ def minimum_detectable_value(
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        n_scores: Number of scores that are judged together, >= 1.
         power: Probability with which it is to be found, in (0, 1).
         is_worst_case: See `decision_power`.
 
@@ -272,6 +295,7 @@ def minimum_detectable_value(
             n_members=n_members,
             n_non_members=n_non_members,
             failure_probability=failure_probability,
+            n_scores=n_scores,
             is_worst_case=is_worst_case,
         )
         if reached >= power:
@@ -285,6 +309,7 @@ def has_enough_power(
     n_members: int,
     n_non_members: int,
     failure_probability: float,
+    n_scores: int = 1,
     power: float = 0.8,
 ) -> bool:
     """Whether an audit has a fair chance to give the answers that its budget is set for.
@@ -297,6 +322,7 @@ def has_enough_power(
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        n_scores: Number of scores that are judged together, >= 1.
         power: Probability of either answer, in (0, 1).
 
     Raises:
@@ -317,6 +343,7 @@ def has_enough_power(
             n_members=n_members,
             n_non_members=n_non_members,
             failure_probability=failure_probability,
+            n_scores=n_scores,
         )
         >= power
         for expected in answers
@@ -324,7 +351,12 @@ def has_enough_power(
 
 
 def describe_power(
-    budget: LeakageBudget, *, n_members: int, n_non_members: int, failure_probability: float
+    budget: LeakageBudget,
+    *,
+    n_members: int,
+    n_non_members: int,
+    failure_probability: float,
+    n_scores: int = 1,
 ) -> str:
     """What one audit with so many canaries can find out about a budget, in one sentence.
 
@@ -333,6 +365,7 @@ def describe_power(
         n_members: Number of members, >= 1.
         n_non_members: Number of non-members, >= 1.
         failure_probability: Error rate that this audit may spend, both sides together, in (0, 1).
+        n_scores: Number of scores that are judged together, >= 1.
 
     Raises:
         ConfigurationError: if an argument is outside its range.
@@ -350,6 +383,7 @@ def describe_power(
             n_members=n_members,
             n_non_members=n_non_members,
             failure_probability=failure_probability,
+            n_scores=n_scores,
             is_worst_case=is_worst_case,
         )
 
@@ -360,9 +394,10 @@ def describe_power(
             n_members=n_members,
             n_non_members=n_non_members,
             failure_probability=failure_probability,
+            n_scores=n_scores,
             is_worst_case=is_worst_case,
         )
-        return f"{100 * chance:.0f} %"
+        return f"{'at least ' if n_scores > 1 else ''}{100 * chance:.0f} %"
 
     value = found(is_worst_case=False)
     if value is None:
@@ -505,12 +540,14 @@ def _largest_count_within(budget: LeakageBudget, n1: int, piece: float) -> int:
     return smallest_between(is_over, too_few=-1, enough=n1 + 1) - 1
 
 
-def _fewest(budget: LeakageBudget, share: float, ratio: float) -> tuple[int, int]:
+def _fewest(budget: LeakageBudget, share: float, ratio: float, n_scores: int) -> tuple[int, int]:
     """Fewest members and non-members with which the budget is neither refused nor undecidable."""
 
     def is_resolved(n1: int, n0: int) -> bool:
         try:
-            check_resolvable(budget, n_members=n1, n_non_members=n0, failure_probability=share)
+            check_resolvable(
+                budget, n_members=n1, n_non_members=n0, failure_probability=share, n_scores=n_scores
+            )
         except TooFewCanariesError:
             return False
         return True

@@ -117,8 +117,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         reference: What the model is compared with: `"auto"`, the model at the start of this run; `"adapter"`,
             the base under its disabled PEFT adapters; `"copy"`, a frozen float32 copy of the start; a
             module; or the path or hub id of a checkpoint.
-        score: The score that decides, by its name or as an `Attack` of your own; the others are shown
-            beside it.
+        score: What decides. `"strongest"`: EZ, loss difference, WBC and loss, of preference pairs also the
+            margin, are judged together, and whichever leaks most decides, as an attacker would use it. Else
+            one score, by its name or as an `Attack` of your own. Others are shown beside it.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
         confidence: Confidence of the intervals, in (0, 1); without a budget also of the bands.
         n_members: Members drawn when no canaries are given, at most.
@@ -169,7 +170,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         budget: LeakageBudget | None = None,
         every: Cadence = "auto",
         reference: ReferenceSource | str | Path = "auto",
-        score: str | Attack = "ez",
+        score: str | Attack = "strongest",
         fpr_levels: Sequence[float] = (0.01, 0.1),
         confidence: float = 0.95,
         n_members: int = 500,

@@ -6,7 +6,13 @@ from functools import partial
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.errors import CanaryError
 from ezmia_callbacks.huggingface.trainer_access import Trainer, columns_kept, is_trl, tokenizer_of
-from ezmia_callbacks.huggingface.trl import is_cut_by_packing, is_packed, prepared_by_trl, prepares_rows
+from ezmia_callbacks.huggingface.trl import (
+    is_cut_by_packing,
+    is_packed,
+    prepared_by_trl,
+    prepares_rows,
+    refuse_other_trainers,
+)
 from ezmia_callbacks.shells.feed import ADVICE, Feed, Source, canaries_as_fed, draw_canaries
 from ezmia_callbacks.shells.membership_check import sample_training_rows
 
@@ -14,7 +20,12 @@ __all__: list[str] = []
 
 
 def feed_of(trainer: Trainer) -> Feed:
-    """How a trainer feeds its model: through its preparation, if it is one of TRL's, and its collator."""
+    """How a trainer feeds its model: through its preparation, if it is one of TRL's, and its collator.
+
+    Raises:
+        ConfigurationError: if it is one of TRL's that is not audited.
+    """
+    refuse_other_trainers(trainer)
     return Feed(
         Source("train_dataset", trainer.train_dataset, is_packed(trainer, "train_dataset")),
         trainer.data_collator,

@@ -24,6 +24,34 @@ from ezmia_callbacks.shells.feed import PreparedRows, as_row
 __all__: list[str] = []
 
 _INDEX = "canary"
+_BY_HAND = (
+    "Audit its checkpoints with `ezmia audit`, or call `PrivacyAuditor` from a TrainerCallback of your own "
+    "(docs/how-to/chat-trl.md has one)"
+)
+_PAIRS = (
+    f"it prepares its preference pairs in a form of its own. {_BY_HAND}, with the pairs as canaries: both "
+    "sides are scored, and the margin between them is among the scores."
+)
+_LABELED = (
+    "it makes answers with label True likelier and others less likely, and one score cannot stand for both. "
+    f"{_BY_HAND}, with canaries drawn from the records with label True alone. Leakage of the others is "
+    "not seen so; drawn apart, for an audit of their own, it shows as an AUC below 0.5."
+)
+_REWARD = (
+    "it trains a model that rates texts and gives no probabilities of tokens, by which this audit tells "
+    "members."
+)
+_SAMPLED = (
+    "it trains on answers that the model samples, so that no answer in the dataset is one that was trained "
+    "on. What leaks of the prompts is not seen by this audit."
+)
+# Trainers that are not audited, by the name of a class of theirs: TRL moves them from place to place.
+_NOT_AUDITED = {
+    **dict.fromkeys(("ORPOTrainer", "CPOTrainer"), _PAIRS),
+    **dict.fromkeys(("KTOTrainer", "BCOTrainer"), _LABELED),
+    **dict.fromkeys(("RewardTrainer", "PRMTrainer"), _REWARD),
+    **dict.fromkeys(("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer", "PPOTrainer"), _SAMPLED),
+}
 _OLDEST_SFT = "0.17"
 _OLDEST_DPO = "0.29"
 
@@ -31,6 +59,18 @@ _OLDEST_DPO = "0.29"
 def prepares_rows(trainer: Trainer) -> bool:
     """Whether the trainer prepared its training rows: one of TRL's that was not told to skip that."""
     return is_trl(trainer) and not skips_preparation(trainer)
+
+
+def refuse_other_trainers(trainer: Trainer) -> None:
+    """Refuse a trainer of TRL that does not train as SFT and DPO do, with what can be done instead.
+
+    Raises:
+        ConfigurationError: if it is one.
+    """
+    names = [base.__name__ for base in type(trainer).__mro__]
+    reasons = [_NOT_AUDITED[name] for name in names if name in _NOT_AUDITED]
+    if reasons:
+        raise ConfigurationError(f"{type(trainer).__name__} cannot be audited by the callback: {reasons[0]}")
 
 
 def is_packed(trainer: Trainer, name: Literal["train_dataset", "eval_dataset"]) -> bool:

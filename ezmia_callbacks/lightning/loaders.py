@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.canaries.records import is_pair
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import CanaryError
 from ezmia_callbacks.safe_text import get_logger
@@ -83,7 +84,7 @@ def as_fed_by_loaders(
     """The same canaries as token rows, with the labels that the training loader's collator gives them.
 
     Where the loader's rows are not mappings there is nothing to compare with, and the canaries are scored as
-    they were given.
+    they were given. So are preference pairs, of which each module makes batches in a form of its own.
 
     Args:
         train: The training dataloader, alone or in a list or mapping.
@@ -105,6 +106,13 @@ def as_fed_by_loaders(
                 "The training data are not one dataset of mappings with `input_ids`: the canaries are scored "
                 "as they were given, and it cannot be checked that members are trained on and non-members "
                 "are not."
+            )
+        return canaries
+    if any(map(is_pair, canaries.records)):
+        if is_main_process():
+            logger.warning(
+                "The canaries are preference pairs: both sides are scored as they were given. Pairs that "
+                "training feeds in another form (template, truncation) are reported as not fed."
             )
         return canaries
     feed = Feed(

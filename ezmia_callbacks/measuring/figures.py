@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from ezmia_callbacks.errors import TooFewCanariesError
 from ezmia_callbacks.functional import intervals, roc
-from ezmia_callbacks.functional.budget import metric_name
+from ezmia_callbacks.functional.budget import EndShares, metric_name
+from ezmia_callbacks.functional.epsilon import bonferroni_epsilon
 from ezmia_callbacks.functional.scores import ez_evidence
 from ezmia_callbacks.results.result import EdgeCounts, Measurement
 from ezmia_callbacks.scoring.statistics import TokenStatistics, score_records
@@ -29,8 +30,10 @@ __all__: list[str] = []
 # Of (epsilon, delta), where coins were thrown.
 _DELTA = 1e-5
 
-# Shown beside the deciding score; they decide nothing.
+# Shown beside the scores that are judged; they decide nothing.
 _COMPARED_SCORES = ("ez", "loss_difference", "wbc", "calibrated_min_k_plus_plus", "loss")
+# The same of preference pairs, whose two sides training compares.
+_COMPARED_SCORES_OF_PAIRS = ("margin", *_COMPARED_SCORES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +41,10 @@ class Figures:
     """Everything that one audit measures; what each figure means is said at `AuditResult`.
 
     Attributes:
+        decided_by: Name of the deciding score: of those that are judged, the one that leaks most.
         metrics: Figures of the deciding score.
-        auc_by_score: AUC of the other scores.
+        judged_beside: Figures of the other scores that are judged, by their names.
+        auc_by_score: AUC of the scores that are only shown.
         auc_by_group: AUC of the deciding score within each group of canaries.
         epsilon: Lower bound of epsilon; None where it has no proof.
         auc_recent: AUC of the deciding score for the members that were fed last.
@@ -53,9 +58,12 @@ class Figures:
         n_members_seen: Members that count, for they were fed; None where that was not looked at.
         n_tokens: Scored tokens of all records.
         scores: float64, (n_records,): the deciding score of each record.
+        scores_beside: float64, (n_records,) each: the other scores that are judged, by their names.
     """
 
+    decided_by: str
     metrics: Mapping[str, Measurement]
+    judged_beside: Mapping[str, Mapping[str, Measurement]]
     auc_by_score: Mapping[str, Measurement]
     auc_by_group: Mapping[str, Measurement]
     auc_recent: Measurement | None
@@ -70,6 +78,7 @@ class Figures:
     n_members_seen: int | None
     n_tokens: int
     scores: Scores
+    scores_beside: Mapping[str, Scores]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +99,12 @@ def figures(
     reference: TokenStatistics,
     subset: CanarySubset,
     *,
-    score: str,
+    judged: Sequence[str],
+    strongest_of: Callable[[Mapping[str, Mapping[str, Measurement]]], str],
     own_scores: Mapping[str, Scores],
     fpr_levels: Sequence[float],
     confidence: float,
-    band_confidence: float | None,
+    band: EndShares | None,
     has_epsilon: bool,
     counted: Counted | None = None,
 ) -> Figures:
@@ -104,25 +114,29 @@ def figures(
         target: Statistics of the model under audit.
         reference: Statistics of the model before training, for the same tokens.
         subset: The canaries that both speak of, and what figures count of them.
-        score: Name of the score that decides: one of `own_scores`, or a built-in one.
+        judged: Names of the scores that are judged, each one of `own_scores` or a built-in one.
+        strongest_of: Which of them decides, by their figures; where nothing is decided it is the first.
         own_scores: Scores of the user's attack, by its name.
         fpr_levels: False-positive rates at which the true-positive rate is reported.
-        confidence: Confidence of each figure's own interval, in (0, 1).
-        band_confidence: Confidence at this audit that makes the bands of all audits hold together; None for
-            an audit that nothing is decided by.
+        confidence: Confidence of each figure's own interval, in (0, 1); those of the scores that are judged
+            hold together with it, for the one that is shown is chosen by looking.
+        band: How often the ends of the bands may miss at this audit, so that those of all audits hold
+            together; None for an audit that nothing is decided by.
         has_epsilon: Whether this score may carry an epsilon, if the canaries' membership was drawn by coins.
             It is that of all records: who was fed is what is to be found out.
         counted: Which records the other figures are of; None for all.
     """
     encoded, is_member = subset.encoded, subset.encoded.is_member
     n_bytes = encoded.n_compressed_bytes
+    compared = _COMPARED_SCORES_OF_PAIRS if encoded.has_pairs else _COMPARED_SCORES
     is_counted = np.ones(len(is_member), dtype=np.bool_) if counted is None else counted.is_counted
     scores = {
         name: score_records(name, target, reference, n_compressed_bytes=n_bytes)
-        for name in {score, *_COMPARED_SCORES} - own_scores.keys()
+        for name in {*judged, *compared} - own_scores.keys()
     }
     scores.update(own_scores)
-    deciding = scores[score]
+    # Where nothing is decided yet, none of them is chosen by looking.
+    confidence_together = confidence if band is None else 1.0 - (1.0 - confidence) / len(judged)
     members, others = is_counted & is_member, is_counted & ~is_member
     member_edges, non_member_edges = edge_counts(target, reference, members, others)
     n_errors = np.diff(target.offsets) * mean_of_records(~target.is_correct, target.offsets)
@@ -130,37 +144,49 @@ def figures(
     try:
         units = subset.units_of(is_counted)
     except TooFewCanariesError as error:
-        metrics = _no_metrics(fpr_levels, note=str(error))
+        metrics = {name: _no_metrics(fpr_levels, note=str(error)) for name in judged}
+        decided_by = judged[0]
         auc_by_score: dict[str, Measurement] = {}
         auc_by_group: dict[str, Measurement] = {}
     else:
-        metrics = measure_scores(
-            units.headline(deciding[is_counted]),
-            units.is_member,
-            fpr_levels=fpr_levels,
-            confidence=confidence,
-            band_confidence=band_confidence,
-        )
+        metrics = {
+            name: measure_scores(
+                units.headline(scores[name][is_counted]),
+                units.is_member,
+                fpr_levels=fpr_levels,
+                confidence=confidence_together,
+                band=band,
+            )
+            for name in judged
+        }
+        decided_by = judged[0] if band is None else strongest_of(metrics)
         auc_by_score = {
             name: measure_auc(
                 units.headline(scores[name][is_counted]), units.is_member, confidence=confidence
             )
-            for name in _COMPARED_SCORES
-            if name != score
+            for name in compared
+            if name not in judged
         }
         auc_by_group = {
             name: measure_auc(
-                deciding[is_counted][chosen], is_member[is_counted][chosen], confidence=confidence
+                scores[decided_by][is_counted][chosen],
+                is_member[is_counted][chosen],
+                confidence=confidence_together,
             )
             for name, chosen in units.others.items()
         }
+    deciding = scores[decided_by]
     n_members_counted, n_non_members = subset.count(is_counted)
     return Figures(
-        metrics=metrics,
+        decided_by=decided_by,
+        metrics=metrics[decided_by],
+        judged_beside={name: metrics[name] for name in judged if name != decided_by},
         auc_by_score=auc_by_score,
         auc_by_group=auc_by_group,
-        auc_recent=None if counted is None else _auc_recent(deciding, subset, counted, confidence=confidence),
-        epsilon=subset.units.epsilon(deciding, delta=_DELTA, confidence=confidence)
+        auc_recent=None
+        if counted is None
+        else _auc_recent(deciding, subset, counted, confidence=confidence_together),
+        epsilon=_epsilon([scores[name] for name in judged], subset, confidence=confidence)
         if has_epsilon and is_by_coins
         else None,
         member_loss=mean_loss(target, members) if members.any() else None,
@@ -173,7 +199,20 @@ def figures(
         n_members_seen=None if counted is None else n_members_counted,
         n_tokens=target.n_tokens,
         scores=deciding,
+        scores_beside={name: scores[name] for name in judged if name != decided_by},
     )
+
+
+def _epsilon(scores: Sequence[Scores], subset: CanarySubset, *, confidence: float) -> EpsilonBound:
+    """The best bound of the scores that are judged, which together hold at the confidence."""
+
+    def bound(each: Scores, confidence: float) -> EpsilonBound:
+        return subset.units.epsilon(each, delta=_DELTA, confidence=confidence)
+
+    # A single score is no choice.
+    if len(scores) == 1:
+        return bound(scores[0], confidence)
+    return bonferroni_epsilon(scores, bound, confidence=confidence)
 
 
 def _no_metrics(fpr_levels: Sequence[float], *, note: str) -> dict[str, Measurement]:
@@ -199,16 +238,27 @@ def _auc_recent(
 
 
 def measure_auc(
-    scores: Scores, is_member: Membership, *, confidence: float, band_confidence: float | None = None
+    scores: Scores, is_member: Membership, *, confidence: float, band: EndShares | None = None
 ) -> Measurement:
     """AUC with its DeLong interval: for this audit alone, and, if asked for, for all audits together."""
+
+    def interval_at(confidence: float) -> intervals.Interval:
+        return intervals.delong_interval(scores, is_member, confidence=confidence)
+
     return Measurement(
         value=roc.auc(scores, is_member),
-        interval=intervals.delong_interval(scores, is_member, confidence=confidence),
-        band=None
-        if band_confidence is None
-        else intervals.delong_interval(scores, is_member, confidence=band_confidence),
+        interval=interval_at(confidence),
+        band=None if band is None else _band(interval_at, band),
     )
+
+
+def _band(interval_at: Callable[[float], intervals.Interval], shares: EndShares) -> intervals.Interval:
+    """An interval each of whose ends has its own share of the error."""
+    lower = interval_at(1.0 - 2.0 * shares.lower)
+    if shares.lower == shares.upper:
+        return lower
+    upper = interval_at(1.0 - 2.0 * shares.upper)
+    return intervals.Interval(lower.lower, upper.upper, shares.confidence, lower.method)
 
 
 def measure_scores(
@@ -217,31 +267,32 @@ def measure_scores(
     *,
     fpr_levels: Sequence[float],
     confidence: float,
-    band_confidence: float | None = None,
+    band: EndShares | None = None,
 ) -> dict[str, Measurement]:
     """Every figure of one score: AUC, membership advantage, and TPR at each false-positive rate.
 
     What the canary set cannot resolve has no value, and a note with the number of non-members needed. TPR and
-    advantage carry those of the score turned around; the AUC is its own mirror image.
+    advantage carry those of the score turned around; the AUC is its own mirror image, and so is its band if
+    both ends have the same share.
 
     Args:
         scores: float64, (n_records,); higher means more likely a member.
         is_member: bool, (n_records,).
         fpr_levels: False-positive rates, each in (0, 1).
         confidence: Confidence of each figure's own interval.
-        band_confidence: Confidence at this audit that makes the bands of all audits hold together; None
-            for an audit that nothing is decided by.
+        band: How often the ends of the bands may miss at this audit, so that those of all audits hold
+            together; None for an audit that nothing is decided by.
     """
-    measured = {"auc": measure_auc(scores, is_member, confidence=confidence, band_confidence=band_confidence)}
     of_both_directions = [
-        _measure_one_direction(
-            each, is_member, fpr_levels=fpr_levels, confidence=confidence, band_confidence=band_confidence
-        )
+        _measure_one_direction(each, is_member, fpr_levels=fpr_levels, confidence=confidence, band=band)
         for each in (scores, -scores)
     ]
+    measured = {}
     for name, found in of_both_directions[0].items():
         turned = of_both_directions[1][name]
-        measured[name] = replace(found, reversed=None if turned.value is None else turned)
+        is_mirror_image = name == "auc" and (band is None or band.lower == band.upper)
+        is_known = turned.value is not None and not is_mirror_image
+        measured[name] = replace(found, reversed=turned if is_known else None)
     return measured
 
 
@@ -251,27 +302,28 @@ def _measure_one_direction(
     *,
     fpr_levels: Sequence[float],
     confidence: float,
-    band_confidence: float | None,
+    band: EndShares | None,
 ) -> dict[str, Measurement]:
-    """TPR at each false-positive rate and the advantage, where high scores speak for members."""
-    measured = {
-        metric_name("tpr_at_fpr", fpr=fpr): _measure_tpr(
-            scores, is_member, fpr=fpr, confidence=confidence, band_confidence=band_confidence
+    """Every figure where high scores speak for members."""
+
+    def interval_at(confidence: float) -> intervals.Interval:
+        return intervals.advantage_interval(scores, is_member, confidence=confidence)
+
+    measured = {"auc": measure_auc(scores, is_member, confidence=confidence, band=band)}
+    for fpr in fpr_levels:
+        measured[metric_name("tpr_at_fpr", fpr=fpr)] = _measure_tpr(
+            scores, is_member, fpr=fpr, confidence=confidence, shares=band
         )
-        for fpr in fpr_levels
-    }
     measured["advantage"] = Measurement(
         value=roc.membership_advantage(scores, is_member),
-        interval=intervals.advantage_interval(scores, is_member, confidence=confidence),
-        band=None
-        if band_confidence is None
-        else intervals.advantage_interval(scores, is_member, confidence=band_confidence),
+        interval=interval_at(confidence),
+        band=None if band is None else _band(interval_at, band),
     )
     return measured
 
 
 def _measure_tpr(
-    scores: Scores, is_member: Membership, *, fpr: float, confidence: float, band_confidence: float | None
+    scores: Scores, is_member: Membership, *, fpr: float, confidence: float, shares: EndShares | None
 ) -> Measurement:
     n_non_members = int((~is_member).sum())
     # Below one allowed false positive the threshold lies beyond every non-member that was seen.
@@ -280,10 +332,9 @@ def _measure_tpr(
         return Measurement(value=None, note=f"needs {needed} non-members for a value, got {n_non_members}")
     interval = _certificate(scores, is_member, fpr=fpr, confidence=confidence)
     band, lacking = None, None if interval is not None else confidence
-    if band_confidence is not None:
-        band = _certificate(scores, is_member, fpr=fpr, confidence=band_confidence)
-        if band is None and lacking is None:
-            lacking = band_confidence
+    if shares is not None:
+        band, lacking_band = _certified_band(scores, is_member, fpr=fpr, shares=shares)
+        lacking = lacking or lacking_band
     note = None
     if lacking is not None:
         # Two sides, each shared between the threshold and the members.
@@ -292,6 +343,22 @@ def _measure_tpr(
     return Measurement(
         value=roc.tpr_at_fpr(scores, is_member, fpr=fpr), interval=interval, band=band, note=note
     )
+
+
+def _certified_band(
+    scores: Scores, is_member: Membership, *, fpr: float, shares: EndShares
+) -> tuple[intervals.Interval | None, float | None]:
+    """The band of a TPR, or the confidence that would take more non-members."""
+    lower_at, upper_at = (1.0 - 2.0 * share for share in (shares.lower, shares.upper))
+    lower = _certificate(scores, is_member, fpr=fpr, confidence=lower_at)
+    if shares.lower == shares.upper:
+        return lower, lower_at if lower is None else None
+    upper = _certificate(scores, is_member, fpr=fpr, confidence=upper_at)
+    if upper is None:
+        return None, upper_at
+    # The end that decides nothing is 0 where it takes more records than there are.
+    end = 0.0 if lower is None else lower.lower
+    return intervals.Interval(end, upper.upper, shares.confidence, upper.method), None
 
 
 def _certificate(

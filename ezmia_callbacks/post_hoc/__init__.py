@@ -1,6 +1,6 @@
 """Audits of a finished run, from its saved checkpoints.
 
-May import `audit` and everything below it, and transformers and PEFT inside functions.
+May import `audit` and everything below it, and transformers, PEFT and the client of the hub inside functions.
 """
 
 from ezmia_callbacks.post_hoc.audit import audit_checkpoints

@@ -1,18 +1,22 @@
-"""Loading the models of a finished run, one at a time, and its tokenizer."""
+"""Loading the models of a finished run, one at a time, and their tokenizers.
+
+Nothing is asked on the terminal, no code that comes with a model runs, and nothing is fetched from a hub for
+what lies on this machine, unless the user says so.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ezmia_callbacks.canaries.records import record_kind
-from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import AuditError, AuditMemoryError, ConfigurationError, MissingDependencyError
+from ezmia_callbacks.post_hoc.bases import Base
 from ezmia_callbacks.post_hoc.checkpoints import Checkpoint
+from ezmia_callbacks.post_hoc.offline import no_hub
 from ezmia_callbacks.scoring.rows import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,25 +28,40 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "bfloat16-mixed", 
 """Of the weights when audited; `"auto"`: as they were saved; mixed: as saved, computed under autocast."""
 
 _MIXED = "-mixed"
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads the models of a run, each onto its base where it is an adapter."""
+    """Loads the models of a run, each onto its base where it is an adapter.
 
-    base: str | Path
+    Attributes:
+        base: The base.
+        device: Where the models go.
+        dtype: Precision of their weights.
+        trust_remote_code: Whether code that comes with a model or a tokenizer may run.
+        allow_download: Whether what their files name may be fetched from a hub.
+    """
+
+    base: Base
     device: str
-    dtype: Precision
+    dtype: str
+    trust_remote_code: bool
+    allow_download: bool
 
     @classmethod
-    def of(cls, base: str | Path, *, device: str, dtype: Precision) -> Loader:
+    def of(
+        cls, base: Base, *, device: str, dtype: Precision, trust_remote_code: bool, allow_download: bool
+    ) -> Loader:
         """A loader for a precision; mixed precision is that of the computation, not of the weights."""
-        return cls(base, device=device, dtype="auto" if dtype.endswith(_MIXED) else dtype)
+        of_weights = "auto" if dtype.endswith(_MIXED) else dtype
+        return cls(base, device, of_weights, trust_remote_code, allow_download)
 
     def load_base(self) -> nn.Module:
         """The model that the run started from."""
-        return self._load(self.base, "the base model")
+        base = self.base
+        return self._load(
+            base.source, "the base model", is_here=base.is_on_this_machine, revision=base.revision
+        )
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """A saved model of the run.
@@ -53,21 +72,53 @@ class Loader:
             MissingDependencyError: if it is an adapter and peft is not installed.
         """
         if not checkpoint.is_adapter:
-            return self._load(checkpoint.path, "a checkpoint")
-        return self._onto_device(_with_adapter(self.load_base(), checkpoint.path))
+            return self._load(str(checkpoint.path), "a checkpoint")
+        return self._onto_device(_with_adapter(self.load_base(), checkpoint.path, base=self.base.name))
 
-    def _load(self, path: str | Path, role: str) -> nn.Module:
+    def load_tokenizer_of_base(self) -> Tokenizer:
+        """The base's tokenizer."""
+        base = self.base
+        return self.load_tokenizer(base.source, is_here=base.is_on_this_machine, revision=base.revision)
+
+    def load_tokenizer(
+        self, source: str | Path, *, is_here: bool = True, revision: str | None = None
+    ) -> Tokenizer:
+        """A tokenizer.
+
+        Raises:
+            ConfigurationError: if it cannot be loaded.
+        """
+        transformers = _transformers()
+        try:
+            with self._confined(is_here=is_here) as options:
+                tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    str(source), **options, **_revision(revision)
+                )
+        except Exception as error:  # as for models
+            raise _cannot_load(source, "a tokenizer", error) from error
+        return tokenizer
+
+    def _load(self, path: str, role: str, *, is_here: bool = True, revision: str | None = None) -> nn.Module:
         from ezmia_callbacks.reference.pretrained import load_pretrained
 
         transformers = _transformers()
-        precision = {_name_of_dtype_argument(transformers.__version__): self.dtype}
+        precision: dict[str, Any] = {_name_of_dtype_argument(transformers.__version__): self.dtype}
         try:
-            model = load_pretrained(str(path), **precision)
+            with self._confined(is_here=is_here) as options:
+                model = load_pretrained(path, **precision, **options, **_revision(revision))
         except AuditError:
             raise
         except Exception as error:  # hub, configuration, weights: each fails in a way of its own
             raise _cannot_load(path, role, error) from error
         return self._onto_device(model)
+
+    @contextmanager
+    def _confined(self, *, is_here: bool) -> Iterator[dict[str, bool]]:
+        """Options of `from_pretrained`, under which nothing is asked, run or fetched unbidden."""
+        is_closed = is_here and not self.allow_download
+        options = {"trust_remote_code": self.trust_remote_code}
+        with no_hub() if is_closed else nullcontext():
+            yield options | ({"local_files_only": True} if is_closed else {})
 
     def _onto_device(self, model: nn.Module) -> nn.Module:
         from torch import nn
@@ -76,8 +127,12 @@ class Loader:
             # Not the model's own method, which refuses quantized weights.
             moved: nn.Module = nn.Module.to(model, device=self.device)
         except Exception as error:
-            raise _cannot_load(self.base, "a model", error) from error
+            raise _cannot_load(self.base.name, "a model", error) from error
         return moved
+
+
+def _revision(revision: str | None) -> dict[str, Any]:
+    return {} if revision is None else {"revision": revision}
 
 
 def resolve_device(device: str | None) -> str:
@@ -91,7 +146,7 @@ def resolve_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigurationError(f"There is no device {device!r} here: {first_line(error)}") from error
+        raise ConfigurationError(f"There is no device {device!r} here: {reason(error)}") from error
     return device
 
 
@@ -105,24 +160,7 @@ def autocast_of(dtype: Precision, device: str) -> Callable[[], AbstractContextMa
     return lambda: torch.autocast(torch.device(device).type, dtype=computed_in)
 
 
-def load_tokenizer(
-    checkpoints: Sequence[Checkpoint], canaries: CanarySet, *, base: str | Path, score: str
-) -> Tokenizer | None:
-    """The run's own tokenizer, or its base's; None where no text has to be tokenized."""
-    if score != "zlib" and all(record_kind(record) == "tokenized" for record in canaries.records):
-        return None
-    transformers = _transformers()
-    last = checkpoints[-1].path
-    has_own = any((last / name).is_file() for name in _TOKENIZER_FILES)
-    source = last if has_own else base
-    try:
-        tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
-    except Exception as error:  # as for models
-        raise _cannot_load(source, "a tokenizer", error) from error
-    return tokenizer
-
-
-def _with_adapter(base: nn.Module, path: Path) -> nn.Module:
+def _with_adapter(model: nn.Module, path: Path, *, base: str) -> nn.Module:
     try:
         import peft
     except ImportError:
@@ -130,11 +168,12 @@ def _with_adapter(base: nn.Module, path: Path) -> nn.Module:
             f'{str(path)!r} is a PEFT adapter, which needs peft: pip install "ezmia-callbacks[huggingface]"'
         ) from None
     try:
-        model: nn.Module = peft.PeftModel.from_pretrained(base, str(path))
-        expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-        missing = sorted(expected - set(peft.load_peft_weights(str(path), device="cpu")))
+        with no_hub():
+            model = peft.PeftModel.from_pretrained(model, str(path))
+            expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+            missing = sorted(expected - set(peft.load_peft_weights(str(path), device="cpu")))
     except Exception as error:  # as for models
-        raise _cannot_load(path, "an adapter", error) from error
+        raise _cannot_load(path, f"an adapter of {base!r}", error) from error
     if missing:
         # PEFT only warns, and an adapter that is not there leaks nothing.
         raise ConfigurationError(
@@ -165,7 +204,15 @@ def _cannot_load(path: str | Path, role: str, error: Exception) -> AuditError:
 
     if is_out_of_memory(error):
         return AuditMemoryError(f"There is no memory for {str(path)!r}: use another device or precision.")
-    return ConfigurationError(f"{str(path)!r} cannot be loaded as {role}: {first_line(error)}")
+    text, advice = str(error), ""
+    if "size mismatch" in text:
+        advice = (
+            " Is it the base that the adapter was trained on? If tokens were added before training, give as "
+            "--base the base with the enlarged vocabulary, saved before the first step."
+        )
+    elif "trust_remote_code" in text:
+        advice = " Code that comes with a model runs only with --trust-remote-code."
+    return ConfigurationError(f"{str(path)!r} cannot be loaded as {role}: {reason(error)}{advice}")
 
 
 def release_memory() -> None:
@@ -177,7 +224,12 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
+def reason(error: Exception) -> str:
+    """What an error says first; with what follows, where the first line only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if not lines[0].endswith(":") or len(lines) == 1:
+        return lines[0]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return f"{lines[0]} {lines[1].rstrip('.')}{more}."

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.scoring.rows import TokenRow
+from ezmia_callbacks.scoring.rows import TokenRow, sides_of
 
 __all__: list[str] = []
 
@@ -26,7 +26,7 @@ def check_token_ids(reference: nn.Module, rows: Sequence[TokenRow]) -> None:
     n_known = _n_embeddings(reference)
     n_unknown = 0 if n_known is None else _n_tokens_from(n_known, rows)
     if n_unknown:
-        largest = max(int(row.input_ids.max()) for row in rows)
+        largest = max(int(row.input_ids.max()) for row in sides_of(rows))
         raise ConfigurationError(
             f"{n_unknown} tokens of the canaries are not in the reference's vocabulary: the largest id is "
             f"{largest}, and the reference has {n_known} embeddings. If tokens were added to the model, use "
@@ -42,7 +42,26 @@ def explain_other_vocabulary(reference: nn.Module, model: nn.Module) -> str | No
         reference: The reference model.
         model: The model that is trained.
     """
-    n_reference, n_model = _n_logits(reference), _n_logits(model)
+    n_reference, n_model = n_logits(reference), n_logits(model)
+    difference = describe_other_softmax(n_reference, n_model, "the reference", "the model")
+    if difference is None:
+        return None
+    return (
+        f"{difference}. Use reference='auto', the start of this run, or a reference with {n_model} entries."
+    )
+
+
+def describe_other_softmax(
+    n_reference: int | None, n_model: int | None, reference: str, model: str
+) -> str | None:
+    """How the vocabularies of two models differ in size, without a full stop; None if they do not.
+
+    Args:
+        n_reference: Entries of the reference's softmax; None if unknown.
+        n_model: Entries of the model's.
+        reference: What the reference is called.
+        model: What the model is called.
+    """
     if n_reference is None or n_model is None or n_reference == n_model:
         return None
     smaller, larger = sorted((n_reference, n_model))
@@ -54,8 +73,8 @@ def explain_other_vocabulary(reference: nn.Module, model: nn.Module) -> str | No
         else "the surplus rows take a share of every probability, also where no canary holds their tokens"
     )
     return (
-        f"The softmax of the reference runs over {n_reference} entries and that of the model over {n_model}: "
-        f"{surplus}. Use reference='auto', the start of this run, or a reference with {n_model} entries."
+        f"The softmax of {reference} runs over {n_reference} entries and that of {model} over {n_model}: "
+        f"{surplus}"
     )
 
 
@@ -73,7 +92,7 @@ def explain_added_vocabulary(model: nn.Module, rows: Sequence[TokenRow]) -> str 
     n_added = 0 if n_pretrained is None else _n_tokens_from(n_pretrained, rows)
     if n_present is None or not n_added:
         return None
-    n_tokens = sum(len(row.input_ids) for row in rows)
+    n_tokens = sum(len(row.input_ids) for row in sides_of(rows))
     return (
         f"The vocabulary was enlarged from {n_pretrained} to {n_present} after pre-training, and {n_added} "
         f"of {n_tokens} canary tokens are new: unless trained since, their reference probabilities come from "
@@ -84,7 +103,7 @@ def explain_added_vocabulary(model: nn.Module, rows: Sequence[TokenRow]) -> str 
 
 
 def _n_tokens_from(first_id: int, rows: Sequence[TokenRow]) -> int:
-    return sum(int((row.input_ids >= first_id).sum()) for row in rows)
+    return sum(int((row.input_ids >= first_id).sum()) for row in sides_of(rows))
 
 
 def _padded_to(smaller: int, larger: int) -> int | None:
@@ -98,10 +117,10 @@ def _n_embeddings(model: nn.Module) -> int | None:
     return _size(model, "get_input_embeddings", "num_embeddings")
 
 
-def _n_logits(model: nn.Module) -> int | None:
+def n_logits(model: nn.Module) -> int | None:
     """Number of entries of a model's softmax; None if it does not say."""
-    n_logits = _size(model, "get_output_embeddings", "out_features")
-    return _n_embeddings(model) if n_logits is None else n_logits
+    size = _size(model, "get_output_embeddings", "out_features")
+    return _n_embeddings(model) if size is None else size
 
 
 def _size(model: nn.Module, getter: str, name: str) -> int | None:

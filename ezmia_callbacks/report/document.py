@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ from ezmia_callbacks.report.view import (
     with_valid_texts,
 )
 from ezmia_callbacks.report.wording import LIMITS, READING
+from ezmia_callbacks.results.consistency import judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Finding, Measurement
 
@@ -146,7 +147,7 @@ def report_view(
     texts: Mapping[str, str] | None = None,
 ) -> ReportView:
     """All that a report on one or several runs says, as typed values; the arguments of `to_document`."""
-    runs = histories_by_label(histories)
+    runs = {label: judged_anew(history) for label, history in histories_by_label(histories).items()}
     if exposed is not None and len(runs) > 1:
         raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
     if texts is not None and exposed is None:
@@ -165,9 +166,12 @@ def report_view(
 
 def _run(label: str, history: AuditHistory) -> RunView:
     first = history[0]
+    judged = _judged(history)
     return RunView(
         label=label,
         score=NameView(first.score, score_label(first.score)),
+        judged=judged,
+        attack=_attack(judged),
         n_members=int(first.n_members),
         n_non_members=int(first.n_non_members),
         n_tokens=max(int(result.n_tokens) for result in history) or None,
@@ -190,6 +194,20 @@ def _run(label: str, history: AuditHistory) -> RunView:
         facts=history.run_metadata.to_dict(),
         audits=tuple(_audit(result, history) for result in history),
     )
+
+
+def _judged(history: AuditHistory) -> tuple[NameView, ...]:
+    """The scores that are judged, EZ first."""
+    names = {name for result in history if result.status == "ok" for name in result.judged}
+    ordered = sorted(names or {history[0].score}, key=lambda name: (name != "ez", name))
+    return tuple(NameView(name, score_label(name)) for name in ordered)
+
+
+def _attack(judged: Sequence[NameView]) -> str:
+    labels = [name.label for name in judged]
+    if len(labels) == 1:
+        return labels[0]
+    return f"the strongest of {', '.join(labels[:-1])} and {labels[-1]} at each audit"
 
 
 def _budget(budget: LeakageBudget | None) -> BudgetView | None:
@@ -219,9 +237,11 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         epoch=_number(result.epoch),
         status=result.status,
         is_baseline=result.is_baseline,
+        decided_by=NameView(result.decided_by, score_label(result.decided_by)),
         metrics={name: _figure(measurement) for name, measurement in result.metrics.items()},
         auc_by_score=tuple(
-            _named(name, score_label(name), measurement) for name, measurement in result.auc_by_score.items()
+            _named(name, score_label(name), measurement)
+            for name, measurement in _auc_by_score(result).items()
         ),
         auc_by_group=tuple(
             _named(name, name, measurement) for name, measurement in result.auc_by_group.items()
@@ -243,6 +263,13 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         share=float(result.share),
         batch_size=result.batch_size,
     )
+
+
+def _auc_by_score(result: AuditResult) -> dict[str, Measurement]:
+    """AUC of the other scores; where several are judged, of each of them first."""
+    judged = {name: metrics["auc"] for name, metrics in result.judged.items() if "auc" in metrics}
+    beside = {name: judged[name] for name in sorted(judged, key=lambda name: (name != "ez", name))}
+    return {**(beside if result.judged_beside else {}), **result.auc_by_score}
 
 
 def _named(name: str, label: str, measurement: Measurement) -> NamedFigureView:
@@ -480,7 +507,7 @@ def _promise(history: AuditHistory) -> str:
 def _baseline_check(history: AuditHistory) -> list[CheckView]:
     """What the baseline says about members and non-members before any training."""
     baseline = next((result for result in history if result.is_baseline), None)
-    measurement = None if baseline is None else baseline.auc_by_score.get("loss")
+    measurement = None if baseline is None else _auc_by_score(baseline).get("loss")
     if measurement is None or measurement.value is None or measurement.interval is None:
         return []
     lower, upper = measurement.interval.lower, measurement.interval.upper

@@ -136,13 +136,16 @@ def _amount(value: float | None) -> str:
 
 
 def _compared_columns(run: RunView, field: Literal["auc_by_score", "auc_by_group"]) -> list[_Column]:
-    """Each score, the deciding one first, or each group: its AUC at every audit; empty if there are none."""
+    """Each score, those that are judged first, or each group: its AUC at every audit."""
     named: list[tuple[NamedFigureView, ...]] = [getattr(audit, field) for audit in run.audits]
     tables: list[dict[str, AnyFigure]] = [{figure.name: figure for figure in figures} for figures in named]
     labels = {figure.name: figure.label for figures in named for figure in figures}
     if not labels:
         return []
-    if field == "auc_by_score":
+    if field == "auc_by_score" and len(run.judged) > 1:
+        judged = {name.name for name in run.judged}
+        labels = {name: label + (" (judged)" if name in judged else "") for name, label in labels.items()}
+    elif field == "auc_by_score":
         own = run.score.name
         labels = {own: run.score.label + " (decides)", **labels}
         for table, audit in zip(tables, run.audits, strict=True):

@@ -10,6 +10,7 @@ from ezmia_callbacks.results.result import AuditResult
 __all__: list[str] = []
 
 _SCORE_LABELS = {
+    "strongest": "strongest",
     "ez": "EZ",
     "wbc": "WBC",
     "loss_difference": "loss-difference",

@@ -20,8 +20,8 @@ from ezmia_callbacks.safe_text import for_terminal
 
 __all__: list[str] = []
 
-# Beside the deciding score: what a reader knows from elsewhere.
-_COMPARED_SCORES = ("ez", "loss_difference", "loss")
+# Beside the scores that are judged: what a reader knows from elsewhere.
+_COMPARED_SCORES = ("ez", "margin", "loss_difference", "loss")
 _NOTHING = "–"  # noqa: RUF001 - a dash, not a minus sign
 
 
@@ -59,7 +59,7 @@ def _introduction(run: RunView) -> str:
     rule = "no budget is known" if run.budget is None else run.budget.text
     scored = f", {run.n_tokens} scored tokens" if run.n_tokens else ""
     return (
-        f"Attack: {_escape(run.score.label)}. Canaries: {run.n_members} members, {run.n_non_members} "
+        f"Attack: {_escape(run.attack)}. Canaries: {run.n_members} members, {run.n_non_members} "
         f"non-members{scored}. Budget: {_escape(rule)}."
     )
 
@@ -78,7 +78,11 @@ def _table(run: RunView) -> str:
     header += ["members seen", "AUC of the quarter fed last [interval]"] if is_watched else []
     header += ["member loss", "held-out loss"]
     header += [f"{_escape(metric_label(name))} ({score}) [{_kind(run, name)}]" for name in metrics]
-    header += [f"AUC ({score_label(name)}) [interval]" for name in compared]
+    judged = {name.name for name in run.judged}
+    header += [
+        f"AUC ({_escape(score_label(name))}) [{_kind(run, 'auc') if name in judged else 'interval'}]"
+        for name in compared
+    ]
     header += ["edge records", "decision"]
     rows = [header, ["---"] * len(header)]
     for audit in run.audits:
@@ -86,7 +90,7 @@ def _table(run: RunView) -> str:
         if audit.is_baseline:
             when += " (baseline)"
         of_feeding = [_n_seen(audit), _figure(audit.auc_recent)] if is_watched else []
-        rows.append([when, *of_feeding, *_cells(audit, metrics, compared)])
+        rows.append([when, *of_feeding, *_cells(run, audit, metrics, compared)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -95,7 +99,8 @@ def _columns(run: RunView) -> tuple[list[str], list[str]]:
     names = [metric.name for metric in run.metrics]
     metrics = [name for name in names if name != "advantage" or name == run.decides]
     known = {figure.name for audit in run.audits for figure in audit.auc_by_score}
-    return metrics, [name for name in _COMPARED_SCORES if name in known]
+    judged = [name.name for name in run.judged]
+    return metrics, [name for name in dict.fromkeys([*judged, *_COMPARED_SCORES]) if name in known]
 
 
 def _kind(run: RunView, name: str) -> str:
@@ -104,14 +109,15 @@ def _kind(run: RunView, name: str) -> str:
     return "band" if any(figure and figure.band for figure in figures) else "interval"
 
 
-def _cells(audit: AuditView, metrics: list[str], compared: list[str]) -> list[str]:
+def _cells(run: RunView, audit: AuditView, metrics: list[str], compared: list[str]) -> list[str]:
     if audit.status == "failed":
         unknown = ["unknown"] * (3 + len(metrics) + len(compared))
         reason = _escape(audit.error or "no reason was recorded")
         return [*unknown, f"AUDIT FAILED, leakage unknown: {reason}"]
     of_score = {figure.name: figure for figure in audit.auc_by_score}
     cells = [_loss(audit.member_loss), _loss(audit.non_member_loss)]
-    cells += [_figure(audit.metrics.get(name)) for name in metrics]
+    by = f", {_escape(audit.decided_by.label)}" if len(run.judged) > 1 else ""
+    cells += [_figure(audit.metrics.get(name)) + by for name in metrics]
     cells += [_figure(of_score.get(name)) for name in compared]
     decision = audit.decision
     verdict = _escape(decision.message) + (" → **STOP**" if decision.verdict == "stop" else "")

@@ -26,6 +26,7 @@ from ezmia_callbacks.report.drawing import (
 )
 from ezmia_callbacks.report.labels import moment, percent, score_label
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.result import AuditResult
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64
@@ -175,11 +176,17 @@ def _scores_by_label(
                 "process that trained, or the scores themselves."
             )
         shown = np.unique(np.linspace(0, len(kept) - 1, min(_N_CURVES, len(kept))).round().astype(int))
-        return {moment(kept[i]): np.asarray(kept[i].scores, dtype=np.float64) for i in shown}
+        return {_curve_of(kept[i]): np.asarray(kept[i].scores, dtype=np.float64) for i in shown}
     by_label = dict(scores) if isinstance(scores, Mapping) else {"": scores}
     if not by_label:
         raise ConfigurationError("Got no scores: at least those of one audit are needed.")
     return {for_picture(label): np.asarray(values, dtype=np.float64) for label, values in by_label.items()}
+
+
+def _curve_of(result: AuditResult) -> str:
+    """When the audit was made, and of which score its curve is, where several are judged."""
+    by = f" ({score_label(result.decided_by)})" if result.judged_beside else ""
+    return moment(result) + by
 
 
 def _styles_to(n: int) -> list[Style]:

@@ -153,6 +153,7 @@ class AuditView:
     epoch: float | None
     status: Literal["ok", "failed"]
     is_baseline: bool
+    decided_by: NameView
     metrics: Mapping[str, FigureView]
     auc_by_score: tuple[NamedFigureView, ...]
     auc_by_group: tuple[NamedFigureView, ...]
@@ -221,6 +222,8 @@ class RunView:
 
     label: str
     score: NameView
+    judged: tuple[NameView, ...]
+    attack: str
     n_members: int
     n_non_members: int
     n_tokens: int | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ _FEWEST_CUT = 3
 @dataclass(frozen=True, eq=False)
 class Exposures:
     """What training was fed of each canary, up to one point.
+
+    A preference pair is fed where both of its sides are; see `of_pairs`.
 
     Attributes:
         n_times: int64, (n_canaries,): how often a batch held the whole record.
@@ -73,8 +75,10 @@ class Exposures:
         """Which canaries were fed, but never whole: truncation, a block boundary, or a near copy."""
         return np.asarray(~self.is_seen & (self.share > 0.0))
 
-    def select(self, is_chosen: Bool[np.ndarray, " n_canaries"]) -> Exposures:
-        """The exposures of some of the canaries, in their order."""
+    def select(
+        self, is_chosen: Bool[np.ndarray, " n_canaries"] | Int64[np.ndarray, " n_chosen"]
+    ) -> Exposures:
+        """The exposures of some of the canaries, in their order, or of those with these indices."""
         return replace(
             self,
             n_times=self.n_times[is_chosen],
@@ -159,6 +163,35 @@ def whole_again(exposures: Exposures, n_tokens: Int64[np.ndarray, " n_canaries"]
         share=np.where(was_cut, 0.0, exposures.share),
         cut_at=np.where(was_cut, NEVER, exposures.cut_at),
         cut_to=0,
+    )
+
+
+def of_pairs(sides: Sequence[Exposures]) -> Exposures:
+    """The exposures of preference pairs by those of their sides; of other canaries they are the only side.
+
+    A pair was fed as often as the side of it that was fed less often. If one side alone was fed whole, as one
+    of another pair, its `share` is 1 all the same: as a member it does not count, for the contrast was not
+    trained, and as a non-member neither, for half of it was.
+
+    >>> chosen = replace(Exposures.none(2), n_times=np.array([3, 1]), share=np.array([1.0, 1.0]))
+    >>> rejected = replace(Exposures.none(2), n_times=np.array([1, 0]), share=np.array([1.0, 0.2]))
+    >>> pairs = of_pairs([chosen, rejected])
+    >>> pairs.n_times.tolist(), pairs.is_seen_in_pieces.tolist()
+    ([1, 0], [False, True])
+    """
+
+    def least(name: str) -> np.ndarray:
+        return np.asarray(np.min([getattr(side, name) for side in sides], axis=0))
+
+    def most(name: str) -> np.ndarray:
+        return np.asarray(np.max([getattr(side, name) for side in sides], axis=0))
+
+    return replace(
+        sides[0],
+        n_times=least("n_times"),
+        last_step=least("last_step"),
+        share=most("share"),
+        cut_at=most("cut_at"),
     )
 
 

@@ -29,10 +29,10 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
     * "no downward shift": all wrongly predicted tokens of most non-members moved up.
     * "inversion": the AUC of EZ has fallen below an earlier one while that of the loss difference has not.
     * "reversed": members score lower than non-members, by more than chance.
-    * "disagreement": another score sees more leakage than the one that decides.
+    * "disagreement": a score that is only shown sees more leakage than those that are judged.
 
-    The second to fifth are looked for where EZ decides. "Below" and "more" mean that the intervals of the
-    two figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
+    The second to fifth are looked for where EZ alone decides. "Below" and "more" mean that the intervals of
+    the two figures do not overlap, which chance alone makes far rarer than each interval's own error rate.
 
     Args:
         result: The audit.
@@ -53,7 +53,7 @@ def _baseline_leakage(result: AuditResult, _earlier: Sequence[AuditResult]) -> F
     apart = [
         f"AUC of {auc.name} {auc}"
         for auc in _aucs(result)
-        if auc.name in ("loss", result.score) and 0.5 not in auc.interval
+        if auc.name in {"loss", *result.judged} and 0.5 not in auc.interval
     ]
     if not apart:
         return None
@@ -145,19 +145,19 @@ def _inversion(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding |
 
 
 def _reversed(result: AuditResult, _earlier: Sequence[AuditResult]) -> Finding | None:
-    auc = _auc(result, result.score)
+    auc = _auc(result, result.decided_by)
     if result.is_baseline or auc is None or auc.interval.upper >= 0.5:
         return None
     return _finding(
         "reversed",
-        f"Members score LOWER than non-members: AUC {auc}, where 0.5 is chance. That is leakage as well, as "
-        "after unlearning that went too far: an attacker turns the score around, and reaches an AUC of "
-        f"{1.0 - auc.value:.3f}.",
+        f"Members score LOWER than non-members: AUC of {auc.name} {auc}, where 0.5 is chance. That is "
+        "leakage as well, as after unlearning that went too far: an attacker turns the score around, and "
+        f"reaches an AUC of {1.0 - auc.value:.3f}.",
     )
 
 
 def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Finding | None:
-    deciding = _auc(result, result.score)
+    deciding = _auc(result, result.decided_by)
     if result.is_baseline or deciding is None:
         return None
     deciding = deciding.as_leakage()
@@ -174,14 +174,16 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
         for auc in map(_Auc.as_leakage, _aucs(result))
         if auc.interval.lower > deciding.interval.upper and auc.name not in was_apart
     ]
+    # A reversed one keeps its name in front.
+    above = [auc for auc in above if auc.name.partition(" ")[0] not in result.judged]
     if not above:
         return None
     best = max(above, key=lambda auc: auc.value)
     return _finding(
         "disagreement",
         f"{best.name} finds more leakage than {deciding.name}, which decides: AUC {best} against {deciding}. "
-        f"An attacker would use the better one: read the figure of {result.score} as a lower bound, and let "
-        f"{best.name} decide in the next run.",
+        f"An attacker would use the better one: read the figure of {result.decided_by} as a lower bound, and "
+        f"let {best.name} decide in the next run.",
     )
 
 
@@ -214,8 +216,9 @@ class _Auc(NamedTuple):
 
 
 def _aucs(result: AuditResult) -> list[_Auc]:
-    """The AUC of the deciding score, then of the others, where they are resolved."""
-    measured = [(result.score, result.metrics.get("auc")), *result.auc_by_score.items()]
+    """The AUC of the scores that are judged, then of the others, where they are resolved."""
+    judged = {name: metrics.get("auc") for name, metrics in result.judged.items()}
+    measured = [*judged.items(), *result.auc_by_score.items()]
     return [
         _Auc(name, figure.value, figure.interval)
         for name, figure in measured

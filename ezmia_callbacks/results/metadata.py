@@ -44,6 +44,7 @@ _TEXTS = {
     "score": "score",
     "power": "power of an audit",
     "base_model": "base model",
+    "tokenizer": "canaries read with",
     "device": "device",
     "precision": "precision",
     "logits": "logits computed",
@@ -68,7 +69,8 @@ class RunMetadata:
         n_canaries: Canaries that could be scored.
         power: What one audit can find out about the budget, in one sentence.
         n_checkpoints: Saved models that were audited after the run; None for audits during training.
-        base_model: The model that those were compared with.
+        base_model: The model that those were compared with; several if their adapters name several.
+        tokenizer: What made tokens of the canaries then; None where they were tokens already.
         device: Where they were computed.
         precision: In which precision.
         logits: How the logits are computed.
@@ -89,6 +91,7 @@ class RunMetadata:
     power: str | None = None
     n_checkpoints: int | None = None
     base_model: str | None = None
+    tokenizer: str | None = None
     device: str | None = None
     precision: str | None = None
     logits: str | None = None
@@ -120,7 +123,7 @@ class RunMetadata:
             **self._scored(),
             **self._texts("power"),
             **self._audited(),
-            **self._texts("base_model", "device", "precision", "logits"),
+            **self._texts("base_model", "tokenizer", "device", "precision", "logits"),
             **self.others,
         }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ezmia_callbacks.functional.budget import Decision, fpr_of_metric
+from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.typed_rows import read_value
@@ -18,8 +18,24 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-NEWER_FIELDS = frozenset({"auc_recent", "is_reversed", "n_members_seen", "n_records", "reversed"})
+NEWER_FIELDS = frozenset(
+    {
+        "auc_recent",
+        "decided_by",
+        "is_reversed",
+        "judged_beside",
+        "n_members_seen",
+        "n_records",
+        "reversed",
+        # Of a decision; that of a result itself has no default.
+        "score",
+    }
+)
 """Fields of a result, at any depth, that files of older releases lack."""
+# Fields that say something of each record: no file holds them.
+_IN_MEMORY = ("scores", "scores_beside")
+# How scores are called on the console.
+_SHORT = {"ez": "EZ", "wbc": "WBC", "loss_difference": "loss difference"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +47,8 @@ class Measurement:
         interval: Interval for this audit alone.
         band: Interval that holds for all audits of the run together; decisions read this one.
         note: Why `value`, `interval` or `band` is missing, and what would be needed.
-        reversed: The same figure of the score turned around, which takes low scores for members. None for the
-            AUC, whose mirror image it is, where the figure is missing, and in older files.
+        reversed: The same figure of the score turned around, which takes low scores for members. None for an
+            AUC whose mirror image it is, where the figure is missing, and in older files.
     """
 
     value: float | None
@@ -40,6 +56,15 @@ class Measurement:
     band: Interval | None = None
     note: str | None = None
     reversed: Measurement | None = None
+
+    def to_judge(self) -> JudgedFigure | None:
+        """The figure as a budget reads it; None where it has no value or no band."""
+        if self.value is None or self.band is None:
+            return None
+        turned = self.reversed
+        if turned is None:
+            return JudgedFigure(self.value, self.band)
+        return JudgedFigure(self.value, self.band, turned.value, turned.band)
 
 
 @dataclass(frozen=True)
@@ -84,15 +109,19 @@ class AuditResult:
         epoch: Epochs done, as a fraction; None if unknown.
         status: `"ok"`, or `"failed"`: then there are no figures and `error` says why.
         is_baseline: True for the audit before the first step.
-        score: Name of the score that decides.
+        score: Name of the score that was asked for; with `"strongest"` several are judged together.
         n_members: Member records scored.
         n_non_members: Non-member records that count: scored, and never fed in training.
         n_members_seen: Members that figures and verdict are about: those that the model was fed so far. None
             where that was not looked at: at the baseline, after the fact, with `assume_seen`.
         decision: The verdict under the budget.
         n_tokens: Scored tokens of all records.
+        decided_by: Name of the deciding score: of those that are judged, the one that leaks most. Left empty
+            it is `score`.
         metrics: Figures of the deciding score: `"auc"`, `"advantage"`, `"tpr_at_fpr_<fpr>"`.
-        auc_by_score: AUC of every other score, for comparison; these decide nothing.
+        judged_beside: The same figures of the other scores that are judged, by their names. Intervals and
+            bands of all of them hold together.
+        auc_by_score: AUC of scores that are only shown; these decide nothing.
         auc_by_group: AUC of the deciding score within each group of canaries (copies in training, family),
             if there are several; `metrics` then are those of the group that stands for a normal record.
         auc_recent: AUC of the deciding score for the quarter of the members seen that was fed last: they may
@@ -111,6 +140,7 @@ class AuditResult:
         share: Share of the canaries that was scored, in (0, 1]; see `max_overhead` of the callbacks.
         batch_size: Records in a forward pass; smaller than asked for where memory ran out, None if unknown.
         scores: float64, (n_records,): the deciding score of each record; kept in memory only.
+        scores_beside: float64, (n_records,) each: the other scores that are judged; kept in memory only.
     """
 
     step: int
@@ -123,7 +153,9 @@ class AuditResult:
     decision: Decision
     n_members_seen: int | None = None
     n_tokens: int = 0
+    decided_by: str = ""
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
+    judged_beside: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_group: Mapping[str, Measurement] = field(default_factory=dict)
     auc_recent: Measurement | None = None
@@ -140,13 +172,31 @@ class AuditResult:
     share: float = 1.0
     batch_size: int | None = None
     scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
+    scores_beside: Mapping[str, Float64[np.ndarray, " n_records"]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """A single score decides by itself."""
+        if not self.decided_by:
+            object.__setattr__(self, "decided_by", self.score)
+
+    @property
+    def judged(self) -> dict[str, Mapping[str, Measurement]]:
+        """Figures of every score that is judged, by name, the deciding one first."""
+        return {self.decided_by: self.metrics, **self.judged_beside}
+
+    @property
+    def judged_scores(self) -> dict[str, Float64[np.ndarray, " n_records"]]:
+        """Every score that is judged of each record, by name, the deciding one first; empty from a file."""
+        return {} if self.scores is None else {self.decided_by: self.scores, **self.scores_beside}
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain dicts, strings, numbers and None, without the records' scores."""
         return {
             key: _plain(asdict(value) if hasattr(value, "__dataclass_fields__") else value)
             for key, value in vars(self).items()
-            if key != "scores"
+            if key not in _IN_MEMORY
         }
 
     @classmethod
@@ -161,8 +211,9 @@ class AuditResult:
     def to_metrics(self) -> dict[str, float]:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
 
-        Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores and of the
-        groups of canaries, `auc_recent`, `n_members_seen`, `member_loss`, `non_member_loss`, `overhead`;
+        Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores (where
+        several are judged, of the deciding one as well, so that each has its curve) and of the groups of
+        canaries, `auc_recent`, `n_members_seen`, `member_loss`, `non_member_loss`, `overhead`;
         where coins were flipped `epsilon_lower` and `epsilon_ceiling`; under a budget `budget`, and with a
         verdict `over_budget` (0 or 1); `failed` is 1 for a failed audit, which has nothing else.
         """
@@ -176,7 +227,9 @@ class AuditResult:
             if band is not None:
                 flat[f"{name}_lower"] = band.lower
                 flat[f"{name}_upper"] = band.upper
-        for name, measurement in {**self.auc_by_score, **self.auc_by_group}.items():
+        judged = {name: metrics["auc"] for name, metrics in self.judged.items() if "auc" in metrics}
+        beside = judged if self.judged_beside else {}
+        for name, measurement in {**beside, **self.auc_by_score, **self.auc_by_group}.items():
             if measurement.value is not None:
                 flat[f"auc_{name}"] = measurement.value
         if self.auc_recent is not None and self.auc_recent.value is not None:
@@ -199,8 +252,8 @@ class AuditResult:
     def describe(self) -> str:
         """The result as one line for the console.
 
-        Figures carry the band that the decision reads; TPR at FPR the interval of this audit alone where
-        the set cannot carry a band.
+        The AUC carries the band that holds for all audits, and the name of its score where several are
+        judged, with EZ beside it. What the other figures are sure of is left to the report.
         """
         when = "baseline" if self.is_baseline else f"step {self.step}"
         if self.epoch is not None and not self.is_baseline:
@@ -213,6 +266,10 @@ class AuditResult:
         auc = self.metrics.get("auc")
         if auc is not None and auc.value is None:
             parts = [f"no figures ({auc.note})"]
+        elif auc is not None and self.judged_beside:
+            ez = self.judged_beside.get("ez", {}).get("auc")
+            beside = "" if ez is None or ez.value is None else f", EZ {ez.value:.3f}"
+            parts[0] += f" by {_SHORT.get(self.decided_by, self.decided_by)}{beside}"
         if self.member_loss is not None and self.non_member_loss is not None:
             parts.append(f"loss members {self.member_loss:.3f} / held out {self.non_member_loss:.3f}")
         if self.n_members_seen is not None and self.n_members_seen < self.n_members:
@@ -229,10 +286,10 @@ def _describe(name: str, measurement: Measurement) -> str:
     if (fpr := fpr_of_metric(name)) is not None:
         label = f"TPR@{100 * fpr:g}%FPR"
     if measurement.value is None:
-        return f"{label} not resolved ({measurement.note})"
+        return f"{label} not resolved"
     text = f"{label} {measurement.value:.3f}"
     band = measurement.band or measurement.interval
-    return f"{text} ({measurement.note})" if band is None else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
+    return text if band is None or name != "auc" else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
+from ezmia_callbacks.array_files import UNREADABLE, ArrayFile, load_arrays, save_arrays
 from ezmia_callbacks.canaries.records import Record, record_key
 from ezmia_callbacks.canaries.sets import CanarySet, by_group
 from ezmia_callbacks.canaries.validity.near_duplicates import near_duplicates
@@ -25,6 +25,7 @@ from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.intervals import DelongDifference, paired_delong_difference
 from ezmia_callbacks.functional.permutation import PermutationTest, leakage_permutation_test
+from ezmia_callbacks.functional.roc import auc
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.typed_rows import read_value
 
@@ -33,70 +34,76 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-# Of the file; another schema is refused, not guessed at.
-_SCHEMA = 1
-_ARRAYS = ("steps", "epochs", "is_baseline", "scores", "is_member")
-_NAMES = ("score", "record_ids", "fingerprint")
+# Of the file; another schema is refused, not guessed at. The first one held a single score.
+_SCHEMA = 2
+_ARRAYS = ("steps", "epochs", "is_baseline", "is_member")
+_NAMES = ("score_names", "record_ids", "fingerprint")
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """The deciding score of each record at each audit that did not fail, in the order of the audits.
+    """The scores that are judged, of each record at each audit that did not fail, in the order of the audits.
 
     Attributes:
-        score: Name of the score.
         record_ids: Name of each record, or of each group.
         is_member: bool, (n_records,): True where the record is in the training set.
         fingerprint: Identifies the canaries; `load` asks for it again.
         steps: int64, (n_audits,): optimizer steps done.
         epochs: float64, (n_audits,): epochs done, NaN where unknown.
         is_baseline: bool, (n_audits,): True for audits before the first step.
-        scores: float64, (n_audits, n_records): higher means more likely a member.
+        scores: float64, (n_audits, n_records) each, by the name of the score; higher means more likely a
+            member.
 
     Raises:
-        ConfigurationError: if the arrays do not belong together.
+        ConfigurationError: if the arrays do not belong together, or there is no score.
     """
 
-    score: str
     record_ids: tuple[str, ...]
     is_member: Bool[np.ndarray, " n_records"]
     fingerprint: str
     steps: Int64[np.ndarray, " n_audits"]
     epochs: Float64[np.ndarray, " n_audits"]
     is_baseline: Bool[np.ndarray, " n_audits"]
-    scores: Float64[np.ndarray, "n_audits n_records"]
+    scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
         n_audits, n_records = len(self.steps), len(self.record_ids)
         shapes = {name: getattr(self, name).shape for name in _ARRAYS}
         expected: dict[str, tuple[int, ...]] = dict.fromkeys(("steps", "epochs", "is_baseline"), (n_audits,))
-        expected |= {"scores": (n_audits, n_records), "is_member": (n_records,)}
+        expected["is_member"] = (n_records,)
+        shapes |= {f"scores of {name}": scores.shape for name, scores in self.scores.items()}
+        expected |= {f"scores of {name}": (n_audits, n_records) for name in self.scores or ("a score",)}
         if shapes != expected:
             raise ConfigurationError(f"The arrays have the shapes {shapes}, but they need {expected}.")
-        if np.isnan(self.scores).any() or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
+        is_number = not any(np.isnan(scores).any() for scores in self.scores.values())
+        if not is_number or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
             raise ConfigurationError("Scores and epochs must be numbers, and steps must not fall.")
 
     @classmethod
     def empty(
         cls,
         *,
-        score: str,
+        score_names: Sequence[str],
         record_ids: Sequence[str],
         is_member: Bool[np.ndarray, " n_records"],
         fingerprint: str,
     ) -> Trajectories:
         """The trajectories of a run that has no audits yet."""
         return cls(
-            score=score,
             record_ids=tuple(record_ids),
             is_member=np.asarray(is_member, dtype=np.bool_),
             fingerprint=fingerprint,
             steps=np.zeros(0, dtype=np.int64),
             epochs=np.zeros(0),
             is_baseline=np.zeros(0, dtype=np.bool_),
-            scores=np.zeros((0, len(record_ids))),
+            scores={name: np.zeros((0, len(record_ids))) for name in score_names},
         )
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores."""
+        return tuple(self.scores)
 
     @property
     def n_audits(self) -> int:
@@ -121,12 +128,13 @@ class Trajectories:
         """
         if result.status == "failed":
             return self
-        shape = None if result.scores is None else result.scores.shape
-        if result.scores is None or result.score != self.score or shape != (len(self.record_ids),):
+        added = result.judged_scores
+        shapes = {name: scores.shape for name, scores in added.items()}
+        if shapes != dict.fromkeys(self.scores, (len(self.record_ids),)):
             raise ConfigurationError(
-                f"The audit at step {result.step} has scores {result.score!r} of shape {shape}, but "
-                f"{self.score!r} of {len(self.record_ids)} records are needed: add audits as they are "
-                "made, not ones that were loaded from a file."
+                f"The audit at step {result.step} has scores of the shapes {shapes}, but those of "
+                f"{', '.join(self.scores)} of {len(self.record_ids)} records are needed: add audits as they "
+                "are made, not ones that were loaded from a file."
             )
         epoch = np.nan if result.epoch is None else result.epoch
         return replace(
@@ -134,7 +142,10 @@ class Trajectories:
             steps=np.append(self.steps, np.int64(result.step)),
             epochs=np.append(self.epochs, epoch),
             is_baseline=np.append(self.is_baseline, result.is_baseline),
-            scores=np.concatenate([self.scores, result.scores[np.newaxis]]),
+            scores={
+                name: np.concatenate([scores, added[name][np.newaxis]])
+                for name, scores in self.scores.items()
+            },
         )
 
     def up_to_step(self, step: int) -> Trajectories:
@@ -145,7 +156,7 @@ class Trajectories:
         """The trajectories of some records, such as those of one tier: tiers are never pooled."""
         return replace(
             self,
-            scores=self.scores[:, chosen],
+            scores={name: scores[:, chosen] for name, scores in self.scores.items()},
             is_member=self.is_member[chosen],
             record_ids=tuple(
                 name for name, is_chosen in zip(self.record_ids, chosen, strict=True) if is_chosen
@@ -158,8 +169,30 @@ class Trajectories:
         Args:
             groups: Name of each record's group, (n_records,).
         """
-        grouped = by_group(self.scores, groups, self.is_member)
-        return replace(self, scores=grouped.scores, is_member=grouped.is_member, record_ids=grouped.group_ids)
+        by_score = {name: by_group(each, groups, self.is_member) for name, each in self.scores.items()}
+        grouped = next(iter(by_score.values()))
+        return replace(
+            self,
+            scores={name: each.scores for name, each in by_score.items()},
+            is_member=grouped.is_member,
+            record_ids=grouped.group_ids,
+        )
+
+    def of_score(self, score: str | None = None) -> Float64[np.ndarray, "n_audits n_records"]:
+        """One score of each record at each audit.
+
+        Args:
+            score: Its name; None where there is a single one.
+
+        Raises:
+            ConfigurationError: if there is no such score, or several and none was named.
+        """
+        if score is None and len(self.scores) == 1:
+            return next(iter(self.scores.values()))
+        if score is None or score not in self.scores:
+            got = "`score` is needed" if score is None else f"There is no score {score!r}"
+            raise ConfigurationError(f"{got}: the run has those of {', '.join(self.scores)}.")
+        return self.scores[score]
 
     def trained(self) -> Trajectories:
         """The audits after the first step."""
@@ -171,12 +204,13 @@ class Trajectories:
             steps=self.steps[chosen],
             epochs=self.epochs[chosen],
             is_baseline=self.is_baseline[chosen],
-            scores=self.scores[chosen],
+            scores={name: scores[chosen] for name, scores in self.scores.items()},
         )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; it holds ids and scores, no text."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {_array_of(score): scores for score, scores in self.scores.items()}
         names = {name: getattr(self, name) for name in _NAMES}
         save_arrays(Path(path), arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
 
@@ -192,10 +226,14 @@ class Trajectories:
             ConfigurationError: if the file is missing, damaged, of another schema or of other canaries.
         """
         try:
-            file = load_arrays(Path(path), _ARRAYS)
+            file = load_arrays(
+                Path(path),
+                _ARRAYS,
+                more=lambda known: [_array_of(score) for score in known.get("score_names", ())],
+            )
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
-            found = read_value(cls, {**file.arrays, **{name: file.metadata[name] for name in _NAMES}})
+            found = read_value(cls, _row(file))
             if not file.is_intact(digested=_NAMES):
                 raise ValueError("it is damaged")
         except UNREADABLE as error:
@@ -207,6 +245,21 @@ class Trajectories:
                 "were drawn for."
             )
         return found
+
+
+def _row(file: ArrayFile) -> dict[str, object]:
+    """The fields of trajectories, as a file has them."""
+    row = {name: file.arrays[name] for name in _ARRAYS}
+    row |= {name: file.metadata[name] for name in _NAMES if name != "score_names"}
+    names = read_value(tuple[str, ...], file.metadata["score_names"], name="score_names")
+    if len(set(names)) < len(names):
+        raise ConfigurationError("it names a score more than once")
+    return {**row, "scores": {name: file.arrays[_array_of(name)] for name in names}}
+
+
+def _array_of(score: str) -> str:
+    """Name of a score's array in the file."""
+    return f"scores of {score}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +294,7 @@ class ExposedRecords:
         n_members: Members among which they were looked for.
         n_non_members: Non-members that set the threshold.
         fpr: Largest share of non-members that may stand above the threshold.
-        score: Name of the score.
+        score: Name of the score that they were found by.
         step: Steps done at the last audit.
     """
 
@@ -263,7 +316,9 @@ class ExposedRecords:
         )
 
 
-def most_exposed(trajectories: Trajectories, *, n: int = 20, fpr: float = 0.1) -> ExposedRecords:
+def most_exposed(
+    trajectories: Trajectories, *, n: int = 20, fpr: float = 0.1, score: str | None = None
+) -> ExposedRecords:
     """The members that the last audit tells from non-members best, and since when it does.
 
     A member is exposed if at most a share of `fpr` of the non-members score as high or higher: a tie counts
@@ -277,9 +332,12 @@ def most_exposed(trajectories: Trajectories, *, n: int = 20, fpr: float = 0.1) -
         trajectories: Scores of the run; its last audit counts as now.
         n: Largest number of records to list, >= 1.
         fpr: Largest share of non-members above the threshold, in (0, 1).
+        score: Name of the score that they are found by; None takes the one with the largest AUC at the last
+            audit, where chance has a little more room than `n_expected` says.
 
     Raises:
-        ConfigurationError: if there is no audit after the first step, or an argument is outside its range.
+        ConfigurationError: if there is no audit after the first step, or no such score, or an argument is
+            outside its range.
         TooFewCanariesError: if there are fewer than `1 / fpr` non-members.
     """
     trained = _trained(trajectories)
@@ -291,12 +349,15 @@ def most_exposed(trajectories: Trajectories, *, n: int = 20, fpr: float = 0.1) -
             f"FPR {fpr:g} needs {int(np.ceil(1 / fpr))} non-members to be resolved, got {n_non_members}: add "
             "canaries or raise `fpr`."
         )
+    if score is None:
+        score = max(trained.scores, key=lambda name: auc(trained.scores[name][-1], trained.is_member))
+    of_score = trained.of_score(score)
     members = np.flatnonzero(trained.is_member)
-    shares = np.stack([_shares_above(row, trained.is_member) for row in trained.scores])
+    shares = np.stack([_shares_above(row, trained.is_member) for row in of_score])
     is_above = shares <= fpr
     # Audits since the last one that found the member below the threshold.
     n_above = np.where(is_above.all(axis=0), trained.n_audits, np.argmin(is_above[::-1], axis=0))
-    scores = trained.scores[-1][members]
+    scores = of_score[-1][members]
     exposed = np.flatnonzero(is_above[-1])
     order = exposed[np.lexsort((-scores[exposed], -n_above[exposed], shares[-1][exposed]))]
 
@@ -321,7 +382,7 @@ def most_exposed(trajectories: Trajectories, *, n: int = 20, fpr: float = 0.1) -
         n_members=len(members),
         n_non_members=n_non_members,
         fpr=fpr,
-        score=trained.score,
+        score=score,
         step=int(trained.steps[-1]),
     )
 
@@ -439,7 +500,7 @@ def drop_list(
 def leakage_at_any_audit(
     trajectories: Trajectories, *, n_permutations: int = 9999, seed: int = 0
 ) -> PermutationTest:
-    """Test of "no leakage at any audit after the first step", over all of them at once.
+    """Test of "no leakage at any audit after the first step", over all of them and all scores at once.
 
     A small p-value refutes that. It says nothing about a budget, and nothing about single records.
 
@@ -460,13 +521,22 @@ def leakage_at_any_audit(
     """
     trained = _trained(trajectories)
     test = leakage_permutation_test(
-        trained.scores, trained.is_member, n_permutations=n_permutations, seed=seed
+        np.concatenate(list(trained.scores.values())),
+        trained.is_member,
+        n_permutations=n_permutations,
+        seed=seed,
     )
-    return replace(test, audit=int(np.flatnonzero(~trajectories.is_baseline)[test.audit]))
+    audit = test.audit % trained.n_audits
+    return replace(test, audit=int(np.flatnonzero(~trajectories.is_baseline)[audit]))
 
 
 def rise_between(
-    trajectories: Trajectories, earlier_step: int, later_step: int, *, confidence: float = 0.95
+    trajectories: Trajectories,
+    earlier_step: int,
+    later_step: int,
+    *,
+    confidence: float = 0.95,
+    score: str | None = None,
 ) -> DelongDifference:
     """Rise of the AUC between two audits: it leaked more if the lower end of the interval is above 0.
 
@@ -478,28 +548,30 @@ def rise_between(
         earlier_step: Steps done at the earlier audit.
         later_step: Steps done at the later audit.
         confidence: Coverage, in (0, 1).
+        score: Name of the score; needed where several are judged. Choose it beforehand as well.
 
     Raises:
-        ConfigurationError: if there is no audit at one of the steps, or `confidence` is outside (0, 1).
+        ConfigurationError: if there is no audit at one of the steps, or no such score, or `confidence` is
+            outside (0, 1).
         TooFewCanariesError: if either class has fewer than 2 records.
 
     Source: DeLong et al. 1988, see `paired_delong_difference`.
     """
     return paired_delong_difference(
-        _scores_at(trajectories, later_step),
-        _scores_at(trajectories, earlier_step),
+        _scores_at(trajectories, later_step, score),
+        _scores_at(trajectories, earlier_step, score),
         trajectories.is_member,
         confidence=confidence,
     )
 
 
-def _scores_at(trajectories: Trajectories, step: int) -> Float64[np.ndarray, " n_records"]:
+def _scores_at(trajectories: Trajectories, step: int, score: str | None) -> Float64[np.ndarray, " n_records"]:
     found = np.flatnonzero(trajectories.steps == step)
     if len(found) == 0:
         raise ConfigurationError(
             f"There is no audit at step {step}; there are audits at {trajectories.steps.tolist()}."
         )
-    scores: Float64[np.ndarray, " n_records"] = trajectories.scores[found[-1]]
+    scores: Float64[np.ndarray, " n_records"] = trajectories.of_score(score)[found[-1]]
     return scores
 
 

@@ -23,7 +23,10 @@ from ezmia_callbacks.canaries.records import (
     IGNORED_LABEL,
     INPUTS_DIGEST,
     LOSS_MASKS,
+    REJECTED_IDS,
+    REJECTED_LABELS,
     Record,
+    is_pair,
     record_kind,
     record_text,
 )
@@ -65,6 +68,7 @@ class TokenRow:
             only where padding belongs to the row, as it does on the left of absolute positions.
         batch_inputs: Inputs that are made for whole batches, such as images; None if there are none.
         record_id: The name by which these are made.
+        rejected: The rejected side of a preference pair, whose chosen side this row is; None for others.
     """
 
     input_ids: Int64[np.ndarray, " length"]
@@ -72,6 +76,22 @@ class TokenRow:
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     batch_inputs: BatchInputs | None = None
     record_id: str = ""
+    rejected: TokenRow | None = None
+
+    @property
+    def sides(self) -> tuple[TokenRow, ...]:
+        """What is scored of the record: the row, and the rejected side where there is one."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def has_enough_tokens(self) -> bool:
+        """Whether it can be scored: two tokens carry loss, and one on the rejected side of a pair."""
+        return self.n_scored >= MINIMUM_SCORED_TOKENS and all(side.n_scored for side in self.sides)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, with the padding that belongs to the row; of a pair those of the longer side."""
+        return max(len(side.input_ids) for side in self.sides)
 
     @property
     def attention_mask(self) -> Int64[np.ndarray, " length"]:
@@ -97,14 +117,37 @@ class TokenRow:
 
     def cut(self, n_tokens: int) -> TokenRow:
         """The record without what comes after so many tokens."""
-        return replace(self, input_ids=self.input_ids[:n_tokens], labels=self.labels[:n_tokens])
+        return replace(
+            self,
+            input_ids=self.input_ids[:n_tokens],
+            labels=self.labels[:n_tokens],
+            rejected=None if self.rejected is None else self.rejected.cut(n_tokens),
+        )
 
     def as_record(self) -> dict[str, Any]:
         """The same as a tokenized record; what is made for whole batches is not in it."""
         record: dict[str, Any] = {"input_ids": self.input_ids.tolist(), "labels": self.labels.tolist()}
         if self.inputs:
             record[FURTHER_INPUTS] = {name: values.tolist() for name, values in self.inputs.items()}
+        if self.rejected is not None:
+            record[REJECTED_IDS] = self.rejected.input_ids.tolist()
+            record[REJECTED_LABELS] = self.rejected.labels.tolist()
         return record
+
+
+def sides_of(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """All that is scored of the rows: themselves, then the rejected sides of pairs, in the same order.
+
+    Raises:
+        ConfigurationError: if some of them are preference pairs and others are not.
+    """
+    rejected = [row.rejected for row in rows if row.rejected is not None]
+    if rejected and len(rejected) < len(rows):
+        raise ConfigurationError(
+            f"{len(rejected)} of {len(rows)} canaries are preference pairs and the others are not: no score "
+            "compares the two. Audit pairs alone, or map them to 'prompt' and 'completion'."
+        )
+    return [*rows, *rejected]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +155,8 @@ class EncodedCanaries:
     """A canary set as token rows.
 
     Attributes:
-        rows: The records that have at least two scored tokens.
+        rows: The records that have at least two scored tokens; preference pairs by their chosen side, with
+            the rejected one as its `rejected`.
         is_member: bool, (n_records,).
         record_ids: Their ids, in the same order.
         n_dropped: Records left out because fewer than two of their tokens carry loss.
@@ -134,6 +178,11 @@ class EncodedCanaries:
     def n_non_members(self) -> int:
         """Number of non-member rows."""
         return int((~self.is_member).sum())
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the records are preference pairs, of which both sides are scored."""
+        return any(row.rejected is not None for row in self.rows)
 
     def select(self, is_chosen: Bool[np.ndarray, " n_records"]) -> EncodedCanaries:
         """Some of the records, in their order."""
@@ -194,7 +243,7 @@ class EncodedCanaries:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any token, label, further input or membership."""
         digest = hashlib.sha256(self.is_member.tobytes())
-        for row in self.rows:
+        for row in sides_of(self.rows):
             digest.update(len(row.input_ids).to_bytes(8, "little"))
             digest.update(row.input_ids.tobytes())
             digest.update(row.labels.tobytes())
@@ -216,7 +265,8 @@ def encode_canaries(
 
     Raises:
         ConfigurationError: if a tokenizer is needed and missing, a row's labels are not its tokens, or the
-            images that it was trained with are not there.
+            images that it was trained with are not there; or if some records are preference pairs and
+            others are not.
         TooFewCanariesError: if too few records of a class have two scored tokens.
     """
     rows = [
@@ -235,12 +285,16 @@ def encode_canaries(
             replace(row, batch_inputs=canaries.batch_inputs, record_id=record_id)
             for row, record_id in zip(rows, canaries.record_ids, strict=True)
         ]
-    is_kept = np.array([row.n_scored >= MINIMUM_SCORED_TOKENS for row in rows], dtype=np.bool_)
+    has_pairs = len(sides_of(rows)) > len(rows)
+    needed = (
+        f"{MINIMUM_SCORED_TOKENS} tokens that carry loss{', one of a rejected side' if has_pairs else ''}"
+    )
+    is_kept = np.array([row.has_enough_tokens for row in rows], dtype=np.bool_)
     is_member = canaries.is_member[is_kept]
     for name, n_kept in (("members", int(is_member.sum())), ("non-members", int((~is_member).sum()))):
         if n_kept < MINIMUM_PER_CLASS:
             raise TooFewCanariesError(
-                f"Only {n_kept} {name} have at least {MINIMUM_SCORED_TOKENS} tokens that carry loss; "
+                f"Only {n_kept} {name} have at least {needed}; "
                 f"{MINIMUM_PER_CLASS} are needed: check the label mask and the truncation, or add records."
             )
     kept = np.flatnonzero(is_kept)
@@ -270,28 +324,55 @@ def _encode(
     if kind == "text":
         ids = _ids(tokenizer(str(record_text(record))), max_length=max_length)
         return TokenRow(ids, ids)
-    if kind == "preference":
-        raise ConfigurationError(
-            "Preference pairs are scored as their trainer prepares them: pass the canaries to the callback "
-            "of a DPOTrainer, or map them to 'prompt' and 'completion'."
-        )
     fields: Mapping[str, Any] = record  # type: ignore[assignment]  # a mapping by kind
     options = _template_options(fields)
     if kind == "messages":
         ids = _template_ids(tokenizer, fields["messages"], options, max_length=max_length)
         return TokenRow(ids, ids)
-    prompt, completion = fields["prompt"], fields["completion"]
-    if isinstance(prompt, str) != isinstance(completion, str):
+    if kind == "prompt_completion":
+        prompt, *answers = fields["prompt"], fields["completion"]
+    else:
+        prompt, *answers = _pair(fields)
+    if any(isinstance(prompt, str) != isinstance(answer, str) for answer in answers):
+        names = "prompt and completion" if kind == "prompt_completion" else "prompt, chosen and rejected"
         raise ConfigurationError(
-            f"Record {record_id}: of prompt and completion one is text and one a list of messages: make both "
-            "the same."
+            f"Record {record_id}: of {names} one is text and one a list of messages: make all of them the "
+            "same."
         )
+    chosen, *rejected = (
+        _answer_row(prompt, answer, tokenizer, options, max_length=max_length) for answer in answers
+    )
+    return replace(chosen, rejected=rejected[0]) if rejected else chosen
+
+
+def _pair(fields: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Prompt, chosen and rejected answer; without a prompt it is their common beginning, as in TRL."""
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    if fields.get("prompt") is not None:
+        return fields["prompt"], chosen, rejected
+    n_same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    n_prompt = min(len(chosen), len(rejected)) if n_same is None else n_same
+    # A space belongs to the word after it.
+    if isinstance(chosen, str) and chosen[:n_prompt].endswith(" "):
+        n_prompt -= 1
+    return chosen[:n_prompt], chosen[n_prompt:], rejected[n_prompt:]
+
+
+def _answer_row(
+    prompt: Any,
+    completion: Any,
+    tokenizer: Tokenizer,
+    options: Mapping[str, Any],
+    *,
+    max_length: int | None,
+) -> TokenRow:
+    """What is said after a prompt, which carries no loss."""
     if isinstance(prompt, str):
         prompt_ids = _ids(tokenizer(prompt), max_length=max_length)
         ids = _ids(tokenizer(prompt + completion), max_length=max_length)
     else:
         prompt_ids = _template_ids(
-            tokenizer, prompt, {"add_generation_prompt": True} | options, max_length=max_length
+            tokenizer, prompt, {"add_generation_prompt": True, **options}, max_length=max_length
         )
         ids = _template_ids(tokenizer, [*prompt, *completion], options, max_length=max_length)
     labels = ids.copy()
@@ -358,13 +439,18 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
             )
         attended = np.asarray(record["attention_mask"], dtype=np.bool_)
         ids, labels = ids[attended], labels[attended]
+    if is_pair(record):
+        rejected = {"input_ids": record[REJECTED_IDS], "labels": record.get(REJECTED_LABELS)}
+        of_rejected = _tokenized_row(rejected, record_id=f"{record_id} (rejected side)")
+    else:
+        of_rejected = None
     if np.any((labels != IGNORED_LABEL) & (labels != ids)):
         raise ConfigurationError(
             f"Record {record_id}: labels differ from the input ids where they are not "
             f"{IGNORED_LABEL}. A causal language model is trained on its own input; labels must not be "
             "shifted, and masked language models cannot be audited."
         )
-    return TokenRow(ids, labels, inputs)
+    return TokenRow(ids, labels, inputs, rejected=of_rejected)
 
 
 def _dtype_of(values: Any) -> type[np.generic]:

@@ -33,7 +33,7 @@ from ezmia_callbacks.scoring.forward import (
 from ezmia_callbacks.scoring.left_as_found import Traces
 from ezmia_callbacks.scoring.memory import fit_into_memory
 from ezmia_callbacks.scoring.projection import LogitsFunction, Projection
-from ezmia_callbacks.scoring.rows import EncodedCanaries, TokenRow
+from ezmia_callbacks.scoring.rows import EncodedCanaries, TokenRow, sides_of
 from ezmia_callbacks.scoring.statistics import TokenStatistics, join_statistics
 
 __all__: list[str] = []
@@ -96,6 +96,7 @@ class Scorer:
             ConfigurationError: if a row is longer, or a token id larger, than the model can take.
             AuditMemoryError: if one record alone does not fit into memory.
         """
+        rows = sides_of(rows)
         traces = self._traces_of(model, rows)
         found, _ = fit_into_memory(
             lambda _: check_model(
@@ -116,6 +117,8 @@ class Scorer:
     ) -> TokenStatistics:
         """Statistics of the rows, on every process; each scores its share.
 
+        Of preference pairs both sides are scored, in the same batches.
+
         Args:
             model: The model that is trained, or another one as its reference.
             rows: The rows.
@@ -126,6 +129,7 @@ class Scorer:
             AuditMemoryError: if one record alone does not fit into memory.
         """
         projection = self.projection if is_in_training else None
+        n_records, rows = len(rows), sides_of(rows)
         traces = self._traces_of(model, rows)
         n_shares, own = (n_processes(), rank()) if can_share_records(model) else (1, 0)
 
@@ -147,9 +151,8 @@ class Scorer:
             return statistics, shares
 
         (statistics, shares), self.batch_size = fit_into_memory(share, batch_size=self.batch_size)
-        if n_shares == 1:
-            return join_statistics([broadcast_from_main(statistics)], shares)
-        return join_statistics(gather(statistics), shares)
+        parts = [broadcast_from_main(statistics)] if n_shares == 1 else gather(statistics)
+        return join_statistics(parts, shares).split(n_records)
 
     def attack_scores(
         self,

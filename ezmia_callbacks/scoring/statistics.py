@@ -6,9 +6,9 @@ No text, no token ids and no logits are kept: 13 bytes for each scored token.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class TokenStatistics:
         means: float32, (n_tokens,): mean log-probability under the model's own distribution, <= 0.
         standard_deviations: float32, (n_tokens,): its standard deviation, >= 0.
         offsets: int64, (n_records + 1,), from 0 to n_tokens.
+        rejected: The same of the rejected sides, where the records are preference pairs and these are their
+            chosen sides; else None.
     """
 
     log_probs: Float32[np.ndarray, " n_tokens"]
@@ -43,11 +45,17 @@ class TokenStatistics:
     means: Float32[np.ndarray, " n_tokens"]
     standard_deviations: Float32[np.ndarray, " n_tokens"]
     offsets: Int64[np.ndarray, " n_records_plus_1"]
+    # Files hold its arrays beside these, under names of their own.
+    rejected: TokenStatistics | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
         if len(self.offsets) == 0 or self.offsets[0] != 0 or np.any(np.diff(self.offsets) < 0):
             raise ConfigurationError("`offsets` must begin with 0 and never fall.")
+        if self.rejected is not None and self.rejected.n_records != self.n_records:
+            raise ConfigurationError(
+                f"{self.n_records} chosen sides and {self.rejected.n_records} rejected ones: pairs need both."
+            )
         n_tokens = int(self.offsets[-1])
         for name in ("log_probs", "is_correct", "means", "standard_deviations"):
             if getattr(self, name).shape != (n_tokens,):
@@ -75,13 +83,31 @@ class TokenStatistics:
             self.means[of_tokens],
             self.standard_deviations[of_tokens],
             np.concatenate([[0], np.cumsum(lengths[is_chosen])]).astype(np.int64),
+            None if self.rejected is None else self.rejected.select(is_chosen),
         )
 
-    def cut(self, n_scored: Int64[np.ndarray, " n_records"]) -> TokenStatistics:
+    def split(self, n_chosen: int) -> TokenStatistics:
+        """The records after so many as the rejected sides of those before; itself if there are none.
+
+        Args:
+            n_chosen: Records that are no rejected sides; these are first, and there are as many of the others
+                or none.
+        """
+        if n_chosen == self.n_records:
+            return self
+        is_first = np.arange(self.n_records) < n_chosen
+        return replace(self.select(is_first), rejected=self.select(~is_first))
+
+    def cut(
+        self,
+        n_scored: Int64[np.ndarray, " n_records"],
+        n_scored_of_rejected: Int64[np.ndarray, " n_records"] | None = None,
+    ) -> TokenStatistics:
         """Statistics of the first scored tokens of each record alone.
 
         Args:
             n_scored: int64, (n_records,): how many of them, at most as many as there are.
+            n_scored_of_rejected: The same of the rejected sides; None keeps them whole.
         """
         lengths = np.diff(self.offsets)
         place = np.arange(self.n_tokens) - np.repeat(self.offsets[:-1], lengths)
@@ -92,6 +118,9 @@ class TokenStatistics:
             self.means[of_tokens],
             self.standard_deviations[of_tokens],
             np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64),
+            self.rejected
+            if self.rejected is None or n_scored_of_rejected is None
+            else self.rejected.cut(n_scored_of_rejected),
         )
 
 
@@ -115,7 +144,9 @@ def join_statistics(parts: Sequence[TokenStatistics], indices: Sequence[Sequence
         (part, slice(part.offsets[k], part.offsets[k + 1])) for part, k in (where[i] for i in sorted(where))
     ]
     lengths = [span.stop - span.start for _, span in spans]
+    rejected = [part.rejected for part in parts if part.rejected is not None]
     return TokenStatistics(
+        rejected=join_statistics(rejected, indices) if rejected else None,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         **{
             name: np.concatenate([getattr(part, name)[span] for part, span in spans])
@@ -126,6 +157,8 @@ def join_statistics(parts: Sequence[TokenStatistics], indices: Sequence[Sequence
 
 
 _ARRAYS = ("log_probs", "is_correct", "means", "standard_deviations", "offsets")
+# Before the names of the arrays of the rejected sides.
+_REJECTED = "rejected_"
 
 Scorer = Callable[
     [TokenStatistics, TokenStatistics, "Int64[np.ndarray, ' n_records'] | None"],
@@ -157,6 +190,14 @@ SCORES: Mapping[str, Scorer] = {
     "min_k_plus_plus": lambda target, _reference, _: scores.min_k_plus_plus_score(
         target.log_probs, target.means, target.standard_deviations, offsets=target.offsets
     ),
+    "margin": lambda target, reference, _: scores.margin_score(
+        target.log_probs,
+        reference.log_probs,
+        _rejected(target).log_probs,
+        _rejected(reference).log_probs,
+        chosen_offsets=target.offsets,
+        rejected_offsets=_rejected(target).offsets,
+    ),
     "zlib": lambda target, _reference, n_bytes: scores.zlib_score(
         target.log_probs, n_compressed_bytes=_required(n_bytes), offsets=target.offsets
     ),
@@ -166,6 +207,16 @@ SCORES: Mapping[str, Scorer] = {
 
 def _moments(statistics: TokenStatistics) -> scores.TokenMoments:
     return scores.TokenMoments(statistics.log_probs, statistics.means, statistics.standard_deviations)
+
+
+def _rejected(statistics: TokenStatistics) -> TokenStatistics:
+    if statistics.rejected is None:
+        raise ConfigurationError(
+            "The margin compares the two sides of preference pairs, and these records have no rejected side: "
+            "give records with 'chosen' and 'rejected' (or 'input_ids' and 'rejected_input_ids'), or use "
+            "another score, such as 'ez'."
+        )
+    return statistics.rejected
 
 
 def _required(n_bytes: Int64[np.ndarray, " n_records"] | None) -> Int64[np.ndarray, " n_records"]:
@@ -190,16 +241,25 @@ def score_records(
         n_compressed_bytes: zlib-compressed size of each record's text; needed by `"zlib"` alone.
 
     Raises:
-        ConfigurationError: if the score is unknown or the two statistics do not cover the same tokens.
+        ConfigurationError: if the score is unknown, the two statistics do not cover the same tokens, or the
+            score needs a rejected side, or text, and there is none.
     """
     if name not in SCORES:
         raise ConfigurationError(f"Unknown score {name!r}: use one of {', '.join(SCORES)}.")
-    if not np.array_equal(target.offsets, reference.offsets):
-        raise ConfigurationError(
-            f"Target and reference cover different tokens: {target.n_records} records with "
-            f"{target.n_tokens} tokens against {reference.n_records} with {reference.n_tokens}."
+    _check_same_tokens(target, reference, name="Target and reference")
+    if target.rejected is not None and reference.rejected is not None:
+        _check_same_tokens(
+            target.rejected, reference.rejected, name="The rejected sides of target and reference"
         )
     return SCORES[name](target, reference, n_compressed_bytes)
+
+
+def _check_same_tokens(target: TokenStatistics, reference: TokenStatistics, *, name: str) -> None:
+    if not np.array_equal(target.offsets, reference.offsets):
+        raise ConfigurationError(
+            f"{name} cover different tokens: {target.n_records} records with "
+            f"{target.n_tokens} tokens against {reference.n_records} with {reference.n_tokens}."
+        )
 
 
 def save_statistics(path: Path, statistics: TokenStatistics, *, fingerprint: str) -> None:
@@ -210,8 +270,7 @@ def save_statistics(path: Path, statistics: TokenStatistics, *, fingerprint: str
         statistics: What to write.
         fingerprint: Identifies the scored tokens; `load_statistics` asks for it again.
     """
-    arrays = {name: getattr(statistics, name) for name in _ARRAYS}
-    save_arrays(path, arrays, {"version": 1, "fingerprint": fingerprint})
+    save_arrays(path, arrays_of(statistics), {"version": 1, "fingerprint": fingerprint})
 
 
 def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
@@ -225,7 +284,7 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
         "original weights: the trained weights cannot stand in for the reference."
     )
     try:
-        file = load_arrays(path, _ARRAYS)
+        file = load_arrays(path, _ARRAYS, optional=[_REJECTED + name for name in _ARRAYS])
         found, is_intact = str(file.metadata["fingerprint"]), file.is_intact()
     except FileNotFoundError:
         raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
@@ -241,7 +300,7 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     if not is_intact:
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
     try:
-        return read_value(TokenStatistics, file.arrays)
+        return statistics_of(file.arrays)
     except ConfigurationError as error:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} are damaged ({error}). {advice}"
@@ -249,11 +308,37 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
 
 
 def check_numbers(statistics: TokenStatistics) -> None:
-    """Refuse statistics in which something is no number.
+    """Refuse statistics, of either side, in which something is no number.
 
     Raises:
         ConfigurationError: naming the array.
     """
-    for name in ("log_probs", "means", "standard_deviations"):
-        if np.isnan(getattr(statistics, name)).any():
+    for name, array in arrays_of(statistics).items():
+        if np.isnan(array).any():
             raise ConfigurationError(f"`{name}` holds NaN")
+
+
+def arrays_of(statistics: TokenStatistics) -> dict[str, Any]:
+    """The arrays of statistics by name, those of the rejected sides under names of their own."""
+    arrays: dict[str, Any] = {name: getattr(statistics, name) for name in _ARRAYS}
+    if statistics.rejected is not None:
+        arrays |= {_REJECTED + name: getattr(statistics.rejected, name) for name in _ARRAYS}
+    return arrays
+
+
+def statistics_of(arrays: Mapping[str, object], *, name: str = "") -> TokenStatistics:
+    """The statistics that `arrays_of` was called on.
+
+    Args:
+        arrays: What it returned, from a file or a checkpoint.
+        name: Name of it, for the error.
+
+    Raises:
+        ConfigurationError: if something in it is not what `arrays_of` returns; names the place.
+    """
+    own = {key: array for key, array in arrays.items() if not key.startswith(_REJECTED)}
+    others = {key.removeprefix(_REJECTED): arrays[key] for key in arrays.keys() - own.keys()}
+    chosen = read_value(TokenStatistics, own, name=name)
+    if not others:
+        return chosen
+    return replace(chosen, rejected=read_value(TokenStatistics, others, name=f"{name}.rejected".lstrip(".")))

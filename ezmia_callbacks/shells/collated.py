@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ezmia_callbacks.canaries.records import FURTHER_INPUTS, IGNORED_LABEL
+from ezmia_callbacks.canaries.records import FURTHER_INPUTS, IGNORED_LABEL, REJECTED_IDS, REJECTED_LABELS
 from ezmia_callbacks.errors import ConfigurationError
 
 __all__: list[str] = []
@@ -60,7 +60,7 @@ class FedRow(NamedTuple):
 def fed_row(row: Row, collate: Collate) -> FedRow:
     """One row as the collator hands it to the model in a batch of its own.
 
-    Of a preference pair it is the prompt, without loss, and the chosen side.
+    Of a preference pair both sides are, each after the prompt, which carries no loss.
 
     Raises:
         ConfigurationError: if the collator fails on the row, or returns no labels for it.
@@ -75,19 +75,17 @@ def fed_row(row: Row, collate: Collate) -> FedRow:
             "or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or newer) "
             "and DPOTrainer (TRL 0.29 or newer) can be audited."
         )
-    n_rows = 2 if is_pair else 1
-    ids, labels = (_first(columns[name], n_rows=n_rows) for name in ("input_ids", mask_name))
     if is_pair:
-        labels = np.where(labels != 0, ids, IGNORED_LABEL)
+        # The trainer takes the batch apart, and what else is in it is its own.
+        sides = _side(columns, 0) + _side(columns, 1)
+        record = dict(zip(("input_ids", "labels", REJECTED_IDS, REJECTED_LABELS), sides, strict=True))
+        return FedRow(record, record, True, frozenset())
+    ids, labels = (_only(columns[name]) for name in ("input_ids", "labels"))
     if columns.get(MASK) is not None:
-        is_attended = _first(columns[MASK], n_rows=n_rows) != 0
+        is_attended = _only(columns[MASK]) != 0
     else:
         # Without a mask, padding can only be what the row did not have.
         is_attended = np.arange(len(ids)) < len(row.get("input_ids", ids))
-    if is_pair:
-        # The trainer takes the batch apart, and what else is in it is its own.
-        record = {"input_ids": ids[is_attended].tolist(), "labels": labels[is_attended].tolist()}
-        return FedRow(record, record, True, frozenset())
     return _fed(ids, labels, is_attended, columns, shape=_shape(columns["input_ids"]), index=0)
 
 
@@ -215,13 +213,28 @@ def _list_of(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
 
 
-def _first(values: Any, *, n_rows: int) -> np.ndarray:
-    """The first row of a batch, or a bare row, from a list, an array or a tensor."""
+def _side(columns: Mapping[str, Any], index: int) -> tuple[list[int], list[int]]:
+    """Input ids and labels of a side of a preference pair; the chosen one is first."""
+    ids, has_loss = (_rows(columns[name], n_rows=2)[index] for name in ("input_ids", "completion_mask"))
+    is_attended = np.ones_like(ids, dtype=np.bool_)
+    if columns.get(MASK) is not None:
+        is_attended = _rows(columns[MASK], n_rows=2)[index] != 0
+    labels = np.where(has_loss != 0, ids, IGNORED_LABEL)
+    return ids[is_attended].tolist(), labels[is_attended].tolist()
+
+
+def _only(values: Any) -> np.ndarray:
+    """The only row of a batch, or a bare row, from a list, an array or a tensor."""
+    return np.asarray(_rows(values, n_rows=1)[0])
+
+
+def _rows(values: Any, *, n_rows: int) -> np.ndarray:
+    """The rows of a batch; a bare row is one."""
     array = np.asarray(_list_of(values))
     if array.ndim == 2 and len(array) == n_rows:
-        return np.asarray(array[0])
-    if array.ndim == 1:
         return array
+    if array.ndim == 1 and n_rows == 1:
+        return array[None]
     raise ConfigurationError(
         f"The trainer's collator makes an array of shape {array.shape} of one record, and {n_rows} rows of "
         "tokens are needed: audit checkpoints with PrivacyAuditor and tokenized canaries instead."

@@ -20,6 +20,7 @@ from ezmia_callbacks.canaries.records import (
     INPUTS_DIGEST,
     Record,
     is_empty,
+    is_pair,
     record_kind,
     record_text,
 )
@@ -214,12 +215,19 @@ def canaries_as_fed(feed: Feed, canaries: CanarySet, *, max_length: int | None) 
         max_length: Truncation of raw text, in tokens.
 
     Raises:
-        ConfigurationError: if no rows can be made of the canaries.
+        ConfigurationError: if no rows can be made of the canaries, or preference pairs would lose a side.
         TooFewCanariesError: if too few records are left.
         OverlappingCanariesError: if a non-member is among the training rows.
     """
     prepared = _prepared(feed, canaries, max_length=max_length)
     fed = _in_scored_form(feed, prepared.rows, [_as_fed(feed, row) for row in prepared.rows])
+    if any(map(is_pair, canaries.records)) and not all(map(is_pair, fed.records)):
+        raise ConfigurationError(
+            "The canaries are preference pairs, and the run's collator makes one row of tokens of each, "
+            "without the rejected side: pass them to the callback of a DPOTrainer; or call PrivacyAuditor, "
+            "which scores both sides, from a loop or a callback of your own; or map them to 'prompt' and "
+            "'completion'."
+        )
     identities = [_identity(row) for row in fed.records]
     n_copies = Counter(identities)
     usable = [i for i, row in enumerate(fed.records) if not is_empty(row) and n_copies[identities[i]] == 1]

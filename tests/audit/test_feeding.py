@@ -118,3 +118,18 @@ def test_non_members_of_which_a_large_part_was_fed_are_named():
     (finding,) = findings_of_feeding(replace(exposures, share=share), encoded(), epoch=2.0)
 
     assert finding.text.startswith("2 non-members were fed in large part: row-9, row-10. Near copies")
+
+
+def encoded_pairs():
+    found = encoded()
+    return replace(found, rows=tuple(replace(row, rejected=row.cut(8)) for row in found.rows))
+
+
+def test_of_preference_pairs_it_is_said_how_one_side_may_have_been_fed_elsewhere():
+    contaminated = findings_of_feeding(fed(*ALL_MEMBERS, in_pieces=(9,)), encoded_pairs(), epoch=1.0)
+    plain = findings_of_feeding(fed(*ALL_MEMBERS, in_pieces=(9,)), encoded(), epoch=1.0)
+
+    assert "keep pairs that share an answer together with `group_by`" in contaminated[0].text
+    assert "pair" not in plain[0].text
+    assert "trained on with another rejected one" in describe_never_fed(fed(0), encoded_pairs())
+    assert "rejected" not in describe_never_fed(fed(0), encoded())

@@ -45,7 +45,7 @@ WITHIN = Decision(False, True, "within")
 def test_the_bands_of_all_planned_audits_share_the_error_rate_equally():
     judge = make_judge(n_audits=4)
 
-    confidences = [judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(4)]
+    confidences = [judge.band(make_history(*[WITHIN] * n)).confidence for n in range(4)]
 
     assert confidences == pytest.approx([1 - 0.05 / 4] * 4)
 
@@ -53,7 +53,7 @@ def test_the_bands_of_all_planned_audits_share_the_error_rate_equally():
 def test_audits_beyond_the_plan_get_less_and_less():
     judge = make_judge(n_audits=2)
 
-    alphas = [1 - judge.band_confidence(make_history(*[WITHIN] * n)) for n in range(5)]
+    alphas = [1 - judge.band(make_history(*[WITHIN] * n)).confidence for n in range(5)]
 
     expected = [alpha_for_audit(n, n_planned=2, failure_probability=0.05) for n in (1, 2, 3, 4, 5)]
     assert alphas == pytest.approx(expected)
@@ -63,7 +63,7 @@ def test_audits_beyond_the_plan_get_less_and_less():
 def test_the_lower_end_of_the_band_decides():
     judge, history = make_judge(), make_history()
 
-    within, over = (judge.decide(auc_of(value), history) for value in (0.62, 0.65))
+    within, over = (judge.decide({"ez": auc_of(value)}, history) for value in (0.62, 0.65))
 
     assert (within.stop, within.is_within_budget) == (False, True)
     assert (over.stop, over.is_within_budget) == (True, False)
@@ -74,28 +74,28 @@ def test_patience_counts_on_from_the_history():
     budget = LeakageBudget(limit=0.6, patience=1)
     judge = make_judge(budget)
 
-    first = judge.decide(auc_of(0.7), make_history(budget=budget))
-    second = judge.decide(auc_of(0.7), make_history(first, budget=budget))
+    first = judge.decide({"ez": auc_of(0.7)}, make_history(budget=budget))
+    second = judge.decide({"ez": auc_of(0.7)}, make_history(first, budget=budget))
 
     assert (first.stop, first.n_over_in_a_row) == (False, 1)
     assert (second.stop, second.n_over_in_a_row) == (True, 2)
 
 
 def test_the_baseline_is_within_budget_and_stops_nothing():
-    decision = make_judge().decide(auc_of(0.9), make_history(), is_baseline=True)
+    decision = make_judge().decide({"ez": auc_of(0.9)}, make_history(), is_baseline=True)
 
     assert decision == Decision(False, True, "baseline: nothing was trained yet")
 
 
 def test_without_a_budget_there_is_no_verdict():
-    decision = make_judge(None).decide(auc_of(0.9), make_history(budget=None))
+    decision = make_judge(None).decide({"ez": auc_of(0.9)}, make_history(budget=None))
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
 
 @pytest.mark.parametrize("figure", [Measurement(None, note="too few"), Measurement(0.7, note="too few")])
 def test_a_figure_that_the_canaries_cannot_carry_is_never_within_budget(figure):
-    decision = make_judge().decide({"auc": figure}, make_history())
+    decision = make_judge().decide({"ez": {"auc": figure}}, make_history())
 
     assert (decision.stop, decision.is_within_budget) == (True, None)
     assert "too few" in decision.message
@@ -106,7 +106,7 @@ def test_a_judge_of_a_finished_run_gives_the_same_verdicts_and_never_stops():
     unresolved = {"auc": Measurement(None, note="too few")}
 
     for figures in (auc_of(0.55), auc_of(0.9), unresolved):
-        expected, found = (judge.decide(figures, make_history()) for judge in (stopping, judging))
+        expected, found = (judge.decide({"ez": figures}, make_history()) for judge in (stopping, judging))
 
         assert not found.stop
         assert (found.is_within_budget, found.message) == (expected.is_within_budget, expected.message)
@@ -185,7 +185,7 @@ def test_of_canaries_that_are_too_few_altogether_no_more_is_asked():
 def test_few_canaries_carry_the_verdicts_alone_that_more_could_not_undo(rule, auc, expected):
     judge = make_judge(LeakageBudget(limit=0.6, rule=rule))
 
-    decision = judge.decide(auc_of(auc), make_history(), lacks="30 members are too few")
+    decision = judge.decide({"ez": auc_of(auc)}, make_history(), lacks="30 members are too few")
 
     assert decision.is_within_budget is expected
     assert decision.stop is (expected is False)
@@ -194,7 +194,7 @@ def test_few_canaries_carry_the_verdicts_alone_that_more_could_not_undo(rule, au
 
 
 def test_of_what_nobody_has_seen_there_is_no_verdict():
-    decision = make_judge().decide(auc_of(0.9), make_history(), why_unknown="no batch was seen")
+    decision = make_judge().decide({"ez": auc_of(0.9)}, make_history(), why_unknown="no batch was seen")
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
@@ -202,7 +202,7 @@ def test_of_what_nobody_has_seen_there_is_no_verdict():
 def test_figures_without_a_value_are_not_judged_yet_and_end_nothing():
     metrics = {"auc": Measurement(None, note="3 members")}
 
-    decision = make_judge().decide(metrics, make_history(), lacks="3 members are too few")
+    decision = make_judge().decide({"ez": metrics}, make_history(), lacks="3 members are too few")
 
     assert (decision.stop, decision.is_within_budget) == (False, None)
 
@@ -212,7 +212,7 @@ def audits(*aucs, before=BUDGET, half_width=0.03, **options):
     judge, history = make_judge(before), AuditHistory(budget=before)
     for i, auc in enumerate((0.5, *aucs)):
         figures = auc_of(auc, half_width=half_width)
-        decision = judge.decide(figures, history, is_baseline=i == 0)
+        decision = judge.decide({"ez": figures}, history, is_baseline=i == 0)
         history = history.with_result(
             AuditResult(i, float(i), "ok", i == 0, "ez", 100, 200, decision, metrics=figures, **options)
         )
@@ -382,3 +382,73 @@ def test_a_failed_audit_stays_a_failed_one():
     found = make_judge(LeakageBudget(limit=0.9)).rejudged(results, make_subset(), judged_by=None)
 
     assert found == tuple(results)
+
+
+JUDGED = {"ez": auc_of(0.58), "loss_difference": auc_of(0.9), "wbc": auc_of(0.05)}
+
+
+def test_the_score_that_leaks_most_in_either_direction_decides():
+    judge = make_judge(n_scores=3)
+
+    decision = judge.decide(JUDGED, make_history())
+
+    assert judge.strongest_of(JUDGED) == decision.score == "wbc"
+    assert (decision.stop, decision.is_reversed, decision.compared) == (True, True, pytest.approx(0.92))
+    assert "lower bound of AUC (wbc) 0.920" in decision.message
+
+
+def test_the_strongest_is_the_one_that_the_rule_reads_most_of():
+    """A higher estimate with a wider band is less evidence, and more that cannot be ruled out."""
+    judged = {"ez": auc_of(0.68, half_width=0.01), "wbc": auc_of(0.7, half_width=0.1)}
+
+    chosen = {
+        rule: make_judge(LeakageBudget(limit=0.6, rule=rule), n_scores=2).strongest_of(judged)
+        for rule in ("lower", "point", "upper")
+    }
+
+    assert chosen == {"lower": "ez", "point": "wbc", "upper": "wbc"}
+    assert make_judge(None, n_scores=2).strongest_of(judged) == "wbc"
+    # Of equal ones the first is named.
+    tied = {"ez": {"auc": Measurement(0.5)}, "wbc": {"auc": Measurement(0.5)}}
+    assert make_judge(n_scores=2).strongest_of(tied) == "ez"
+
+
+@pytest.mark.parametrize(("rule", "shares"), [("lower", (3, 3)), ("point", (3, 3)), ("upper", (3, 1))])
+def test_scores_share_the_error_rate_of_each_audit(rule, shares):
+    band = make_judge(LeakageBudget(limit=0.6, rule=rule), n_scores=3).band(make_history())
+
+    assert (band.lower, band.upper) == tuple(pytest.approx(0.05 / 4 / 2 / share) for share in shares)
+
+
+def test_one_score_without_a_figure_leaves_no_verdict_on_the_others():
+    judged = {"ez": auc_of(0.5), "wbc": {"auc": Measurement(None, note="too few")}}
+
+    decision = make_judge(n_scores=2).decide(judged, make_history())
+
+    assert decision.is_within_budget is None
+    assert "too few" in decision.message
+
+
+def test_a_stricter_budget_reads_every_score_of_an_older_audit():
+    """EZ stands at 0.58, and another score at 0.66 that the older limit let pass."""
+    within = Decision(False, True, "within", compared=0.63, limit=0.9, score="wbc")
+    ez, wbc = auc_of(0.58), auc_of(0.66)
+    result = AuditResult(
+        1,
+        1.0,
+        "ok",
+        False,
+        "strongest",
+        100,
+        200,
+        within,
+        decided_by="ez",
+        metrics=ez,
+        judged_beside={"wbc": wbc},
+    )
+    judge = make_judge(LeakageBudget(limit=0.6), n_scores=2)
+
+    (anew,) = judge.rejudged([result], make_subset(), judged_by={"budget": None, "confidence": 0.95})
+
+    assert anew.decision.is_within_budget is False
+    assert anew.decision.score == "wbc"

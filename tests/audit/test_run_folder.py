@@ -128,4 +128,4 @@ def test_scores_of_the_records_are_written_whole(tmp_path):
 
     saved = folder.load(state.history.results, fresh())
 
-    np.testing.assert_array_equal(saved.trajectories.scores, state.trajectories.scores)
+    np.testing.assert_equal(saved.trajectories.scores, state.trajectories.scores)

@@ -3,12 +3,14 @@
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import make_model, make_rows, make_texts
 
+from ezmia_callbacks.audit.feeding import counted_by
 from ezmia_callbacks.audit.seen import SeenCanaries
 from ezmia_callbacks.scoring.rows import TokenRow
 
@@ -399,3 +401,81 @@ def test_nothing_is_left_on_the_model_when_nobody_asks_any_more():
     del watched.seen
 
     assert not watched.model._forward_pre_hooks
+
+
+# Preference pairs: the two sides differ in one word after a common prompt.
+
+
+def make_pairs(n=10):
+    """Pairs in which one token differs, and what a batch of them feeds."""
+    pairs = []
+    for ids in IDS[:n]:
+        rejected = ids.copy()
+        rejected[-2] = ids[-2] % 40 + 3
+        pairs.append(TokenRow(ids, ids, rejected=TokenRow(rejected, rejected)))
+    return pairs
+
+
+def both(pairs, *numbers):
+    return [side.input_ids for i in numbers for side in pairs[i].sides]
+
+
+def test_a_pair_is_fed_where_both_of_its_sides_are():
+    pairs = make_pairs()
+    watched = Watched(pairs)
+    watched.feed(both(pairs, 0, 1))
+    watched.step()
+    watched.feed([*both(pairs, 0), pairs[2].input_ids, pairs[3].rejected.input_ids])
+    watched.step()
+
+    fed = watched.fed()
+
+    assert fed.n_times[:5].tolist() == [2, 1, 0, 0, 0]
+    assert fed.last_step[:5].tolist() == [2, 1, -1, -1, -1]
+
+
+def test_a_pair_whose_chosen_side_was_fed_with_another_answer_counts_nowhere():
+    """As a member it would look forgotten; as a non-member half of it was trained on."""
+    pairs = make_pairs()
+    watched = Watched(pairs)
+    watched.feed([pairs[0].input_ids, IDS[40], *both(pairs, 1)])
+    watched.step()
+
+    fed = watched.fed()
+
+    for is_member in (True, False):
+        is_counted = counted_by(fed, np.full(10, is_member)).is_counted
+        assert is_counted[:3].tolist() == [False, is_member, not is_member]
+
+
+def test_pairs_with_the_same_rejected_side_are_found():
+    pairs = make_pairs()
+    pairs[1] = replace(pairs[1], rejected=pairs[0].rejected)
+    watched = Watched(pairs)
+    watched.feed(both(pairs, 0, 1, 2))
+    watched.step()
+
+    assert watched.fed().n_times[:4].tolist() == [1, 1, 1, 0]
+
+
+def test_a_side_that_is_chosen_in_one_pair_and_rejected_in_another_belongs_to_both():
+    pairs = make_pairs()
+    pairs[1] = replace(pairs[1], rejected=replace(pairs[0], rejected=None))
+    watched = Watched(pairs)
+    watched.feed(both(pairs, 1))
+    watched.step()
+
+    assert watched.fed().n_times[:2].tolist() == [0, 1]
+    assert watched.fed().is_seen_in_pieces[:2].tolist() == [True, False]
+
+
+def test_pairs_that_are_looked_for_in_another_form_keep_what_was_fed():
+    pairs = make_pairs()
+    watched = Watched(pairs)
+    watched.feed(both(pairs, 0))
+    watched.step()
+    watched.seen.replace_rows([pair.cut(11) for pair in pairs], watched.fed())
+    watched.feed([side[:11] for side in both(pairs, 0, 1)])
+    watched.step()
+
+    assert watched.fed().n_times[:3].tolist() == [2, 1, 0]

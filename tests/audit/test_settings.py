@@ -34,7 +34,7 @@ class MyAttack:
     ("arguments", "message"),
     [
         ({"budget": 0.6}, "`budget` must be a LeakageBudget or None, got 0.6"),
-        ({"score": "magic"}, "Unknown score 'magic': use one of ez"),
+        ({"score": "magic"}, "Unknown score 'magic': use 'strongest', one of ez"),
         ({"score": object()}, "or an object with `name`"),
         ({"score": MyAttack(), "max_overhead": 0.1}, "use a built-in score, or fewer canaries"),
         ({"every": "step"}, "`every` must be 'auto', 'epoch', a number of steps >= 1"),
@@ -88,7 +88,7 @@ def test_an_attack_of_the_users_goes_by_its_own_name():
     attack = MyAttack()
 
     assert (AuditSettings(score=attack).score_name, AuditSettings(score=attack).attack) == ("mine", attack)
-    assert (AuditSettings().score_name, AuditSettings().attack) == ("ez", None)
+    assert (AuditSettings().score_name, AuditSettings().attack) == ("strongest", None)
 
 
 def test_the_auditor_gets_every_choice_that_it_takes():

@@ -8,6 +8,7 @@ from ezmia_callbacks.canaries.records import (
     exact_key,
     fingerprint,
     is_empty,
+    is_pair,
     record_key,
     record_kind,
     record_text,
@@ -47,6 +48,51 @@ def test_kind_is_the_most_processed_shape_that_is_there(record: Record, expected
     actual = record_kind(record)
 
     assert actual == expected
+
+
+TOKENIZED_PAIR = {
+    "input_ids": [5, 6, 7],
+    "labels": [-100, 6, 7],
+    "rejected_input_ids": [5, 8],
+    "rejected_labels": [-100, 8],
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (PAIR, True),
+        (CHAT_PAIR, True),
+        (TOKENIZED_PAIR, True),
+        ("a", False),
+        (CHAT, False),
+        ({"input_ids": [1], "rejected_input_ids": None}, False),
+    ],
+)
+def test_pairs_are_known_as_text_and_as_tokens(record: Record, expected: bool) -> None:
+    assert is_pair(record) == expected
+
+
+def test_a_tokenized_pair_keeps_its_rejected_side_which_may_have_another_length() -> None:
+    assert canonical_record(TOKENIZED_PAIR | {"source": "web"}) == TOKENIZED_PAIR
+    with pytest.raises(ConfigurationError, match="different lengths"):
+        canonical_record(TOKENIZED_PAIR | {"rejected_labels": [8]})
+
+
+def test_pairs_that_differ_in_the_rejected_side_alone_repeat_each_other_and_are_not_the_same() -> None:
+    """What is trained on with another rejected side makes the chosen side likelier: it is no non-member."""
+    other = TOKENIZED_PAIR | {"rejected_input_ids": [5, 9], "rejected_labels": [-100, 9]}
+
+    assert record_key(other) == record_key(TOKENIZED_PAIR)
+    assert exact_key(other) != exact_key(TOKENIZED_PAIR)
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"rejected_labels": [-100, -100]}, {"rejected_input_ids": [], "rejected_labels": []}]
+)
+def test_a_pair_with_nothing_to_score_on_one_side_is_empty(nothing: dict[str, list[int]]) -> None:
+    assert not is_empty(TOKENIZED_PAIR)
+    assert is_empty(TOKENIZED_PAIR | nothing)
 
 
 @pytest.mark.parametrize("record", [{"body": "a"}, {"prompt": "a"}, {"prompt": "a", "chosen": "b"}, {}])

@@ -168,7 +168,7 @@ def bad_audits(run, folder):
         "overlap": ([*model, "--members", some, "--non-members", some], "both a member and a non-member"),
         "too few for the budget": (
             [*model, *drawn, "--max-tpr", "0.1"],
-            "needs at least 574 non-members, got 60",
+            "needs at least 712 non-members, got 60",
         ),
         "two budgets": ([*model, *drawn, "--max-auc", "0.6", "--max-tpr", "0.1"], "both given"),
         "no budget": ([*model, *drawn, "--max-auc", "0.4"], "strictly between 0.5 (chance) and 1, got 0.4"),

@@ -8,7 +8,7 @@ from ezmia_callbacks.functional.planning import canaries_needed
 
 
 def test_a_plan_says_what_the_library_says(call):
-    plan = canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7, power=0.8)
+    plan = canaries_needed(LeakageBudget(limit=0.6), n_audits=10, expected=0.7, power=0.8, n_scores=4)
 
     code, out, err = call("plan", "--max-auc", 0.6, "--audits", 10, "--expected", 0.7, "--power", 0.8)
     _, content, _ = call("plan", "--max-auc", 0.6, "--audits", 10, "--expected", 0.7, "--json")
@@ -18,7 +18,15 @@ def test_a_plan_says_what_the_library_says(call):
     assert "0.7 " in out
     content = json.loads(content)
     assert (content["n_members"], content["text"]) == (plan.n_members, plan.describe())
-    assert {"expected": 0.7, "power": 0.8, "n_members": 211, "n_non_members": 211} in content["alternatives"]
+    assert {"expected": 0.7, "power": 0.8, "n_members": 261, "n_non_members": 261} in content["alternatives"]
+
+
+def test_a_single_score_needs_fewer_canaries(call):
+    _, content, _ = call(
+        "plan", "--max-auc", 0.6, "--audits", 10, "--expected", 0.7, "--score", "ez", "--json"
+    )
+
+    assert json.loads(content)["n_members"] == 211
 
 
 @pytest.mark.parametrize("rule", ["lower", "upper", "point"])

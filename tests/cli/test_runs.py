@@ -107,3 +107,55 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, message, call, data,
     err = refusal(call(*(places.get(argument, argument) for argument in arguments)))
 
     assert message in err
+
+
+def edited(folder, step, **claims):
+    """The history of a run with what one audit decided changed by hand."""
+    path = folder / "_privacy_audit" / "history.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[1:]:
+        if row["step"] == step:
+            row["decision"].update(claims)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def over(run, call, tmp_path):
+    """A run that `ezmia audit` found over its budget, twice."""
+    for name in ("one", "two"):
+        code, _, _ = call(
+            *("audit", run.folder / "checkpoint-60", "--base", run.base, "--canaries", run.canaries_file),
+            *("--max-auc", "0.51", "--rule", "point", "--device", "cpu"),
+            *("-o", tmp_path / name / "_privacy_audit"),
+        )
+        assert code == 1
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_a_verdict_that_was_edited_does_not_reach_a_report(over, call, tmp_path):
+    path = edited(over[0], 60, is_within_budget=True, message="within budget: AUC 0.500 <= 0.510")
+    page = tmp_path / "r.html"
+
+    _, markdown, err = call("report", over[0])
+    _, document, _ = call("report", over[0], "--json")
+    call("report", over[0], "-o", page)
+
+    assert "within budget: AUC 0.500" not in [cell.strip() for cell in markdown.split("|")]
+    assert "The file says 'within budget' where the figures say 'over budget: AUC" in markdown
+    assert json.loads(document)["runs"][0]["outcome"]["kind"] == "over"
+    assert "The file says" in page.read_text()
+    assert err.startswith(f"ezmia: warning: {path}, epoch 4: The file says 'within budget'")
+
+
+def test_a_verdict_that_was_edited_does_not_reach_a_comparison(over, call):
+    edited(over[0], 60, is_within_budget=True, message="within budget: AUC 0.500 <= 0.510")
+
+    code, out, err = call("compare", *over)
+
+    rows = [line for line in out.splitlines() if line.startswith(("one ", "two "))]
+    assert code == 0
+    assert len(rows) == 2
+    assert all("over budget: AUC" in row for row in rows)
+    assert "one, epoch 4: The file says 'within budget' where the figures say" in out
+    assert err.count("The file says") == 1

@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import (
+    JudgedFigure,
     LeakageBudget,
     alpha_for_audit,
     check_resolvable,
     decide,
+    decide_by_strongest,
+    end_shares,
     fpr_of_metric,
     metric_name,
 )
@@ -206,3 +209,52 @@ def test_a_tpr_budget_needs_members_that_can_carry_a_decision(rule, limit, fewes
 )
 def test_a_name_that_no_metric_has_names_no_rate(name):
     assert fpr_of_metric(name) is None
+
+
+def figure(lower, value, upper):
+    return JudgedFigure(value, band(lower, upper))
+
+
+@pytest.mark.parametrize(("rule", "is_within"), [("lower", False), ("point", False), ("upper", False)])
+def test_any_score_over_budget_is_over_budget(rule, is_within):
+    figures = {"ez": figure(0.4, 0.5, 0.55), "wbc": figure(0.61, 0.7, 0.8)}
+
+    decision = decide_by_strongest(LeakageBudget(limit=0.6, rule=rule), figures)
+
+    assert (decision.is_within_budget, decision.score) == (is_within, "wbc")
+
+
+def test_under_rule_upper_one_score_that_may_be_over_is_enough():
+    figures = {"ez": figure(0.45, 0.5, 0.55), "wbc": figure(0.5, 0.56, 0.62)}
+
+    assert decide_by_strongest(LeakageBudget(limit=0.6, rule="lower"), figures).is_within_budget
+    assert not decide_by_strongest(LeakageBudget(limit=0.6, rule="upper"), figures).is_within_budget
+
+
+@given(
+    st.lists(st.floats(0.11, 0.89), min_size=1, max_size=4),
+    st.sampled_from(["lower", "point", "upper"]),
+    st.floats(0.51, 0.99),
+)
+def test_several_scores_are_within_budget_where_each_of_them_is(values, rule, limit):
+    budget = LeakageBudget(limit=limit, rule=rule)
+    figures = {str(i): figure(value - 0.1, value, value + 0.1) for i, value in enumerate(values)}
+
+    together = decide_by_strongest(budget, figures)
+
+    alone = [decide(budget, each.value, band=each.band) for each in figures.values()]
+    assert together.is_within_budget is all(decision.is_within_budget for decision in alone)
+    assert together.compared == max(decision.compared for decision in alone)
+
+
+def test_without_a_score_there_is_nothing_to_judge():
+    with pytest.raises(ConfigurationError, match="There is no AUC to be judged"):
+        decide_by_strongest(LeakageBudget(limit=0.6), {})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"failure_probability": 0.0}, {"failure_probability": 0.1, "n_scores": 0}]
+)
+def test_shares_of_nothing_are_refused(arguments):
+    with pytest.raises(ConfigurationError, match="at least one score"):
+        end_shares(None, **arguments)

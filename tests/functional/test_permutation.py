@@ -52,9 +52,10 @@ def test_small_sets_match_all_permutations() -> None:
 
     scores = np.array([[3.0, 1.0, 2.0, 0.5, 2.0, 1.5], [1.0, 1.0, 3.0, 0.5, 2.5, 2.0]])
     is_member = np.array([True, False, True, False, True, False])
-    observed = max(auc(row, is_member) for row in scores)
+    observed = max(abs(auc(row, is_member) - 0.5) for row in scores)
     largest = [
-        max(auc(row, np.isin(np.arange(6), chosen)) for row in scores) for chosen in combinations(range(6), 3)
+        max(abs(auc(row, np.isin(np.arange(6), chosen)) - 0.5) for row in scores)
+        for chosen in combinations(range(6), 3)
     ]
 
     p_value = leakage_permutation_test(scores, is_member, n_permutations=20_000, seed=0).p_value
@@ -73,6 +74,19 @@ def test_a_single_leaking_audit_is_found() -> None:
     assert result.p_value <= 0.005
     assert result.audit == 5
     assert result.largest_auc == auc(scores[5], is_member)
+
+
+def test_members_that_score_lower_are_leakage_as_well() -> None:
+    rng = np.random.default_rng(3)
+    is_member = np.arange(200) < 100
+    scores = correlated_scores(rng, n_audits=8, n_records=200, rho=0.9)
+    scores[5] -= 0.8 * is_member
+
+    result = leakage_permutation_test(scores, is_member, n_permutations=999)
+
+    assert (result.audit, result.largest_auc) == (5, auc(scores[5], is_member))
+    assert result.p_value <= 0.005
+    assert result.largest_auc < 0.4
 
 
 def test_the_smallest_p_value_counts_the_observed_labels() -> None:
@@ -115,7 +129,8 @@ def test_only_ranks_matter(rows: list[list[int]]) -> None:
     other = leakage_permutation_test(np.exp(scores) - 7.0, is_member, n_permutations=50, seed=2)
 
     assert one == other
-    assert one.largest_auc == pytest.approx(max(auc(row, is_member) for row in scores))
+    farthest = max(abs(auc(row, is_member) - 0.5) for row in scores)
+    assert abs(one.largest_auc - 0.5) == pytest.approx(farthest)
     assert 1 / 51 <= one.p_value <= 1.0
 
 

@@ -471,3 +471,31 @@ def test_power_refuses_empty_classes() -> None:
         decision_power(
             LeakageBudget(limit=0.6), expected=0.7, n_members=0, n_non_members=5, failure_probability=0.05
         )
+
+
+@pytest.mark.parametrize("metric", ["auc", "advantage", "tpr_at_fpr"])
+def test_several_scores_need_more_canaries_and_never_promise_more(metric):
+    budget = LeakageBudget(limit=0.6 if metric == "auc" else 0.3, metric=metric)
+    counts = {"n_members": 400, "n_non_members": 900, "failure_probability": 0.01}
+    expected = 0.75 if metric == "auc" else 0.6
+
+    one, three = (decision_power(budget, expected=expected, **counts, n_scores=n) for n in (1, 3))
+    plans = [canaries_needed(budget, n_audits=5, expected=expected, n_scores=n) for n in (1, 3)]
+
+    # Exactly as one score with a third of the error rate.
+    third = {**counts, "failure_probability": 0.01 / 3}
+    assert three == decision_power(budget, expected=expected, **third) < one
+    assert plans[0].n_members < plans[1].n_members < 1.4 * plans[0].n_members
+    assert "5 audits and 3 scores" in plans[1].describe()
+
+
+def test_under_rule_upper_all_scores_must_be_found_within():
+    budget = LeakageBudget(limit=0.6, rule="upper")
+    counts = {"n_members": 500, "n_non_members": 500, "failure_probability": 0.01}
+
+    one, three = (decision_power(budget, expected=0.52, **counts, n_scores=n) for n in (1, 3))
+
+    assert 1.0 - three == pytest.approx(3.0 * (1.0 - one))
+    assert decision_power(budget, expected=0.7, **counts, n_scores=3) == decision_power(
+        budget, expected=0.7, **counts
+    )

@@ -23,6 +23,7 @@ from ezmia_callbacks.functional.scores import (
     ez_score_from_evidence,
     loss_difference_score,
     loss_score,
+    margin_score,
     min_k_plus_plus_score,
     min_k_score,
     ratio_score,
@@ -628,3 +629,47 @@ def test_arguments_outside_their_range_are_refused() -> None:
 def test_evidence_with_unequal_fields_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="one entry per record"):
         evidence_of([1.0, 2.0], [1.0])
+
+
+def test_margin_is_what_dpo_raises():
+    """Golden: two pairs by hand; beta 0.1 times the margin are the logits of the DPO loss, eq. 7."""
+    sides = {
+        "target_chosen": np.array([-1.0, -2.0, -0.5]),
+        "reference_chosen": np.array([-1.5, -2.5, -0.25]),
+        "target_rejected": np.array([-3.0, -1.0, -2.0]),
+        "reference_rejected": np.array([-2.0, -1.0, -1.0]),
+    }
+
+    margins = margin_score(**sides, chosen_offsets=np.array([0, 2, 3]), rejected_offsets=np.array([0, 1, 3]))
+
+    assert margins.tolist() == [(0.5 + 0.5) - (-1.0), -0.25 - (0.0 - 1.0)]
+
+
+def test_tokens_that_both_sides_have_in_common_cancel_whatever_became_of_them():
+    rng = np.random.default_rng(0)
+    common = rng.normal(-2, 1, size=(2, 30))
+    first = margin_score(np.array([-1.0]), np.array([-2.0]), np.array([-4.0]), np.array([-3.0]))
+
+    with_common = margin_score(
+        *(np.append(common[i], value) for i, value in ((0, -1.0), (1, -2.0), (0, -4.0), (1, -3.0)))
+    )
+
+    np.testing.assert_allclose(with_common, first, atol=1e-12)
+
+
+def test_swapped_sides_turn_the_margin_around():
+    rng = np.random.default_rng(1)
+    chosen, rejected = rng.normal(-2, 1, size=(2, 7)), rng.normal(-2, 1, size=(2, 5))
+    borders = {"chosen_offsets": np.array([0, 3, 7]), "rejected_offsets": np.array([0, 1, 5])}
+    swapped = dict(zip(borders, reversed(borders.values()), strict=True))
+
+    np.testing.assert_allclose(
+        margin_score(*chosen, *rejected, **borders), -margin_score(*rejected, *chosen, **swapped)
+    )
+
+
+def test_sides_of_different_numbers_of_pairs_are_refused():
+    one, two = np.array([-1.0]), np.array([-1.0, -2.0])
+
+    with pytest.raises(ConfigurationError, match="2 chosen sides and 1 rejected ones"):
+        margin_score(two, two, one, one, chosen_offsets=np.array([0, 1, 2]))

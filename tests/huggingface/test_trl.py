@@ -2,16 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from packaging.version import Version
 from peft import LoraConfig
-from tiny import make_model
+from tiny import WORDS, make_model
+from transformers import TrainerCallback
 from trl_tiny import (
     make_chat_tokenizer,
     make_dataset,
     make_dpo,
+    make_other,
     make_sentences,
     make_sft,
     scored_rows,
@@ -19,7 +22,13 @@ from trl_tiny import (
     trained_rows,
 )
 
-from ezmia_callbacks import CanarySet, LeakageBudget, PrivacyAuditCallback, hold_out_canaries
+from ezmia_callbacks import (
+    CanarySet,
+    LeakageBudget,
+    PrivacyAuditCallback,
+    PrivacyAuditor,
+    hold_out_canaries,
+)
 from ezmia_callbacks.errors import (
     CanaryError,
     ConfigurationError,
@@ -42,6 +51,9 @@ pytestmark = pytest.mark.filterwarnings(
     # The tiny models have no flash attention; each record keeps its own positions all the same.
     "ignore:Padding-free training is enabled.*:UserWarning",
     "ignore:Using `DataCollatorWithFlattening`.*:UserWarning",
+    # TRL sets itself what it asks for.
+    "ignore:When using DPODataCollatorWithPadding.*:UserWarning",
+    "ignore:You have different amounts of desirable.*:UserWarning",
 )
 
 
@@ -401,7 +413,7 @@ def test_tokenized_canaries_take_the_trainers_mask_and_truncation(tmp_path, capl
 @needs_joined_pairs
 @pytest.mark.parametrize("kind", ["preference", "chat_preference", "implicit_preference"])
 @pytest.mark.parametrize("config", [{}, {"max_length": 13}, {"precompute_ref_log_probs": True}], ids=str)
-def test_dpo_scores_the_chosen_side_after_its_prompt(tmp_path, caplog, kind, config):
+def test_dpo_scores_both_sides_after_their_prompt(tmp_path, caplog, kind, config):
     dataset = make_dataset(kind)
     second = make_sentences(60, seed=1)
 
@@ -693,7 +705,7 @@ def test_each_kind_of_record_is_recognized_in_the_batches(tmp_path, kind):
 
 @needs_joined_pairs
 @pytest.mark.parametrize("kind", ["preference", "chat_preference"])
-def test_preference_pairs_are_recognized_by_their_chosen_side(tmp_path, kind):
+def test_preference_pairs_are_recognized_by_both_of_their_sides(tmp_path, kind):
     members, others, _ = n_times(tmp_path, kind, make=make_dpo)
 
     assert set(members) == {1}
@@ -719,3 +731,256 @@ def test_of_records_that_packing_cuts_the_whole_ones_count(tmp_path):
     assert set(others) == {0}
     (finding,) = (f for f in audit.history[-1].findings if f.name == "members never fed")
     assert f"{members.count(0)} of 15 members" in finding.text
+
+
+# Preference pairs that differ in one word: DPO trains the contrast, which the chosen side alone hardly shows.
+
+
+def one_word_pairs(n=60, *, n_words=20):
+    rng = np.random.default_rng(0)
+    rows = []
+    for prompt, words in zip(make_sentences(n), rng.choice(WORDS, size=(n, n_words)), strict=True):
+        other = words.copy()
+        at = int(rng.integers(n_words))
+        other[at] = rng.choice([word for word in WORDS if word != words[at]])
+        rows.append({"prompt": f"{prompt} ", "chosen": " ".join(words), "rejected": " ".join(other)})
+    return Dataset.from_list(rows)
+
+
+def dpo_on_one_word(path, *, n_epochs=2, config=None, **arguments):
+    kept, canaries = hold_out(one_word_pairs(), n_members=30, n_non_members=30)
+    audit = PrivacyAuditCallback(canaries, score="margin", every="epoch")
+    config = {"max_steps": -1, "num_train_epochs": n_epochs, "learning_rate": 1e-3, **(config or {})}
+    model = make_model(n_embd=64, n_positions=48)
+    reference = None if "peft_config" in arguments else copy.deepcopy(model)
+    trainer = make_dpo(path, kept, [audit], model=model, ref_model=reference, config=config, **arguments)
+    trainer.train()
+    return trainer, audit
+
+
+def trained_pairs(trainer):
+    """(token ids, labels of all but the first) of both sides of every pair in the trainer's own batches."""
+    found = set()
+    for batch in trainer.get_train_dataloader():
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        sides = [
+            (tuple(ids[mask].tolist()), tuple(own[mask].tolist()[1:]))
+            for ids, own, mask in zip(batch["input_ids"], labels, batch["attention_mask"].bool(), strict=True)
+        ]
+        found |= set(zip(sides[: len(sides) // 2], sides[len(sides) // 2 :], strict=True))
+    return found
+
+
+def scored_pairs(audit, *, members):
+    encoded = audit.auditor.encoded
+    return {
+        tuple((tuple(side.input_ids.tolist()), tuple(side.labels.tolist()[1:])) for side in row.sides)
+        for row, is_member in zip(encoded.rows, encoded.is_member, strict=True)
+        if is_member == members
+    }
+
+
+@needs_joined_pairs
+def test_under_dpo_the_margin_sees_what_the_chosen_side_does_not(tmp_path):
+    trainer, audit = dpo_on_one_word(tmp_path, n_epochs=3)
+
+    last = audit.history[-1]
+
+    assert last.metrics["auc"].value > 0.98
+    assert last.auc_by_score["ez"].value < 0.8
+    assert last.n_members_seen == 30
+    assert audit.history[0].metrics["auc"].value == 0.5
+    assert scored_pairs(audit, members=True) == trained_pairs(trainer)
+    assert not scored_pairs(audit, members=False) & trained_pairs(trainer)
+
+
+@needs_joined_pairs
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"loss_type": "ipo"},
+        {"loss_type": "hinge"},
+        {"loss_type": "sigmoid_norm"},
+        {"loss_type": "apo_zero"},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1]},
+        {"precompute_ref_log_probs": True},
+        {"max_length": 24},
+        {"max_length": 24, "truncation_mode": "keep_end"},
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=str,
+)
+def test_the_margin_is_there_whatever_the_loss_and_the_form_of_the_pairs(tmp_path, config):
+    trainer, audit = dpo_on_one_word(tmp_path, n_epochs=4, config=config)
+
+    last = audit.history[-1]
+
+    # Where training cuts the word that differs, the sides are equal, and there is nothing to contrast.
+    assert last.metrics["auc"].value > (0.75 if "max_length" in config else 0.9)
+    assert last.n_members_seen == last.n_members
+    assert scored_pairs(audit, members=True) <= trained_pairs(trainer)
+
+
+@needs_joined_pairs
+@pytest.mark.slow
+def test_under_lora_both_sides_are_compared_with_the_base(tmp_path):
+    lora = LoraConfig(r=8, target_modules=["c_attn"], lora_alpha=32, fan_in_fan_out=True)
+    config = {"learning_rate": 1e-2}
+
+    _, audit = dpo_on_one_word(tmp_path, n_epochs=6, peft_config=lora, config=config)
+
+    assert audit.history[-1].metrics["auc"].value > 0.9
+    assert audit.history[-1].n_members_seen == 30
+
+
+@needs_joined_pairs
+def test_the_margin_of_a_step_is_the_one_that_trl_reports(tmp_path):
+    """`rewards/margins` of TRL are beta times the mean margin of a batch, before its step."""
+    kept, canaries = hold_out(one_word_pairs(20), n_members=10, n_non_members=10)
+    audit = PrivacyAuditCallback(canaries, score="margin", every=1)
+    config = {"max_steps": 3, "per_device_train_batch_size": 10, "logging_steps": 1, "beta": 0.3}
+    model = make_model(n_positions=48)
+
+    trainer = make_dpo(tmp_path, kept, [audit], model=model, ref_model=copy.deepcopy(model), config=config)
+    trainer.train()
+
+    reported = [row["rewards/margins"] for row in trainer.state.log_history if "rewards/margins" in row]
+    is_member = audit.auditor.encoded.is_member
+    found = [0.3 * result.scores[is_member].mean() for result in audit.history]
+    np.testing.assert_allclose(found[:3], reported[:3], atol=1e-4)
+
+
+@needs_joined_pairs
+def test_a_pair_trained_with_another_rejected_answer_is_not_taken_for_the_canary(tmp_path, caplog):
+    kept, canaries = hold_out(one_word_pairs(), n_members=30, n_non_members=30)
+    others = kept.map(lambda row: {"rejected": f"{row['rejected']} stone"})
+    audit = PrivacyAuditCallback(canaries, every="epoch")
+    config = {"max_steps": -1, "num_train_epochs": 1}
+
+    make_dpo(tmp_path, others, [audit], model=make_model(n_positions=48), config=config).train()
+
+    assert audit.history[-1].n_members_seen == 0
+    assert audit.history[-1].decision.is_within_budget is None
+
+
+# Other trainers: refused before the first step, and what the error advises works.
+
+
+class Auditing(TrainerCallback):
+    """The callback of docs/how-to/chat-trl.md."""
+
+    def __init__(self, auditor):
+        self.auditor = auditor
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.auditor.begin(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        result = self.auditor.audit(model, step=state.global_step, epoch=state.epoch)
+        control.should_training_stop |= result.decision.stop
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.auditor.finish(model)
+
+
+def labeled(n=80):
+    """Answers of which every second one is wanted, as KTO takes them."""
+    pairs = one_word_pairs(n)
+    return Dataset.from_list(
+        [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0}
+            for i, row in enumerate(pairs)
+        ]
+    )
+
+
+def make_rater():
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    return GPT2ForSequenceClassification(
+        GPT2Config(
+            **{"vocab_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 16, "num_labels": 1},
+            **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("KTO", r"KTOTrainer cannot be audited by the callback: .*records with label True alone"),
+        ("ORPO", r"ORPOTrainer cannot be audited by the callback: .*with the pairs as canaries"),
+        (
+            "CPO",
+            r"CPOTrainer cannot be audited by the callback: .*the margin between them is among the scores",
+        ),
+        ("Reward", r"RewardTrainer cannot be audited by the callback: it trains a model that rates texts"),
+        (
+            "GRPO",
+            r"GRPOTrainer cannot be audited by the callback: it trains on answers that the model samples",
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_canaries", [True, False])
+def test_other_trainers_of_trl_are_refused_with_what_to_do(tmp_path, name, expected, has_canaries):
+    if name == "Reward" and not JOINS_PAIRS:
+        pytest.skip("TRL 0.17 makes no RewardConfig once it has made one of another trainer")
+    dataset = {"KTO": labeled(), "GRPO": make_dataset("prompt_completion")}.get(name, one_word_pairs())
+    kept, canaries = hold_out(dataset)
+    audit = PrivacyAuditCallback(canaries if has_canaries else None, n_members=15, n_non_members=20)
+    arguments = {
+        "KTO": {"ref_model": make_model(n_positions=48)},
+        "Reward": {"model": make_rater()},
+        "GRPO": {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
+    }.get(name, {})
+    trainer = make_other(name, tmp_path, kept, [audit], **{"model": make_model(n_positions=48), **arguments})
+    if not has_canaries:
+        trainer.eval_dataset = trainer.train_dataset
+
+    with pytest.raises(ConfigurationError, match=expected):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+def audited_by_hand(name, path, rows, canaries, *, score, n_epochs=3, **arguments):
+    auditor = PrivacyAuditor(canaries, score=score, tokenizer=make_chat_tokenizer())
+    config = {"max_steps": -1, "num_train_epochs": n_epochs, "learning_rate": 1e-3}
+    make_other(name, path, rows, [Auditing(auditor)], config=config, **arguments).train()
+    return auditor.history[-1]
+
+
+@pytest.mark.parametrize("name", ["ORPO", "CPO"])
+def test_pairs_of_other_trainers_are_audited_by_hand(tmp_path, name):
+    """Their losses make the chosen side likelier, too, which other scores than the margin see better."""
+    kept, canaries = hold_out(one_word_pairs(), n_members=30, n_non_members=30)
+    model = make_model(n_embd=64, n_positions=48)
+
+    last = audited_by_hand(name, tmp_path, kept, canaries, score="loss_difference", model=model)
+
+    assert last.n_members_seen == 30
+    assert last.metrics["auc"].value > 0.8
+    assert last.auc_by_score["margin"].value > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("label", "lower", "upper"), [(True, 0.75, 1.0), (False, 0.0, 0.35)])
+def test_answers_of_kto_are_audited_by_hand_and_apart(tmp_path, label, lower, upper):
+    wanted = labeled(160).filter(lambda row: row["label"] == label)
+    others = labeled(320).select(range(160, 320)).filter(lambda row: row["label"] != label)
+    kept, canaries = hold_out(wanted, n_members=40, n_non_members=40)
+    model = make_model(n_embd=64, n_positions=48)
+
+    last = audited_by_hand(
+        *("KTO", tmp_path, concatenate_datasets([kept, others.select(range(40))]), canaries),
+        score="loss_difference",
+        n_epochs=6,
+        model=model,
+        ref_model=copy.deepcopy(model),
+    )
+
+    assert last.n_members_seen == 40
+    assert lower < last.metrics["auc"].value < upper

@@ -5,6 +5,7 @@ import pytest
 
 from ezmia_callbacks import hold_out_canaries
 from ezmia_callbacks.functional import (
+    EndShares,
     advantage_interval,
     auc,
     delong_interval,
@@ -26,7 +27,7 @@ from ezmia_callbacks.results.result import EdgeCounts
 from ezmia_callbacks.scoring.rows import encode_canaries
 from ezmia_callbacks.scoring.statistics import TokenStatistics, score_records
 
-LEVELS = {"confidence": 0.95, "band_confidence": 0.99}
+LEVELS = {"confidence": 0.95, "band": EndShares(0.005, 0.005)}
 
 
 def draw_scores(n_members=200, n_non_members=600):
@@ -172,8 +173,8 @@ def test_edge_records_are_counted_by_class():
     assert edge_counts(target, reference, ~is_member, is_member) == (non_members, members)
 
 
-def make_subset(n_members=30, n_non_members=60):
-    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+def make_subset(n_members=30, n_non_members=60, rows=None):
+    rows = rows or [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
     canaries = hold_out_canaries(rows, n_members=n_members, n_non_members=n_non_members, seed=0)[1]
     return CanarySubset(encode_canaries(canaries), AnalysisUnits(canaries))
 
@@ -193,11 +194,12 @@ def two_models(subset):
 def figures_of(subset, **options):
     target, reference = two_models(subset)
     settings = {
-        "score": "ez",
+        "judged": ["ez"],
+        "strongest_of": lambda metrics: next(iter(metrics)),
         "own_scores": {},
         "fpr_levels": (0.1,),
         "confidence": 0.95,
-        "band_confidence": 0.99,
+        "band": EndShares(0.005, 0.005),
         "has_epsilon": False,
     }
     return figures(target, reference, subset, **{**settings, **options})
@@ -218,19 +220,119 @@ def test_the_figures_of_an_audit_are_those_of_its_parts():
     assert found.epsilon is None
 
 
+def test_of_preference_pairs_the_margin_stands_beside_the_other_scores():
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+    pairs = [row | {"rejected_input_ids": [*row["input_ids"][:3], 8]} for row in rows]
+    subset = make_subset(rows=pairs)
+    target, reference = two_models(subset)
+    # The rejected sides stay where they were.
+    pair_statistics = replace(target, rejected=reference), replace(reference, rejected=reference)
+    settings = {"own_scores": {}, "fpr_levels": (0.1,), "band": EndShares(0.005, 0.005)}
+    settings |= {
+        "confidence": 0.95,
+        "has_epsilon": False,
+        "strongest_of": lambda metrics: next(iter(metrics)),
+    }
+
+    of_ez, of_margin = (
+        figures(*pair_statistics, subset, judged=[score], **settings) for score in ("ez", "margin")
+    )
+
+    margins = score_records("margin", *pair_statistics)
+    expected = measure_auc(margins, subset.encoded.is_member, confidence=0.95)
+    assert of_ez.auc_by_score["margin"] == expected
+    assert of_margin.metrics["auc"].value == expected.value
+    assert "ez" in of_margin.auc_by_score
+    assert "margin" not in figures_of(make_subset()).auc_by_score
+
+
 def test_a_score_of_the_users_decides_and_the_built_in_ones_stand_beside_it():
     subset = make_subset()
     perfect = subset.encoded.is_member.astype(float)
 
-    found = figures_of(subset, score="mine", own_scores={"mine": perfect})
+    found = figures_of(subset, judged=["mine"], own_scores={"mine": perfect})
 
     assert found.metrics["auc"].value == 1.0
     assert "ez" in found.auc_by_score
     np.testing.assert_array_equal(found.scores, perfect)
 
 
+def test_the_score_that_leaks_most_decides_and_the_others_are_measured_alike():
+    subset = make_subset()
+    judged = ["ez", "loss_difference", "wbc"]
+
+    found = figures_of(subset, judged=judged, strongest_of=lambda metrics: "wbc")
+
+    # Intervals hold for three scores together; bands were asked for as they are.
+    alone = {name: figures_of(subset, judged=[name], confidence=1 - 0.05 / 3) for name in judged}
+    assert found.decided_by == "wbc"
+    assert found.metrics == alone["wbc"].metrics
+    assert found.judged_beside == {name: alone[name].metrics for name in ("ez", "loss_difference")}
+    assert set(found.auc_by_score) == {"calibrated_min_k_plus_plus", "loss"}
+    np.testing.assert_array_equal(found.scores, alone["wbc"].scores)
+    np.testing.assert_equal(found.scores_beside, {n: alone[n].scores for n in ("ez", "loss_difference")})
+
+
+def test_before_training_nothing_is_chosen_by_looking():
+    subset = make_subset()
+
+    found = figures_of(subset, judged=["ez", "loss"], strongest_of=lambda metrics: "loss", band=None)
+
+    alone = figures_of(subset, judged=["loss"], band=None).metrics
+    assert found.decided_by == "ez"
+    assert found.judged_beside["loss"] == alone
+
+
+@pytest.mark.parametrize("name", ["auc", "advantage", "tpr_at_fpr_0.1"])
+def test_each_end_of_a_band_has_its_own_share_of_the_error(name):
+    scores, is_member = draw_scores()
+    measures = {"auc": delong_interval, "advantage": advantage_interval}
+    if name.startswith("tpr"):
+        measures[name] = lambda *arrays, confidence: tpr_at_fpr_interval(
+            *arrays, fpr=0.1, confidence=confidence
+        )
+
+    found = measure_scores(
+        scores, is_member, fpr_levels=(0.1,), confidence=0.95, band=EndShares(0.0025, 0.01)
+    )[name]
+
+    def ends(sign):
+        strict, loose = (measures[name](sign * scores, is_member, confidence=c) for c in (0.995, 0.98))
+        return strict.lower, loose.upper
+
+    assert (found.band.lower, found.band.upper) == ends(1)
+    # No mirror image any more, so the AUC, too, carries that of the score turned around.
+    assert (found.reversed.band.lower, found.reversed.band.upper) == ends(-1)
+    assert found.band.confidence == pytest.approx(0.9875)
+
+
+def test_a_lower_end_that_decides_nothing_needs_no_further_non_members():
+    """60 non-members carry a band at 10 % with a share of 0.01, and none with 0.0001."""
+    scores, is_member = draw_scores(n_non_members=60)
+
+    found = measure_scores(scores, is_member, fpr_levels=(0.1,), confidence=0.9, band=EndShares(1e-4, 0.01))[
+        "tpr_at_fpr_0.1"
+    ]
+
+    assert (found.band.lower, found.note) == (0.0, None)
+    assert found.band.upper == tpr_at_fpr_interval(scores, is_member, fpr=0.1, confidence=0.98).upper
+
+
+def test_epsilon_is_the_best_of_the_scores_that_are_judged_and_pays_for_the_choice():
+    rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(500)]
+    by_coins = hold_out_canaries(rows, n_canaries=200, seed=0)[1]
+    subset = CanarySubset(encode_canaries(by_coins), AnalysisUnits(by_coins))
+    perfect = subset.encoded.is_member.astype(float)
+    own = {"mine": perfect, "noise": np.random.default_rng(0).normal(size=len(perfect))}
+
+    together = figures_of(subset, judged=["noise", "mine"], own_scores=own, has_epsilon=True).epsilon
+    alone = figures_of(subset, judged=["mine"], own_scores=own, has_epsilon=True, confidence=0.975).epsilon
+
+    assert together == replace(alone, confidence=0.95, choice="bonferroni")
+
+
 def test_an_audit_that_nothing_is_decided_by_has_no_bands():
-    assert figures_of(make_subset(), band_confidence=None).metrics["auc"].band is None
+    assert figures_of(make_subset(), band=None).metrics["auc"].band is None
 
 
 def test_epsilon_needs_coins_and_a_score_that_may_carry_it():

@@ -28,16 +28,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finish_run(tmp_path_factory.mktemp("full"))
-
-
-@pytest.fixture(scope="module")
-def adapter_run(tmp_path_factory):
-    return finish_run(tmp_path_factory.mktemp("adapter"), is_adapter=True)
-
-
-@pytest.fixture(scope="module")
 def mixed_run(tmp_path_factory):
     return finish_run(tmp_path_factory.mktemp("mixed"), is_mixed=True)
 

@@ -55,10 +55,10 @@ BASELINE = audit(
     step=0,
 )
 WITHIN = audit(
-    1.0, 0.5613, (0.5152, 0.6051), Decision(False, True, "within budget: 0.515 <= 0.600", 0.515, 0.6)
+    1.0, 0.5613, (0.5152, 0.6051), Decision(False, True, "within budget: 0.515 <= 0.600", 0.5152, 0.6)
 )
 STOP = audit(
-    2.0, 0.6604, (0.6173, 0.7032), Decision(True, False, "over budget: 0.617 > 0.600", 0.617, 0.6, 1)
+    2.0, 0.6604, (0.6173, 0.7032), Decision(True, False, "over budget: 0.617 > 0.600", 0.6173, 0.6, 1)
 )
 FAILED = AuditResult(
     90,

@@ -185,7 +185,7 @@ def test_members_that_score_lower_are_named():
 
     text = only(detect(result), "reversed")
 
-    assert "Members score LOWER than non-members: AUC 0.200 [0.150, 0.250]" in text
+    assert "Members score LOWER than non-members: AUC of ez 0.200 [0.150, 0.250]" in text
     assert "reaches an AUC of 0.800" in text
     assert detect(audit(ez=0.46, auc_by_score={"loss_difference": auc(0.5)})) == ()
 
@@ -262,7 +262,7 @@ def test_a_vocabulary_that_the_base_never_saw_is_ordered_by_the_mean_shift():
     model = make_model(n_positions=64, n_embd=64, initializer_range=0.2)
     train(model, records(range(3, 20), 200), learning_rate=1e-3, n_epochs=3)
     rows, canaries = hold_out_canaries(records(range(20, 40), 160), n_members=80, n_non_members=80, seed=0)
-    auditor = PrivacyAuditor(canaries, n_audits=1)
+    auditor = PrivacyAuditor(canaries, n_audits=1, score="ez")
     auditor.begin(model)
     train(model, rows, learning_rate=5e-3, n_epochs=6)
 

@@ -144,8 +144,7 @@ def test_a_failed_audit_has_one_figure():
 def test_the_line_of_a_full_audit_has_every_figure_and_the_stop():
     assert full_result().describe() == (
         "privacy audit epoch 1.5 (step 120): AUC 0.700 [0.610, 0.790], "
-        "TPR@1%FPR not resolved (needs 100 non-members for a value, got 50), "
-        "TPR@10%FPR 0.300 [0.200, 0.400], loss members 1.250 / held out 2.500 "
+        "TPR@1%FPR not resolved, TPR@10%FPR 0.300, loss members 1.250 / held out 2.500 "
         "| over budget: lower bound of AUC 0.610 > 0.600 -> STOP"
     )
 
@@ -170,12 +169,43 @@ def test_the_line_of_a_failed_audit_says_that_leakage_is_unknown():
     )
 
 
-def test_a_value_without_any_bound_shows_its_note():
+def test_the_line_names_the_score_that_leaks_most_with_ez_beside_it():
+    strongest = replace(
+        full_result(), score="strongest", decided_by="wbc", judged_beside={"ez": {"auc": Measurement(0.57)}}
+    )
+    by_ez = replace(strongest, decided_by="ez", judged_beside={"wbc": {"auc": Measurement(0.57)}})
+
+    assert "AUC 0.700 [0.610, 0.790] by WBC, EZ 0.570, TPR" in strongest.describe()
+    assert "AUC 0.700 [0.610, 0.790] by EZ, TPR" in by_ez.describe()
+
+
+def test_the_line_has_one_band():
+    assert full_result().describe().count("[") == 1
+
+
+def test_where_several_scores_are_judged_each_has_its_curve_in_the_trackers():
+    judged_beside = {"ez": {"auc": Measurement(0.57)}}
+    result = replace(full_result(), decided_by="wbc", judged_beside=judged_beside, auc_by_score={})
+    flat = result.to_metrics()
+
+    assert (flat["auc"], flat["auc_wbc"], flat["auc_ez"]) == (0.7, 0.7, 0.57)
+    assert "auc_ez" not in full_result().to_metrics()
+
+
+def test_figures_of_all_judged_scores_survive_json():
+    figure = Measurement(0.57, Interval(0.5, 0.6, 0.95, "delong"), Interval(0.4, 0.7, 0.99, "delong"))
     result = replace(
-        full_result(), metrics={"tpr_at_fpr_0.001": Measurement(0.25, note="bounds need 9 more")}
+        full_result(), score="strongest", decided_by="wbc", judged_beside={"ez": {"auc": figure}}
     )
 
-    assert "TPR@0.1%FPR 0.250 (bounds need 9 more)" in result.describe()
+    read = AuditResult.from_dict(json.loads(json.dumps(result.to_dict())))
+
+    assert read == result
+    assert list(read.judged) == ["wbc", "ez"]
+    # Of older files.
+    later = ("decided_by", "judged_beside")
+    older = {name: value for name, value in full_result().to_dict().items() if name not in later}
+    assert AuditResult.from_dict(older) == full_result()
 
 
 def test_a_figure_that_cannot_be_judged_has_no_verdict_for_trackers():

@@ -38,7 +38,7 @@ def trajectories(*rows, n_members=3, epochs=None):
     """One audit a row, members first, the baseline first: ties only."""
     n = len(rows[0]) if rows else 13
     run = Trajectories.empty(
-        score="ez",
+        score_names=["ez"],
         record_ids=[f"row-{i}" for i in range(n)],
         is_member=np.arange(n) < n_members,
         fingerprint="abc",
@@ -84,7 +84,7 @@ def test_a_record_counts_from_the_audit_after_which_it_stayed_above():
 def test_the_baseline_is_no_audit_at_which_a_record_leaks():
     above = [9.5, 0.0, 0.0, *OTHERS]
     run = trajectories(above)
-    shifted = Trajectories(**{**vars(run), "scores": np.array([above, above], dtype=np.float64)})
+    shifted = Trajectories(**{**vars(run), "scores": {"ez": np.array([above, above], dtype=np.float64)}})
 
     assert most_exposed(shifted).records[0].n_audits_above == 1
 
@@ -97,7 +97,7 @@ def test_only_members_are_exposed_and_at_most_so_many():
 
     assert len(exposed.records) == 5
     assert {int(record.record_id.removeprefix("row-")) for record in exposed.records} <= set(range(100))
-    assert exposed.n_exposed == 100 * tpr_at_fpr(run.scores[-1], run.is_member, fpr=0.2)
+    assert exposed.n_exposed == 100 * tpr_at_fpr(run.scores["ez"][-1], run.is_member, fpr=0.2)
 
 
 def test_the_number_that_chance_explains_is_right():
@@ -147,7 +147,9 @@ def test_failed_audits_leave_no_row():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"scores": None}, {"score": "wbc"}, {"scores": np.zeros(12)}], ids=["none", "other", "length"]
+    "changes",
+    [{"scores": None}, {"decided_by": "wbc"}, {"scores": np.zeros(12)}],
+    ids=["none", "other", "length"],
 )
 def test_scores_of_something_else_are_refused(changes):
     result = audit(**({"scores": np.zeros(13), "step": 20} | changes))
@@ -162,7 +164,7 @@ def test_a_resumed_run_keeps_the_audits_up_to_its_checkpoint():
     run = trajectories([1.0, 2.0, 3.0, *OTHERS], [2.0, 2.0, 3.0, *OTHERS])
 
     assert run.up_to_step(10).steps.tolist() == [0, 10]
-    assert run.up_to_step(10).with_result(audit(run.scores[2], step=15)).steps.tolist() == [0, 10, 15]
+    assert run.up_to_step(10).with_result(audit(run.scores["ez"][2], step=15)).steps.tolist() == [0, 10, 15]
 
 
 def test_trajectories_come_back_from_their_file(tmp_path):
@@ -172,7 +174,7 @@ def test_trajectories_come_back_from_their_file(tmp_path):
     actual = Trajectories.load(tmp_path / "new" / "trajectories.safetensors", fingerprint="abc")
 
     for name, value in vars(run).items():
-        np.testing.assert_array_equal(getattr(actual, name), value)
+        np.testing.assert_equal(getattr(actual, name), value)
     assert actual.record_ids == run.record_ids
 
 
@@ -181,7 +183,7 @@ def test_a_run_without_audits_comes_back_from_its_file(tmp_path):
 
     run.save(tmp_path / "file")
 
-    assert Trajectories.load(tmp_path / "file").scores.shape == (0, 13)
+    assert Trajectories.load(tmp_path / "file").scores["ez"].shape == (0, 13)
 
 
 def test_trajectories_of_other_canaries_are_refused(tmp_path):
@@ -216,10 +218,10 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
 
 def test_a_file_of_another_schema_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 2)
+        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 3)
         trajectories().save(tmp_path / "file")
 
-    with pytest.raises(ConfigurationError, match="its schema is not 1"):
+    with pytest.raises(ConfigurationError, match="its schema is not 2"):
         Trajectories.load(tmp_path / "file")
 
 
@@ -227,7 +229,7 @@ def test_arrays_that_do_not_belong_together_are_refused():
     run = trajectories([1.0, 2.0, 3.0, *OTHERS])
 
     with pytest.raises(ConfigurationError, match="The arrays have the shapes"):
-        Trajectories(**{**vars(run), "scores": run.scores[:, :-1]})
+        Trajectories(**{**vars(run), "scores": {"ez": run.scores["ez"][:, :-1]}})
 
 
 def exposed_records():
@@ -318,14 +320,16 @@ def test_leakage_at_any_audit_is_found_and_its_audit_named():
     test = leakage_at_any_audit(run, n_permutations=199)
 
     assert run.steps[test.audit] == 20
-    assert test.largest_auc == auc(run.scores[2], run.is_member)
+    assert test.largest_auc == auc(run.scores["ez"][2], run.is_member)
     assert test.p_value == 1 / 200
     assert leakage_at_any_audit(leaking_run(shifts=(0.0, 0.0)), n_permutations=199).p_value > 0.05
 
 
 def test_a_shift_at_the_baseline_is_no_leakage_at_an_audit():
     run = leaking_run(shifts=(0.0,))
-    shifted = Trajectories(**{**vars(run), "scores": np.stack([run.is_member * 1.0, run.scores[1]])})
+    shifted = Trajectories(
+        **{**vars(run), "scores": {"ez": np.stack([run.is_member * 1.0, run.scores["ez"][1]])}}
+    )
 
     assert leakage_at_any_audit(shifted, n_permutations=199) == leakage_at_any_audit(run, n_permutations=199)
 
@@ -335,7 +339,9 @@ def test_a_rise_between_two_audits_is_later_minus_earlier():
 
     rise = rise_between(run, 10, 30)
 
-    assert rise.difference == auc(run.scores[3], run.is_member) - auc(run.scores[1], run.is_member)
+    assert rise.difference == auc(run.scores["ez"][3], run.is_member) - auc(
+        run.scores["ez"][1], run.is_member
+    )
     assert rise.interval.lower > 0
     assert rise_between(run, 30, 10).interval.upper < 0
     assert 0 in rise_between(run, 10, 10).interval
@@ -355,7 +361,7 @@ def test_trajectories_of_groups_tell_of_groups():
     grouped = run.by_group(groups)
 
     assert grouped.record_ids == ("ann", "bob", *(f"other-{i}" for i in range(5)))
-    assert grouped.scores[1].tolist() == [7.0, 2.0, 2.5, 3.5, 4.5, 5.5, 6.5]
+    assert grouped.scores["ez"][1].tolist() == [7.0, 2.0, 2.5, 3.5, 4.5, 5.5, 6.5]
     assert (grouped.n_members, grouped.n_non_members) == (2, 5)
     assert [record.record_id for record in most_exposed(grouped, fpr=0.2).records] == ["ann"]
     assert leakage_at_any_audit(grouped, n_permutations=19).p_value >= 0.05
@@ -366,6 +372,64 @@ def test_trajectories_of_some_records_tell_of_these_alone():
 
     chosen = run.of_records(np.array(run.record_ids) != "row-0")
 
-    assert chosen.scores.shape == (2, 12)
+    assert chosen.scores["ez"].shape == (2, 12)
     assert (chosen.n_members, chosen.n_non_members) == (2, 10)
     assert [record.record_id for record in most_exposed(chosen).records] == ["row-2"]
+
+
+def of_two_scores():
+    """EZ sees nothing, WBC tells all members from all others at the last of two audits."""
+    is_member = np.arange(13) < 3
+    run = Trajectories.empty(
+        score_names=["ez", "wbc"],
+        record_ids=[f"row-{i}" for i in range(13)],
+        is_member=is_member,
+        fingerprint="abc",
+    )
+    mixed = np.random.default_rng(0).permutation(13) * 1.0
+    for step, wbc in enumerate([mixed, mixed, is_member * 1.0]):
+        ez, name = mixed, "wbc" if step == 2 else "ez"
+        first, second = (wbc, ez) if name == "wbc" else (ez, wbc)
+        beside = {"ez" if name == "wbc" else "wbc": second}
+        run = run.with_result(
+            audit(first, step=step, score="strongest", decided_by=name, scores_beside=beside)
+        )
+    return run
+
+
+def test_the_score_that_decided_does_not_mix_the_curves_of_several_scores(tmp_path):
+    run = of_two_scores()
+
+    run.save(tmp_path / "file")
+    read = Trajectories.load(tmp_path / "file")
+
+    assert read.score_names == ("ez", "wbc")
+    np.testing.assert_array_equal(read.of_score("ez")[0], read.of_score("ez")[2])
+    np.testing.assert_array_equal(read.of_score("wbc")[2], run.is_member * 1.0)
+
+
+def test_the_exposed_are_those_of_the_strongest_score_unless_one_is_named():
+    run = of_two_scores()
+
+    assert (most_exposed(run).score, most_exposed(run).n_exposed) == ("wbc", 3)
+    assert most_exposed(run, score="ez").score == "ez"
+    assert most_exposed(run, score="ez").n_exposed < 3
+
+
+def test_leakage_that_one_of_several_scores_sees_is_found():
+    run = of_two_scores()
+
+    test = leakage_at_any_audit(run, n_permutations=999)
+
+    assert (test.largest_auc, test.audit) == (1.0, 2)
+    assert test.p_value < 0.03
+
+
+def test_of_several_scores_the_one_to_compare_is_to_be_named():
+    run = of_two_scores()
+
+    with pytest.raises(ConfigurationError, match="`score` is needed: the run has those of ez, wbc"):
+        rise_between(run, 1, 2)
+    with pytest.raises(ConfigurationError, match="no score 'loss'"):
+        rise_between(run, 1, 2, score="loss")
+    assert rise_between(run, 1, 2, score="ez").difference == 0.0

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from tiny import make_rows, make_texts, make_tokenizer
+from trl_tiny import make_chat_tokenizer
 
 from ezmia_callbacks import CanarySet
 from ezmia_callbacks.canaries.records import IGNORED_LABEL
@@ -131,12 +132,107 @@ def test_compressed_sizes_are_known_for_text_and_with_a_tokenizer_only():
     assert encode_canaries(as_canaries(rows[:10], rows[10:])).n_compressed_bytes is None
 
 
-def test_preference_pairs_are_left_to_the_trainer_that_prepares_them():
-    pairs = [{"prompt": "the", "chosen": text, "rejected": "a"} for text in make_texts(20)]
-    canaries = CanarySet.from_lists(pairs[:10], pairs[10:])
+PAIR_OF = {
+    "text": lambda a, b, c: {"prompt": a, "chosen": f" {b}", "rejected": f" {c}"},
+    "implicit": lambda a, b, c: {"chosen": f"{a} {b}", "rejected": f"{a} {c}"},
+    "chat": lambda a, b, c: {
+        "prompt": said(user=a),
+        "chosen": said(assistant=b),
+        "rejected": said(assistant=c),
+    },
+    "implicit_chat": lambda a, b, c: {
+        "chosen": said(user=a, assistant=b),
+        "rejected": said(user=a, assistant=c),
+    },
+}
 
-    with pytest.raises(ConfigurationError, match="callback of a DPOTrainer"):
-        encode_canaries(canaries, make_tokenizer())
+
+def said(**turns):
+    return [{"role": role, "content": text} for role, text in turns.items()]
+
+
+def make_pairs(kind="text", n=20):
+    chosen, rejected = make_texts(n, seed=1), make_texts(n, seed=2, n_words=5)
+    # The two sides begin with different words, so that their common beginning is the prompt.
+    rows = [
+        PAIR_OF[kind](a, f"river {b}", f"stone {c}")
+        for a, b, c in zip(make_texts(n, n_words=4), chosen, rejected, strict=True)
+    ]
+    return CanarySet.from_lists(rows[: n // 2], rows[n // 2 :])
+
+
+@pytest.mark.parametrize("kind", PAIR_OF)
+def test_both_sides_of_a_preference_pair_are_scored_after_their_prompt(kind):
+    tokenizer = make_chat_tokenizer() if "chat" in kind else make_tokenizer()
+
+    encoded = encode_canaries(make_pairs(kind), tokenizer)
+
+    end = " <end>" if "chat" in kind else ""
+    texts = zip(make_texts(20, seed=1), make_texts(20, seed=2, n_words=5), strict=True)
+    assert encoded.has_pairs
+    for row, (chosen, rejected) in zip(encoded.rows, texts, strict=True):
+        words = [tokenizer.decode(side.input_ids[1:][side.is_scored]) for side in row.sides]
+        assert words == [f"river {chosen}{end}", f"stone {rejected}{end}"]
+
+
+def test_a_common_beginning_that_is_a_whole_side_leaves_nothing_to_score():
+    pairs = [{"chosen": f"{text} river", "rejected": text} for text in make_texts(20)]
+
+    with pytest.raises(TooFewCanariesError, match="2 tokens that carry loss, one of a rejected side"):
+        encode_canaries(CanarySet.from_lists(pairs[:10], pairs[10:]), make_tokenizer())
+
+
+def test_long_pairs_are_cut_on_both_sides():
+    encoded = encode_canaries(make_pairs(), make_tokenizer(), max_length=7)
+
+    assert {len(side.input_ids) for row in encoded.rows for side in row.sides} == {7}
+    assert {side.n_scored for row in encoded.rows for side in row.sides} == {3}
+
+
+def test_pairs_keep_their_sides_where_some_are_chosen_or_cut():
+    encoded = encode_canaries(make_pairs(), make_tokenizer())
+    rejected = [row.rejected.input_ids.tolist() for row in encoded.rows]
+
+    chosen = encoded.select(np.arange(20) % 2 == 0).cut(7)
+
+    assert [row.rejected.input_ids.tolist() for row in chosen.rows] == [ids[:7] for ids in rejected[::2]]
+    assert [len(row.rejected.labels) for row in chosen.rows] == [7] * 10
+
+
+def test_tokenized_pairs_are_those_that_they_were_made_of():
+    encoded = encode_canaries(make_pairs(), make_tokenizer())
+    records = [row.as_record() for row in encoded.rows]
+
+    again = encode_canaries(CanarySet.from_lists(records[:10], records[10:]))
+
+    assert again.fingerprint == encoded.fingerprint
+    assert [row.as_record() for row in again.rows] == records
+
+
+def test_pairs_mixed_with_other_records_are_refused():
+    rows = [row.as_record() for row in encode_canaries(make_pairs(), make_tokenizer()).rows]
+    plain = [{name: row[name] for name in ("input_ids", "labels")} for row in rows[:3]]
+
+    with pytest.raises(ConfigurationError, match="17 of 20 canaries are preference pairs and the others are"):
+        encode_canaries(CanarySet.from_lists([*plain, *rows[3:10]], rows[10:]))
+
+
+def test_the_fingerprint_changes_with_a_token_of_a_rejected_side():
+    encoded = encode_canaries(make_pairs(), make_tokenizer())
+    records = [row.as_record() for row in encoded.rows]
+    records[7]["rejected_input_ids"][-1] = records[7]["rejected_labels"][-1] = 3
+
+    changed = encode_canaries(CanarySet.from_lists(records[:10], records[10:]))
+
+    assert changed.fingerprint != encoded.fingerprint
+
+
+def test_labels_of_a_rejected_side_that_are_not_its_tokens_are_refused():
+    records = [row.as_record() for row in encode_canaries(make_pairs(), make_tokenizer()).rows]
+    records[0]["rejected_labels"][-1] += 1
+
+    with pytest.raises(ConfigurationError, match=r"\(rejected side\): labels differ from the input ids"):
+        encode_canaries(CanarySet.from_lists(records[:10], records[10:]))
 
 
 def chat(text, **fields):

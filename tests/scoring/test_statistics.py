@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from ezmia_callbacks.functional import (
     ez_score,
     loss_difference_score,
     loss_score,
+    margin_score,
     min_k_plus_plus_score,
     min_k_score,
     ratio_score,
@@ -19,9 +20,12 @@ from ezmia_callbacks.functional import (
 from ezmia_callbacks.scoring.statistics import (
     SCORES,
     TokenStatistics,
+    arrays_of,
+    join_statistics,
     load_statistics,
     save_statistics,
     score_records,
+    statistics_of,
 )
 
 LENGTHS = (5, 2, 9, 3)
@@ -40,14 +44,17 @@ def make_statistics(*, seed=0, lengths=LENGTHS):
     )
 
 
-def arrays_of(statistics):
-    return {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+def make_pairs(*, seed=0, lengths=LENGTHS):
+    """Chosen sides, and rejected ones of other lengths."""
+    rejected = make_statistics(seed=seed + 100, lengths=[n + 1 for n in lengths])
+    return replace(make_statistics(seed=seed, lengths=lengths), rejected=rejected)
 
 
 def assert_same(actual, expected):
+    found = arrays_of(actual)
+    assert list(found) == list(arrays_of(expected))
     for name, array in arrays_of(expected).items():
-        found = getattr(actual, name)
-        assert (name, found.dtype, found.tobytes()) == (name, array.dtype, array.tobytes())
+        assert (name, found[name].dtype, found[name].tobytes()) == (name, array.dtype, array.tobytes())
 
 
 def test_a_token_takes_13_bytes():
@@ -168,6 +175,12 @@ def expected_scores(name, target, reference):
         return min_k_score(t, offsets=offsets)
     if name == "min_k_plus_plus":
         return min_k_plus_plus_score(t, target.means, target.standard_deviations, offsets=offsets)
+    if name == "margin":
+        return margin_score(
+            *(t, r, target.rejected.log_probs, reference.rejected.log_probs),
+            chosen_offsets=offsets,
+            rejected_offsets=target.rejected.offsets,
+        )
     if name == "zlib":
         return zlib_score(t, n_compressed_bytes=N_BYTES, offsets=offsets)
     raise AssertionError(f"no expectation for {name}: add it")
@@ -175,7 +188,7 @@ def expected_scores(name, target, reference):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score_is_the_functional_call_of_its_name(name):
-    target, reference = make_statistics(seed=1), make_statistics(seed=2)
+    target, reference = make_pairs(seed=1), make_pairs(seed=2)
 
     actual = score_records(name, target, reference, n_compressed_bytes=N_BYTES)
 
@@ -185,7 +198,7 @@ def test_every_score_is_the_functional_call_of_its_name(name):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_only_calibrated_scores_read_the_reference(name):
-    target, references = make_statistics(seed=1), [make_statistics(seed=s) for s in (2, 3)]
+    target, references = make_pairs(seed=1), [make_pairs(seed=s) for s in (2, 3)]
 
     first, second = (score_records(name, target, r, n_compressed_bytes=N_BYTES) for r in references)
 
@@ -204,6 +217,81 @@ def test_zlib_without_text_is_refused():
 
     with pytest.raises(ConfigurationError, match="zlib score needs the text"):
         score_records("zlib", statistics, statistics)
+
+
+def test_the_margin_of_records_without_a_rejected_side_is_refused():
+    statistics = make_statistics()
+
+    with pytest.raises(ConfigurationError, match=r"no rejected side: give records with 'chosen' and"):
+        score_records("margin", statistics, statistics)
+
+
+def test_rejected_sides_of_different_tokens_are_refused():
+    target = make_pairs()
+    other = replace(target, rejected=make_statistics(lengths=(6, 4, 9, 4)))
+
+    with pytest.raises(ConfigurationError, match=r"rejected sides .* different tokens: 4 records with 23"):
+        score_records("ez", target, other)
+
+
+def test_statistics_of_pairs_come_back_bit_for_bit(tmp_path):
+    pairs = make_pairs()
+
+    save_statistics(tmp_path / "reference", pairs, fingerprint="abc")
+
+    assert_same(load_statistics(tmp_path / "reference", fingerprint="abc"), pairs)
+    assert_same(statistics_of(arrays_of(pairs)), pairs)
+
+
+def test_no_flipped_bit_of_a_rejected_side_goes_unnoticed(tmp_path):
+    path = tmp_path / "reference"
+    save_statistics(path, make_pairs(lengths=(2, 3)), fingerprint="abc")
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+
+    for at in range(first, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ReferenceMismatchError, match=r"are damaged|cannot be read"):
+            load_statistics(path, fingerprint="abc")
+
+
+def test_some_pairs_keep_both_of_their_sides():
+    pairs, is_chosen = make_pairs(), np.array([True, False, True, False])
+
+    chosen = pairs.select(is_chosen)
+
+    assert_same(chosen.rejected, pairs.rejected.select(is_chosen))
+    assert (chosen.n_records, chosen.rejected.offsets.tolist()) == (2, [0, 6, 16])
+
+
+def test_cut_pairs_are_cut_on_both_sides():
+    pairs = make_pairs()
+
+    cut = pairs.cut(np.array([5, 2, 4, 3]), np.array([6, 3, 4, 1]))
+
+    assert cut.offsets.tolist() == [0, 5, 7, 11, 14]
+    assert_same(cut.rejected, pairs.rejected.cut(np.array([6, 3, 4, 1])))
+
+
+def test_records_after_the_chosen_sides_are_the_rejected_ones():
+    pairs, plain = make_pairs(), make_statistics()
+    together = join_statistics([replace(pairs, rejected=None), pairs.rejected], [range(4), range(4, 8)])
+
+    assert_same(together.split(4), pairs)
+    assert plain.split(4) is plain
+
+
+def test_parts_of_pairs_are_joined_with_their_rejected_sides():
+    pairs, is_first = make_pairs(), np.array([True, False, False, True])
+
+    joined = join_statistics([pairs.select(is_first), pairs.select(~is_first)], [[0, 3], [1, 2]])
+
+    assert_same(joined, pairs)
+
+
+def test_a_pair_needs_both_sides():
+    with pytest.raises(ConfigurationError, match="4 chosen sides and 3 rejected ones"):
+        replace(make_statistics(), rejected=make_statistics(lengths=(2, 3, 4)))
 
 
 def test_statistics_of_different_tokens_are_refused():

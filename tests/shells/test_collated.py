@@ -60,7 +60,7 @@ def test_a_collator_that_fails_is_named_with_the_columns():
         collated({"input_ids": [1, 2]}, collate)
 
 
-def test_of_a_preference_pair_the_chosen_side_is_fed_and_the_prompt_carries_no_loss():
+def test_of_a_preference_pair_both_sides_are_fed_and_the_prompt_carries_no_loss():
     batch = {
         "input_ids": [[5, 6, 7, 8], [5, 6, 9, 0]],
         "completion_mask": [[0, 0, 1, 1], [0, 0, 1, 0]],
@@ -69,7 +69,12 @@ def test_of_a_preference_pair_the_chosen_side_is_fed_and_the_prompt_carries_no_l
 
     row = collated({"prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [9]}, lambda rows: batch)
 
-    assert row == {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+    assert row == {
+        "input_ids": [5, 6, 7, 8],
+        "labels": [-100, -100, 7, 8],
+        "rejected_input_ids": [5, 6, 9],
+        "rejected_labels": [-100, -100, 9],
+    }
 
 
 def padded_batch(rows, *, side, **further):

@@ -1,10 +1,12 @@
 """A finished run as people leave it on the disk: base, checkpoints, and the history of its callback."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from tiny import make_model, make_rows, make_texts, make_tokenizer
+from tiny import WORDS, make_model, make_rows, make_texts, make_tokenizer
 
 from ezmia_callbacks import AuditHistory, CanarySet, PrivacyAuditCallback, hold_out_canaries
 from ezmia_callbacks.canaries.files import save_canaries
@@ -65,3 +67,24 @@ def finish_run(path: Path, *, is_adapter: bool = False, is_mixed: bool = False) 
     trainer.save_model()
     save_canaries(canaries, path / "canaries.json")
     return FinishedRun(base, folder, canaries, path / "canaries.json", callback.history)
+
+
+def as_texts(canaries, change=lambda text: text):
+    """The canaries before they were tokenized."""
+    tokenizer = make_tokenizer()
+    return CanarySet(
+        records=tuple(change(tokenizer.decode(record["input_ids"])) for record in canaries.records),
+        is_member=canaries.is_member,
+        record_ids=canaries.record_ids,
+        provenance=canaries.provenance,
+    )
+
+
+def permute_vocabulary(folder):
+    """The words of the tokenizer in a folder stand for one another: texts become other tokens."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    ids = content["model"]["vocab"]
+    shuffled = np.random.default_rng(0).permutation(len(WORDS))
+    ids |= {WORDS[i]: value for i, value in enumerate([ids[WORDS[j]] for j in shuffled])}
+    path.write_text(json.dumps(content))

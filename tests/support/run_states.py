@@ -24,12 +24,12 @@ def fresh(*, chooses_subset=False, command="first.py", seed=0):
     rows = [{"input_ids": [i % 50 + 3, i // 50 + 3, 5, 7]} for i in range(200)]
     canaries = hold_out_canaries(rows, n_members=20, n_non_members=40, seed=seed)[1]
     encoded = encode_canaries(canaries)
-    history = AuditHistory((), BUDGET, run_metadata=RunMetadata(command=command))
+    history = AuditHistory((), BUDGET, run_metadata=RunMetadata(command=command, score="ez"))
     return RunState.before_training(
         CanarySubset(encoded, AnalysisUnits(canaries)),
         history,
         fingerprint=f"{encoded.fingerprint}-auto",
-        score="ez",
+        score_names=["ez"],
         chooses_subset=chooses_subset,
     )
 
@@ -64,6 +64,6 @@ def assert_carries_the_same(state, expected):
     assert state.history.to_dicts() == expected.history.to_dicts()
     assert (state.history.findings, state.history.caveat) == ((CHECK,), "beware")
     np.testing.assert_array_equal(state.reference.log_probs, expected.reference.log_probs)
-    np.testing.assert_array_equal(state.trajectories.scores, expected.trajectories.scores)
+    np.testing.assert_equal(state.trajectories.scores, expected.trajectories.scores)
     assert state.trajectories.record_ids == expected.trajectories.record_ids
     assert state.subset.share == expected.subset.share

@@ -39,7 +39,6 @@ def make_model(*, seed: int = 0, dropout: float = 0.0, **overrides):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY,
         n_layer=2,
         n_head=2,
         resid_pdrop=dropout,
@@ -49,7 +48,7 @@ def make_model(*, seed: int = 0, dropout: float = 0.0, **overrides):
         eos_token_id=1,
         pad_token_id=0,
         loss_type="ForCausalLM",
-        **{"n_positions": 32, "n_embd": 32, **overrides},
+        **{"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, **overrides},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

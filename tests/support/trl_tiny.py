@@ -4,6 +4,7 @@ TRL is imported where it is used: it is not there on Python 3.10, and this file 
 """
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -69,13 +70,32 @@ def make_dpo(path, rows, callbacks=(), *, model=None, tokenizer=None, config=Non
 
     return DPOTrainer(
         model or make_model(),
-        ref_model=make_model(),
         args=configured(DPOConfig, path, config),
         train_dataset=rows,
         processing_class=tokenizer or make_chat_tokenizer(),
         callbacks=list(callbacks),
-        **arguments,
+        **{"ref_model": make_model(), **arguments},
     )
+
+
+def make_other(name, path, rows, callbacks=(), *, model=None, config=None, **arguments):
+    """One of TRL's other trainers, wherever this version has it; a test of one that it has not is skipped."""
+    places = ("trl", *(f"trl.experimental.{place}" for place in ("kto", "orpo", "cpo", "bco")))
+    for place in places:
+        try:
+            module = importlib.import_module(place)
+            trainer_class, config_class = getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
+        except (ImportError, AttributeError):
+            continue
+        return trainer_class(
+            model=model or make_model(),
+            args=configured(config_class, path, config),
+            train_dataset=rows,
+            processing_class=make_chat_tokenizer(),
+            callbacks=list(callbacks),
+            **arguments,
+        )
+    pytest.skip(f"this version of TRL has no {name}Trainer")
 
 
 def make_sentences(n, *, seed=0, shortest=4, longest=8):
