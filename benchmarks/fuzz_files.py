@@ -446,21 +446,26 @@ def kinds(folder: Path) -> list[Kind]:
     def read_run(state: Any) -> tuple[Any, Any]:
         arrays, names = state
         path = folder / "trajectories"
-        save_arrays(path, arrays, {"schema": 1, **names}, digested=tuple(names))
+        save_arrays(path, arrays, {"schema": 2, **names}, digested=tuple(names))
         found = Trajectories.load(path)
         if found.n_audits > 1:
             with suppress(AuditError):
                 most_exposed(found)
-        return [found.score, list(found.record_ids), found.fingerprint], [
-            names["score"],
+        return [list(found.score_names), list(found.record_ids), found.fingerprint], [
+            names["score_names"],
             names["record_ids"],
             names["fingerprint"],
         ]
 
     def mutated_run(rng: np.random.Generator) -> tuple[Any, str]:
         found = Trajectories.load(run / "trajectories.safetensors")
-        names = {"score": found.score, "record_ids": list(found.record_ids), "fingerprint": found.fingerprint}
-        arrays = {n: getattr(found, n) for n in ("steps", "epochs", "is_baseline", "scores", "is_member")}
+        names = {
+            "score_names": list(found.score_names),
+            "record_ids": list(found.record_ids),
+            "fingerprint": found.fingerprint,
+        }
+        arrays = {n: getattr(found, n) for n in ("steps", "epochs", "is_baseline", "is_member")}
+        arrays |= {f"scores of {name}": scores for name, scores in found.scores.items()}
         if rng.random() < 0.5:
             changed, described = mutate(names, rng)
             changed = changed if isinstance(changed, dict) else {}
@@ -475,10 +480,17 @@ def kinds(folder: Path) -> list[Kind]:
         state = auditor.state_dict()
         if rng.random() < 0.3:
             owner = _pick(["reference", "trajectories"], rng)
-            arrays = {name: value.numpy() for name, value in state[owner].items()}
+            scores = state[owner].get("scores", {})
+            arrays = {
+                name: value.numpy() for name, value in {**state[owner], **scores}.items() if name != "scores"
+            }
             changed, described = mutate_arrays(arrays, rng)
-            as_tensors = {name: torch.from_numpy(np.array(value)) for name, value in changed.items()}
-            return {**state, owner: as_tensors}, f"{owner}: {described}"
+            tensors: dict[str, Any] = {
+                name: torch.from_numpy(np.array(value)) for name, value in changed.items()
+            }
+            if scores:
+                tensors["scores"] = {name: tensors.pop(name) for name in scores}
+            return {**state, owner: tensors}, f"{owner}: {described}"
         changed_state, described = mutate(state, rng)
         return as_object(changed_state), described
 

@@ -30,8 +30,12 @@ _LARGEST_WHOLE = 2**128
 _LARGEST = 1e100
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     """The value that a text holds as JSON: finite numbers, names that do not repeat, no deep nesting.
+
+    Args:
+        text: The text.
+        allow_nan: Take NaN and infinities, as Python does; other programs write them.
 
     Raises:
         ConfigurationError: saying what is wrong with the text.
@@ -41,7 +45,10 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct
+            text,
+            parse_constant=None if allow_nan else _refuse_constant,
+            parse_float=None if allow_nan else _finite,
+            object_pairs_hook=_distinct,
         )
     except RecursionError:
         raise ConfigurationError("it is nested too deeply") from None

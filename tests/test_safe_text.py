@@ -271,7 +271,7 @@ def test_markdown_from_data_is_inert(payload):
 
     text = summarize(runs)
 
-    plain = summarize({"plain": hostile_history("plain"), "plain 2": hostile_history("plain")})
+    plain = summarize({"plain": hostile_history("plain", score="plain"), "plain 2": hostile_history("plain")})
     assert not STEERING.search(text)
     text.encode()
     html, expected = rendered(text), rendered(plain)

@@ -428,11 +428,7 @@ class PrivacyAuditor:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
             ConfigurationError: if its audits were judged by another score, or it is damaged: names the place.
         """
-        # No deeper: what is nested otherwise is not what `state_dict` returned.
-        arrays = {
-            name: {key: _as_array(each) for key, each in item.items()} if isinstance(item, Mapping) else item
-            for name, item in read_mapping(state, "state").items()
-        }
+        arrays = _map_leaves(read_mapping(state, "state"), _as_array)
         self._move_to(self._state.resumed_from_dict(arrays, self._judge))
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
@@ -1150,8 +1146,14 @@ def _as_array(value: Any) -> Any:
         return value
 
 
-def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Nested mappings with every other value changed."""
-    if isinstance(value, Mapping):
-        return {name: _map_leaves(item, change) for name, item in value.items()}
+def _map_leaves(value: Any, change: Callable[[Any], Any], *, n_levels: int = 3) -> Any:
+    """Nested mappings with every other value changed.
+
+    Args:
+        value: The outermost mapping.
+        change: What to do.
+        n_levels: Levels of mappings; what is nested deeper is not what `state_dict` returns, and stays.
+    """
+    if isinstance(value, Mapping) and n_levels > 0:
+        return {name: _map_leaves(item, change, n_levels=n_levels - 1) for name, item in value.items()}
     return change(value)

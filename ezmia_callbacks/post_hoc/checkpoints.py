@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.post_hoc.twins import is_same_model
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
+from ezmia_callbacks.typed_rows import parse_json
 
 __all__: list[str] = []
 
@@ -163,7 +163,8 @@ def _checkpoint(path: Path, step: int) -> Checkpoint:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Trainers write the losses of runs that diverged, too.
+        content = parse_json(path.read_text(encoding="utf-8"), allow_nan=True)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
