@@ -98,7 +98,7 @@ def make_run(
             model, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         )
     every = "epoch" if audits_per_epoch == 1 else 1 / audits_per_epoch
-    callback = PrivacyAuditCallback(canaries, every=every, batch_size=16)
+    callback = PrivacyAuditCallback(canaries, every=every, batch_size=16, score="ez")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
         Trainer(
