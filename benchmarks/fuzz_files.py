@@ -290,9 +290,12 @@ def value_kind(name: str, value: Any, read: Callable[[Any], tuple[Any, Any]]) ->
 
 
 def tiny_run(folder: Path) -> tuple[PrivacyAuditor, CanarySet, nn.Module]:
-    """A table of next tokens, trained a little and audited."""
+    """A table of next tokens, trained a little on preference pairs, and audited by several scores."""
     generator = np.random.default_rng(0)
-    rows = [{"input_ids": row.tolist()} for row in generator.integers(N_TOKENS, size=(48, LENGTH))]
+    rows = [
+        {"input_ids": chosen, "rejected_input_ids": rejected}
+        for chosen, rejected in generator.integers(N_TOKENS, size=(48, 2, LENGTH)).tolist()
+    ]
     train_rows, canaries = hold_out_canaries(rows, n_members=24, n_non_members=24, seed=0)
     model = nn.Embedding(LENGTH * N_TOKENS, N_TOKENS)
     with torch.no_grad():

@@ -100,6 +100,24 @@ def test_older_files_may_lack_what_is_newer_and_nothing_else():
         read_value(Outer, row, newer={"numbers"})
 
 
+def test_of_a_newer_name_a_field_without_a_default_is_needed():
+    with pytest.raises(ConfigurationError, match="it has no `step`"):
+        read_value(Outer, {name: value for name, value in ROW.items() if name != "step"}, newer={"step"})
+
+
+@dataclass(frozen=True, eq=False)
+class ArraysByName:
+    arrays: 'Mapping[str, Float64[np.ndarray, "m n"]]'  # noqa: F821 - read as text
+
+
+def test_arrays_by_name_are_read_as_arrays():
+    assert read_value(ArraysByName, {"arrays": {"a": np.zeros((3, 2))}}).arrays["a"].shape == (3, 2)
+    with pytest.raises(ConfigurationError, match=r"`arrays\.a` is an array of float64 with 1 dimensions"):
+        read_value(ArraysByName, {"arrays": {"a": np.zeros(3)}})
+    with pytest.raises(ConfigurationError, match=r"`arrays` is a ndarray; an object with names"):
+        read_value(ArraysByName, {"arrays": np.zeros((3, 2))})
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
     counts: 'Int64[np.ndarray, " n"]'  # noqa: F821 - read as text
@@ -164,6 +182,13 @@ def test_json_as_it_is_written_is_read():
 
     assert parse_json(json.dumps(value)) == value
     assert parse_json("[" * 64 + "]" * 64)
+
+
+def test_of_other_programs_numbers_may_be_infinite_and_nothing_else():
+    assert parse_json('{"a": [1e999, -Infinity]}', allow_nan=True) == {"a": [float("inf"), -float("inf")]}
+    for text in ("[" * 100_000, '{"a": 1, "a": NaN}', "9" * 5000):
+        with pytest.raises(ConfigurationError):
+            parse_json(text, allow_nan=True)
 
 
 @pytest.mark.parametrize("row", [None, [], {"schema": 2}, {"schema": True}, {"schema": "1"}, {}])

@@ -195,6 +195,13 @@ class RunState:
             raise ConfigurationError(
                 "An audit of the interrupted run has a share outside (0, 1]: it is damaged."
             )
+        has_rejected = saved.reference.rejected is not None
+        if has_rejected != any(row.rejected is not None for row in self.subset.all_encoded.rows):
+            raise ConfigurationError(
+                f"The reference of the interrupted run has {'' if has_rejected else 'no '}rejected sides, "
+                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, or "
+                "another run's."
+            )
         check_numbers(saved.reference)
         if saved.judged_by is not None:
             read_value(JudgedBy, saved.judged_by, name="judged_by")

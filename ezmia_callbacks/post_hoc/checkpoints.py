@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.post_hoc.twins import is_same_model
@@ -155,10 +155,19 @@ def _checkpoint(path: Path, step: int) -> Checkpoint:
     is_known = any(step_of(place) is not None for place in (path, path.parent))
     return Checkpoint(
         path=path,
-        step=step_then if isinstance(step_then, int) and not is_known else step,
-        epoch=float(epoch) if isinstance(epoch, int | float) else None,
+        step=step_then if _is_count(step_then) and not is_known else step,
+        epoch=float(epoch) if _is_finite(epoch) else None,
         is_adapter=is_adapter,
     )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    # To Python True is a number; beyond 64 bits no array holds it.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
@@ -177,9 +178,18 @@ class AuditResult:
     )
 
     def __post_init__(self) -> None:
-        """A single score decides by itself."""
+        """A single score decides by itself.
+
+        Raises:
+            ConfigurationError: if the figures of the deciding score are there twice.
+        """
         if not self.decided_by:
             object.__setattr__(self, "decided_by", self.score)
+        if self.decided_by in self.judged_beside:
+            raise ConfigurationError(
+                f"The score {self.decided_by!r:.80} decides, and is judged beside itself: give its figures "
+                "as `metrics` alone."
+            )
 
     @property
     def judged(self) -> dict[str, Mapping[str, Measurement]]:

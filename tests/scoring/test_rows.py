@@ -333,6 +333,11 @@ def test_rows_of_which_the_images_are_gone_are_refused():
         ("half a character \ud800", "lone surrogates"),
         ({"prompt": "a", "completion": "b \udfff"}, "lone surrogates"),
         ({"prompt": "a", "completion": [{"role": "user", "content": "b"}]}, "one is text and one a list"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]},
+            "of prompt, chosen and rejected one is text and one a list",
+        ),
+        ({"chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]}, "chosen and rejected one is"),
         ({"messages": [{"role": "user", "content": "b"}], "tools": "["}, "not JSON"),
         (
             {"messages": [{"role": "user", "content": "b"}], "chat_template_kwargs": ["a"]},
