@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.typed_rows import parse_json, read_mapping
 
 __all__: list[str] = []
 
@@ -32,7 +33,7 @@ class ArrayFile:
     """
 
     arrays: dict[str, np.ndarray]
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
     def is_intact(self, *, digested: Sequence[str] = ()) -> bool:
         """Whether arrays and metadata have the digest that was written with them.
@@ -83,7 +84,7 @@ def load_arrays(
         UNREADABLE: if the file is missing, or no such file.
     """
     with safe_open(path, framework="numpy") as file:
-        metadata = json.loads((file.metadata() or {})[_KEY])
+        metadata = read_mapping(parse_json((file.metadata() or {})[_KEY]))
         found = [*names, *(name for name in optional if name in set(file.keys())), *more(metadata)]
         return ArrayFile({name: file.get_tensor(name) for name in found}, metadata)
 

@@ -21,7 +21,8 @@ def write_atomically(path: Path, content: bytes | str, *, is_for_others: bool = 
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") if is_for_others else open_private(temporary) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # Halves of characters, as in paths that are no UTF-8, are written as escapes.
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -26,7 +26,10 @@ class Row(NamedTuple):
 # A place is a folder of the package, with all that lies in it, or a file beside the folders; "" is the
 # package itself, which loads the lower rows lazily. A file may stand in a stricter row than its folder.
 ROWS = (
-    Row(frozenset({"array_files", "errors", "files"}), frozenset({"numpy", "safetensors"})),
+    Row(
+        frozenset({"array_files", "errors", "files", "safe_text", "typed_rows"}),
+        frozenset({"numpy", "safetensors"}),
+    ),
     Row(frozenset({"functional"}), frozenset({"scipy", "sklearn"})),
     Row(frozenset({"canaries"}), frozenset()),
     Row(frozenset({"results"}), frozenset()),

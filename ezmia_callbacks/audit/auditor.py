@@ -70,11 +70,12 @@ from ezmia_callbacks.results.exposures import (
     whole_again,
 )
 from ezmia_callbacks.results.findings import detect
-from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.history import AuditHistory, read_audits
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.moment import Moment
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
 from ezmia_callbacks.scoring.judged import judged_scores
@@ -87,10 +88,11 @@ from ezmia_callbacks.scoring.rows import (
 )
 from ezmia_callbacks.scoring.scorer import Scorer
 from ezmia_callbacks.scoring.statistics import TokenStatistics
+from ezmia_callbacks.typed_rows import read_mapping
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Relative difference of a loss that other kernels make, on another machine.
 _SAME_LOSS = 1e-4
@@ -385,12 +387,13 @@ class PrivacyAuditor:
         Raises:
             ReferenceMismatchError: if the reference is missing, damaged, made for other canaries, or another
                 run's.
-            ConfigurationError: if there is no `output_dir` to read it from, or the score is another one.
+            ConfigurationError: if there is no `output_dir` to read it from, the score is another one, or
+                something is not what it should be: names the place.
         """
         folder, state = self._folder, self._state
         if folder is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
-        results = [AuditResult.from_dict(row) for row in history]
+        results = read_audits(history)
         with self._watch.audit():
             self._check_surroundings()
             saved = broadcast_from_main(
@@ -423,9 +426,9 @@ class PrivacyAuditor:
 
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
-            ConfigurationError: if its audits were judged by another score.
+            ConfigurationError: if its audits were judged by another score, or it is damaged: names the place.
         """
-        arrays = _map_leaves(state, lambda v: v.cpu().numpy() if isinstance(v, torch.Tensor) else v)
+        arrays = _map_leaves(read_mapping(state, "state"), _as_array)
         self._move_to(self._state.resumed_from_dict(arrays, self._judge))
 
     def restart(self, model: nn.Module, *, n_audits: int | None) -> None:
@@ -466,7 +469,7 @@ class PrivacyAuditor:
             The result; without a budget its `decision` says that there is nothing to stop for.
 
         Raises:
-            ConfigurationError: if `begin` was not called.
+            ConfigurationError: if `begin` was not called, or `step` is before that of the last audit.
             ModelChangedError: if the model could not be left as it was found, whatever `on_error` says.
             Exception: whatever went wrong in the audit, if `on_error` is `"raise"`.
         """
@@ -477,6 +480,7 @@ class PrivacyAuditor:
             )
         if step is None:
             step = self.history[-1].step + 1 if len(self.history) else 1
+        self._refuse_earlier(step)
         moment = Moment(step, epoch)
         with self._watch.audit():
             model = unwrapped(model)
@@ -506,6 +510,13 @@ class PrivacyAuditor:
             self._refuse_contamination(result)
             return result
 
+    def _refuse_earlier(self, step: int) -> None:
+        if len(self.history) and step < self.history[-1].step:
+            raise ConfigurationError(
+                f"Got step {step} after the audit of step {self.history[-1].step}: the steps of a run never "
+                "fall. Count optimizer steps from the start of the run, not of the epoch."
+            )
+
     def mark_failed(self, reason: str, *, step: int, epoch: float | None = None) -> AuditResult:
         """Record that no audit could be made at this point: a gap in the curve, where leakage is unknown.
 
@@ -513,7 +524,11 @@ class PrivacyAuditor:
             reason: What went wrong.
             step: Optimizer steps done.
             epoch: Epochs done.
+
+        Raises:
+            ConfigurationError: if `step` is before that of the last audit.
         """
+        self._refuse_earlier(step)
         with self._watch.audit():
             result = self._failed(reason, Moment(step, epoch))
             self._record(result)
@@ -1121,8 +1136,24 @@ def _check_attack_fits(attack: Attack | None, canaries: CanarySet) -> None:
         )
 
 
-def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Nested mappings with every other value changed."""
-    if isinstance(value, Mapping):
-        return {name: _map_leaves(item, change) for name, item in value.items()}
+def _as_array(value: Any) -> Any:
+    """A tensor as an array; anything else, also a tensor that is none, as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except (TypeError, RuntimeError):
+        return value
+
+
+def _map_leaves(value: Any, change: Callable[[Any], Any], *, n_levels: int = 3) -> Any:
+    """Nested mappings with every other value changed.
+
+    Args:
+        value: The outermost mapping.
+        change: What to do.
+        n_levels: Levels of mappings; what is nested deeper is not what `state_dict` returns, and stays.
+    """
+    if isinstance(value, Mapping) and n_levels > 0:
+        return {name: _map_leaves(item, change, n_levels=n_levels - 1) for name, item in value.items()}
     return change(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,28 @@ from torch import Tensor, nn
 
 from ezmia_callbacks.audit.imprint import Imprint, named_tensors
 from ezmia_callbacks.audit.weight_files import Form, as_form, read_tensors
-from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.scoring.checksums import checksums, own_part
+from ezmia_callbacks.typed_rows import parse_json, read_value
 
 __all__: list[str] = []
+
+
+# As `KeptWeights` names them: never a path, which could lead out of the folder.
+_FILE = re.compile(r"[0-9]+-[0-9]+-[0-9]+\.safetensors")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is written beside the files."""
+
+    step: int
+    is_everybodys: bool
+    checksums: Mapping[str, int]
+    adapters: str
+    forms: Mapping[str, tuple[str, tuple[int, ...]]]
+    sample: tuple[float, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +98,21 @@ class Kept:
 
     @classmethod
     def from_json(cls, text: str) -> Kept:
-        """What `to_json` wrote."""
-        row = json.loads(text)
+        """What `to_json` wrote.
+
+        Raises:
+            ConfigurationError: if it is damaged, or names files of other folders.
+        """
+        row = read_value(_Row, parse_json(text))
+        if outside := [name for name in row.files if not _FILE.fullmatch(name)]:
+            raise ConfigurationError(f"{outside[0]!r:.80} is no file of kept weights")
         return cls(
-            step=row["step"],
-            is_everybodys=row["is_everybodys"],
-            imprint=Imprint(row["checksums"], row["adapters"]),
-            forms={name: Form(dtype, tuple(shape)) for name, (dtype, shape) in row["forms"].items()},
-            sample=tuple(row["sample"]),
-            files=tuple(row["files"]),
+            step=row.step,
+            is_everybodys=row.is_everybodys,
+            imprint=Imprint(row.checksums, row.adapters),
+            forms={name: Form(*form) for name, form in row.forms.items()},
+            sample=row.sample,
+            files=row.files,
         )
 
     def put_back(self, model: nn.Module, folder: Path | None) -> None:

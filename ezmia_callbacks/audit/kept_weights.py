@@ -394,7 +394,7 @@ class KeptWeights:
             return None
         try:
             return Kept.from_json(self._index.read_text())
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise AuditError(f"The kept weights at {self._index} are damaged: {error}") from error
 
     def _commit(self, kept: Kept) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.statistics import load_statistics, save_statistics
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HISTORY = "history.jsonl"
 _REFERENCE = "reference.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.measuring.subset import CanarySubset
 from ezmia_callbacks.results.exposures import Exposures
-from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.history import AuditHistory, JudgedBy, read_audits
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
-from ezmia_callbacks.scoring.statistics import TokenStatistics, arrays_of, statistics_of
+from ezmia_callbacks.scoring.statistics import TokenStatistics, arrays_of, check_numbers, statistics_of
+from ezmia_callbacks.typed_rows import read_value
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float64, Int64
 
 __all__: list[str] = []
 
@@ -158,8 +162,10 @@ class RunState:
             judge: Judges the audits anew where they were judged by another budget.
 
         Raises:
-            ConfigurationError: if they were judged by another score.
+            ConfigurationError: if they were judged by another score, or what was left does not belong to
+                these canaries.
         """
+        self._check(saved)
         score = self.history.run_metadata.score
         others = sorted({result.score for result in saved.results} - {score})
         if others:
@@ -172,6 +178,33 @@ class RunState:
         everything = self.subset.of_share(1.0 if share is None else share)
         results = judge.rejudged(saved.results, everything, judged_by=saved.judged_by)
         return self._going_on(replace(saved, results=results))
+
+    def _check(self, saved: SavedRun) -> None:
+        """See that what comes from a checkpoint is of as many canaries as there are."""
+        n_canaries = len(self.subset.all_encoded.rows)
+        counts = {"reference": saved.reference.n_records}
+        if saved.exposures is not None:
+            counts["exposures"] = len(saved.exposures.n_times)
+        for name, count in counts.items():
+            if count != n_canaries:
+                raise ConfigurationError(
+                    f"The {name} of the interrupted run cover {count} canaries, and there are {n_canaries}: "
+                    "what was saved is damaged, or another run's."
+                )
+        if not all(0 < result.share <= 1 for result in saved.results):
+            raise ConfigurationError(
+                "An audit of the interrupted run has a share outside (0, 1]: it is damaged."
+            )
+        has_rejected = saved.reference.rejected is not None
+        if has_rejected != any(row.rejected is not None for row in self.subset.all_encoded.rows):
+            raise ConfigurationError(
+                f"The reference of the interrupted run has {'' if has_rejected else 'no '}rejected sides, "
+                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, or "
+                "another run's."
+            )
+        check_numbers(saved.reference)
+        if saved.judged_by is not None:
+            read_value(JudgedBy, saved.judged_by, name="judged_by")
 
     def _going_on(self, saved: SavedRun, *, step: int | None = None) -> RunState:
         """The run with what it left up to a step; later audits never happened. None for all."""
@@ -240,34 +273,63 @@ class RunState:
 
         Raises:
             ReferenceMismatchError: if the state was saved for other canaries or another reference.
-            ConfigurationError: if its audits were judged by another score.
+            ConfigurationError: if its audits were judged by another score, or something in it is not what
+                `to_dict` writes; names the place.
         """
-        if state["reference"] is None:
+        found = read_value(_StateDict, state, newer={"exposures", "judged_by"})
+        if found.reference is None:
             return self
-        if state["fingerprint"] != self.fingerprint:
+        if found.fingerprint != self.fingerprint:
             raise ReferenceMismatchError(
                 "The state belongs to other canaries or another reference (fingerprint "
-                f"{state['fingerprint']}, these have {self.fingerprint}). Resume with the same canaries, "
+                f"{found.fingerprint:.40}, these have {self.fingerprint}). Resume with the same canaries, "
                 "or start again from the original weights: the trained weights cannot stand in for the "
                 "reference."
             )
-        results = tuple(AuditResult.from_dict(row) for row in state["history"])
+        results = read_audits(found.history)
         share = _chosen_share(results)
         subset = self.subset.of_share(1.0 if share is None else share)
         empty = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        trajectories = None
         # The first version kept those of one score, as an array.
-        is_known = isinstance(state["trajectories"]["scores"], Mapping)
+        if not isinstance(found.trajectories.get("scores"), np.ndarray):
+            kept = read_value(_Scores, found.trajectories, name="trajectories")
+            trajectories = replace(empty, **vars(kept))
         saved = SavedRun(
             results=results,
-            reference=statistics_of(state["reference"]),
-            findings=tuple(Finding(**finding) for finding in state["findings"]),
-            caveat=state["caveat"],
-            trajectories=replace(empty, **state["trajectories"]) if is_known else None,
-            # A state of before they were counted has none.
-            exposures=Exposures.from_dict(state["exposures"]) if "exposures" in state else None,
-            judged_by=state.get("judged_by"),
+            reference=statistics_of(found.reference, name="reference"),
+            findings=found.findings,
+            caveat=found.caveat,
+            trajectories=trajectories,
+            exposures=found.exposures,
+            judged_by=found.judged_by,
         )
         return self.resumed(saved, judge)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """The arrays of trajectories."""
+
+    is_member: Bool[np.ndarray, " n_records"]
+    steps: Int64[np.ndarray, " n_audits"]
+    epochs: Float64[np.ndarray, " n_audits"]
+    is_baseline: Bool[np.ndarray, " n_audits"]
+    scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
+
+
+@dataclass(frozen=True, eq=False)
+class _StateDict:
+    """What `RunState.to_dict` returned. A state of before they were counted has no exposures."""
+
+    fingerprint: str
+    history: object
+    findings: tuple[Finding, ...]
+    caveat: str
+    reference: Mapping[str, object] | None
+    trajectories: Mapping[str, object]
+    exposures: Exposures | None = None
+    judged_by: Mapping[str, object] | None = None
 
 
 def _chosen_share(results: Sequence[AuditResult]) -> float | None:

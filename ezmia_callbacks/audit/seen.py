@@ -6,7 +6,6 @@ where the batch is, and adds up what it finds there; nothing is read back before
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ezmia_callbacks.audit.windows import WINDOW, WindowTable, mixed, powers, window_table
 from ezmia_callbacks.results.exposures import NEVER, Exposures, add_exposures, of_pairs
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import TokenRow
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 NO_TOKEN_IDS = "the model is called without token ids that could be read"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from ezmia_callbacks.audit.settings import OnError
 from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, on_all_ranks
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Nats. The tensors are compared to the bit; kernels may round differently from one call to the next.
 _TOLERANCE = 5e-3

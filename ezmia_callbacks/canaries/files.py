@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ezmia_callbacks.canaries.sets import CanaryDetails, CanarySet, Provenance
-from ezmia_callbacks.errors import CanaryError, ConfigurationError
+from ezmia_callbacks.canaries.sets import CanarySet
+from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.typed_rows import parse_json, read_rest, read_value
 
 __all__: list[str] = []
 
@@ -52,12 +53,11 @@ def load_canaries(path: str | Path) -> CanarySet:
         ConfigurationError: if the file is missing, is not such a file, or was changed since.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("schema") != _SCHEMA:
-            raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
-        fingerprint = content.pop("fingerprint")
-        canaries = CanarySet(**{name: _restored(name, value) for name, value in content.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CanaryError) as error:
+        content = read_rest(parse_json(Path(path).read_text(encoding="utf-8")), schema=_SCHEMA)
+        fingerprint = read_value(str, content.pop("fingerprint", None), name="fingerprint")
+        canaries = read_value(CanarySet, content, newer={"details", "groups"})
+    # A path that no file can have is a ValueError; so is a file that is no UTF-8.
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{str(path)!r} is not a file of canaries: {_reason(error)}.") from error
     if canaries.fingerprint != fingerprint:
         raise ConfigurationError(
@@ -84,23 +84,7 @@ def _lines(value: Any) -> str:
     return "[\n" + ",\n".join(json.dumps(item, allow_nan=False) for item in value) + "\n]"
 
 
-def _restored(name: str, value: Any) -> Any:
-    if name == "provenance":
-        return Provenance(**value)
-    if name == "is_member":
-        if not all(isinstance(item, bool) for item in value):
-            raise ValueError("membership must be true or false")
-        return np.array(value, dtype=np.bool_)
-    if name == "details" and value is not None:
-        return tuple(
-            CanaryDetails(**(detail | {"row_indices": tuple(detail["row_indices"])})) for detail in value
-        )
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
     return str(error).rstrip(".")

@@ -100,8 +100,10 @@ def read_record_file(path: str | Path) -> RecordFile:
         )
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+    # No file can have a path with NUL in it.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"Cannot read {str(path)!r}: {reason}.") from error
     file = readers[path.suffix.lower()](path, content)
     if not file.rows:
         raise ConfigurationError(f"{str(path)!r} contains no records.")
@@ -124,9 +126,11 @@ def json_line(line: str | bytes, *, path: Path, number: int) -> Any:
     """
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    # Nested too deeply; of numbers with more digits than Python converts a ValueError has no `msg`.
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "it is nested too deeply, or a number in it is too long")
         raise ConfigurationError(
-            f"{str(path)!r}, line {number}: not JSON ({error.msg}): write one object per line."
+            f"{str(path)!r}, line {number}: not JSON ({reason}): write one object per line."
         ) from error
 
 
@@ -192,7 +196,9 @@ def _read_parquet(path: Path, content: bytes) -> RecordFile:
         ) from None
     try:
         table = parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = tuple(table.to_pylist())
+    # Among them dates that Python does not know, and texts that are no UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ConfigurationError(f"{str(path)!r} is not a Parquet file: {_first_line(error)}") from error
 
     def content_of(kept: Sequence[int]) -> bytes:
@@ -200,7 +206,7 @@ def _read_parquet(path: Path, content: bytes) -> RecordFile:
         parquet.write_table(table.take(pyarrow.array(kept, type=pyarrow.int64())), sink)
         return sink.getvalue()
 
-    return RecordFile(path, tuple(table.to_pylist()), content_of)
+    return RecordFile(path, rows, content_of)
 
 
 def _decoded(path: Path, content: bytes) -> tuple[bytes, str]:

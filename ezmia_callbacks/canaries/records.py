@@ -50,6 +50,7 @@ _OPTIONAL_FIELDS: dict[RecordKind, tuple[str, ...]] = {
 RECORD_FIELDS: frozenset[str] = frozenset(
     field for fields in (*_REQUIRED_FIELDS.values(), *_OPTIONAL_FIELDS.values()) for field in fields
 )
+_INT64 = 2**63
 IGNORED_LABEL = -100
 """Label of a token that carries no loss, as torch and transformers have it."""
 
@@ -323,11 +324,17 @@ def _further_inputs(record: Mapping[str, object]) -> dict[str, list[float]]:
     inputs = record.get(FURTHER_INPUTS)
     if inputs is None:
         return {}
-    columns = cast(Mapping[str, Iterable[float]], inputs)
-    return {
-        name: list(values.tolist() if hasattr(values, "tolist") else values)
-        for name, values in columns.items()
+    needed = "a mapping from a name to one number per token"
+    if not isinstance(inputs, Mapping):
+        raise ConfigurationError(f"Got a {type(inputs).__name__} as `{FURTHER_INPUTS}`; {needed} is needed.")
+    columns = {
+        name: values.tolist() if hasattr(values, "tolist") else values for name, values in inputs.items()
     }
+    for name, values in columns.items():
+        is_flat = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+        if not is_flat or any(not -_INT64 <= v < _INT64 for v in values):
+            raise ConfigurationError(f"Got {name!r:.40} in `{FURTHER_INPUTS}`, which is not {needed}.")
+    return {name: list(values) for name, values in columns.items()}
 
 
 def _optional_integers(record: Mapping[str, object], field: str) -> list[int] | None:
@@ -341,9 +348,12 @@ def _integers(record: Mapping[str, object], field: str) -> list[int]:
         return []
     values = value.tolist() if hasattr(value, "tolist") else value
     try:
-        return [operator.index(item) for item in cast(Iterable[SupportsIndex], values)]
+        integers = [operator.index(item) for item in cast(Iterable[SupportsIndex], values)]
+        if integers and not -_INT64 <= min(integers) <= max(integers) < _INT64:
+            raise TypeError
+        return integers
     except TypeError:
         raise ConfigurationError(
             f"Got a {type(value).__name__} in the field '{field}' that is not a flat sequence of "
-            "integers; a record is one row without a batch dimension: index or flatten it first."
+            "integers of 64 bits; a record is one row without a batch dimension: index or flatten it first."
         ) from None

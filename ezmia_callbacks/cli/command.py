@@ -29,6 +29,7 @@ from ezmia_callbacks.cli.terminal import (
     quiet_libraries,
     say_json,
 )
+from ezmia_callbacks.safe_text import for_terminal
 
 __all__: list[str] = []
 
@@ -125,9 +126,11 @@ def _run() -> int:
     except Exception as error:
         # Usage errors of typer, whose class moved from click into typer.
         if hasattr(error, "show"):
+            # It quotes arguments, and names of files among them.
+            error.message = for_terminal(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
             error.show()
             return ExitCode.BAD_INPUT
-        traceback.print_exc()
+        typer.echo(for_terminal(traceback.format_exc()), err=True)
         return fail("this is a bug, please report it.", ExitCode.FAILED)
     return code if isinstance(code, int) else ExitCode.OK
 

@@ -1,6 +1,5 @@
 """`ezmia report` and `ezmia compare`: what audits found, from the histories that they wrote."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,11 @@ from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.results.consistency import CONTRADICTION, judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _FILE = "history.jsonl"
 _FORMATS = ".html, .md, .json, .png, .svg or .pdf"

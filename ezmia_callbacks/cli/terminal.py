@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ezmia_callbacks.safe_text import for_terminal
+
 __all__: list[str] = []
 
 JsonOption = Annotated[
@@ -43,7 +45,7 @@ class ExitCode(IntEnum):
 
 def say(text: str = "", *, style: str = "") -> None:
     """Print a paragraph to standard output."""
-    _console().print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    _console().print(for_terminal(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def say_json(content: object) -> None:
@@ -67,7 +69,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def fail(message: str, code: ExitCode) -> int:
     """Print one line to standard error; returns the exit code."""
-    typer.echo(f"ezmia: {' '.join(message.split())}", err=True)
+    typer.echo(f"ezmia: {for_terminal(' '.join(message.split()))}", err=True)
     return int(code)
 
 
@@ -152,9 +154,8 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            typer.echo(
-                f"ezmia: {record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True
-            )
+            message = for_terminal(" ".join(record.getMessage().split()))
+            typer.echo(f"ezmia: {record.levelname.lower()}: {message}", err=True)
 
 
 def _console() -> Console:
@@ -164,4 +165,4 @@ def _console() -> Console:
 
 def _literal(text: str) -> Text:
     """Text in which brackets are brackets, not styles."""
-    return Text(text)
+    return Text(for_terminal(text))

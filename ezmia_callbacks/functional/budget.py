@@ -49,7 +49,14 @@ def fpr_of_metric(name: str) -> float | None:
     >>> fpr_of_metric("auc") is None
     True
     """
-    return float(name.removeprefix(_TPR_PREFIX)) if name.startswith(_TPR_PREFIX) else None
+    if not name.startswith(_TPR_PREFIX):
+        return None
+    # Names come from files, too.
+    try:
+        fpr = float(name.removeprefix(_TPR_PREFIX))
+    except ValueError:
+        return None
+    return fpr if 0.0 < fpr < 1.0 else None
 
 
 @dataclass(frozen=True)

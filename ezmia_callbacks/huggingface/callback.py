@@ -20,7 +20,7 @@ from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, on_all_ranks
 from ezmia_callbacks.errors import AuditError, ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional.budget import LeakageBudget
-from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes
+from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_of
 from ezmia_callbacks.huggingface.checkpoints import (
     checkpoint_intervals,
     evaluation_intervals,
@@ -523,9 +523,10 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def _saved(self, state: TrainerState) -> Mapping[str, Any]:
         """What was kept for the checkpoint that training goes on from."""
         kept = saved_state(state, self._state_key)
-        if "history" in kept:  # as the first version kept it
+        if isinstance(kept, Mapping) and "history" in kept:  # as the first version kept it
             return kept
-        if "part" not in kept:
+        part = part_of(kept)
+        if part is None:
             raise ReferenceMismatchError(
                 f"Training resumes at step {state.global_step} from a checkpoint that was made without this "
                 "callback (or with another `prefix`), and trained weights cannot stand in for the reference. "
@@ -535,7 +536,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         folder = self._folder(self._find_trainer())
 
         def read() -> Mapping[str, Any]:
-            note = CheckpointNotes(folder / "checkpoints", kept["part"]).read(state.global_step)
+            note = CheckpointNotes(folder / "checkpoints", part).read(state.global_step)
             return {"history": RunFolder(folder).rows()} if note is None else note
 
         return broadcast_from_main(on_all_ranks(lambda: read() if is_main_process() else {}))

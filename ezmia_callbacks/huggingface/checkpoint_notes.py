@@ -7,7 +7,7 @@ were fed, and what the audits found, is in notes here, one for each checkpoint.
 from __future__ import annotations
 
 import json
-import logging
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.typed_rows import parse_json, read_mapping, read_value
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
+_STEP = re.compile("[0-9]+")
 _NAMES = ("history", "exposures", "judged_by")
 
 
@@ -68,15 +71,15 @@ class CheckpointNotes:
             return None
         path = _file(self.folder, max(steps), self.part)
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
+            note = read_mapping(parse_json(path.read_text(encoding="utf-8")))
             return {name: note[name] for name in _NAMES}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             logger.warning("What the checkpoint of step %d was fed is lost (%s): %s", step, path, error)
             return None
 
     def _found(self) -> list[tuple[int, str]]:
         names = [path.stem.split("-") for path in self.folder.glob("*-*.json")]
-        return [(int(name[0]), name[1]) for name in names if len(name) == 2 and name[0].isdigit()]
+        return [(int(name[0]), name[1]) for name in names if len(name) == 2 and _STEP.fullmatch(name[0])]
 
     def _prune(self, checkpoints: Collection[int]) -> None:
         found = self._found()
@@ -92,6 +95,25 @@ class CheckpointNotes:
         # What a process left that was killed while it wrote one.
         for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    part: str
+
+
+def part_of(kept: object) -> str | None:
+    """Name of the part that a checkpoint belongs to, as the trainer's state keeps it; None if it has none.
+
+    Args:
+        kept: What the state has under the callback's name.
+
+    Raises:
+        ConfigurationError: if it is not what the callback has put there.
+    """
+    name = "the callback's entry in trainer_state.json"
+    row = read_mapping(kept, name)
+    return read_value(_Kept, row, name=name).part if row else None
 
 
 def _file(folder: Path, step: int, part: str) -> Path:

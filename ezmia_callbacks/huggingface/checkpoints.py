@@ -5,7 +5,6 @@ Under a budget every checkpoint is audited before it is written, so that none on
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -14,11 +13,12 @@ from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, ends_epochs, plan_
 from ezmia_callbacks.audit.rejected import describe_folder
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.huggingface.trainer_access import TrainerControl, TrainerState, TrainingArguments
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.shells.checkpoint_folders import set_aside
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Streams report their number of epochs as a huge integer.
 _MANY_EPOCHS = 10_000

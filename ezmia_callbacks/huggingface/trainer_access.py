@@ -255,9 +255,9 @@ def sums_all_metrics(trainer: Trainer) -> bool:
     return is_search and trainer.compute_objective is transformers.trainer_utils.default_compute_objective
 
 
-def saved_state(state: TrainerState, key: str) -> Mapping[str, Any]:
-    """What a checkpoint kept under a key; empty if it has none."""
-    found: Mapping[str, Any] = state.stateful_callbacks.get(key, {})
+def saved_state(state: TrainerState, key: str) -> object:
+    """What a checkpoint kept under a key; an empty mapping if it has none."""
+    found: object = state.stateful_callbacks.get(key, {})
     return found
 
 

@@ -5,12 +5,11 @@ state; measuring is the auditor's work.
 """
 
 import copy
-import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from ezmia_callbacks.lightning.trainer_access import (
 from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import (
     InputNotTakenError,
@@ -77,10 +77,11 @@ from ezmia_callbacks.shells.messages import (
 from ezmia_callbacks.shells.runs import RunsOfOneCallback
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
 from ezmia_callbacks.shells.trackers import audit_settings, log_settings, log_verdict
+from ezmia_callbacks.typed_rows import read_value
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _FOLDER = "_privacy_audit"
 _AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
@@ -553,14 +554,15 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def _resume(
         self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
     ) -> None:
-        step = saved["weights_step"]
-        step = trainer.global_step if step is None else step
+        newer = {"exposures", "judged_by"}
+        found = read_value(_Saved, saved, newer=newer, name="the callback's state in the checkpoint")
+        step = trainer.global_step if found.weights_step is None else found.weights_step
         auditor.resume(
             pl_module,
-            saved["history"],
+            found.history,
             step=step,
-            exposures=saved.get("exposures"),
-            judged_by=saved.get("judged_by"),
+            exposures=found.exposures,
+            judged_by=found.judged_by,
         )
         auditor.watch(self._called_in_training(pl_module))
 
@@ -688,6 +690,16 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
                 if self.settings.restore
                 else "The model will end OVER BUDGET.",
             )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What `state_dict` returned; the first version knew nothing of exposures."""
+
+    history: Any
+    weights_step: int | None
+    exposures: Mapping[str, object] | None = None
+    judged_by: Mapping[str, object] | None = None
 
 
 @contextmanager

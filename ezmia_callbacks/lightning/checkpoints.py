@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch
 
 from ezmia_callbacks.files import private_folder
 from ezmia_callbacks.lightning.trainer_access import LightningTrainer
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def checkpoints_of(trainer: LightningTrainer) -> dict[Path, float]:

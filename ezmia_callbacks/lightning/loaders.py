@@ -1,6 +1,5 @@
 """What a Lightning run feeds from: its dataloaders, as a `Feed`, and canaries drawn from them."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,13 +7,14 @@ from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.canaries.records import is_pair
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import CanaryError
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import Tokenizer
 from ezmia_callbacks.shells.feed import ADVICE, Feed, Source, canaries_as_fed, draw_canaries
 from ezmia_callbacks.shells.membership_check import is_indexable
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Where none is known.
 _BATCH_SIZE = 8

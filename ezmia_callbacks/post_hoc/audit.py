@@ -7,7 +7,6 @@ callback's `auditor.canaries`) are the same, raw text is tokenized in the plaine
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +30,14 @@ from ezmia_callbacks.post_hoc.reading import Reading, read_canaries
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, Finding
+from ezmia_callbacks.safe_text import get_logger
 
 if TYPE_CHECKING:
     from ezmia_callbacks.audit.auditor import PrivacyAuditor
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HISTORY = "history.jsonl"
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.post_hoc.twins import is_same_model
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.shells.checkpoint_folders import checkpoints_in, step_of
+from ezmia_callbacks.typed_rows import parse_json
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # The names by which a loader finds a whole model.
@@ -155,15 +155,25 @@ def _checkpoint(path: Path, step: int) -> Checkpoint:
     is_known = any(step_of(place) is not None for place in (path, path.parent))
     return Checkpoint(
         path=path,
-        step=step_then if isinstance(step_then, int) and not is_known else step,
-        epoch=float(epoch) if isinstance(epoch, int | float) else None,
+        step=step_then if _is_count(step_then) and not is_known else step,
+        epoch=float(epoch) if _is_finite(epoch) else None,
         is_adapter=is_adapter,
     )
 
 
+def _is_count(value: Any) -> TypeGuard[int]:
+    # To Python True is a number; beyond 64 bits no array holds it.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+
+
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Trainers write the losses of runs that diverged, too.
+        content = parse_json(path.read_text(encoding="utf-8"), allow_nan=True)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

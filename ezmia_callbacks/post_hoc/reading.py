@@ -8,7 +8,6 @@ error until the user has said which of the two is right.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,11 +22,12 @@ from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.post_hoc.checkpoints import Checkpoint
 from ezmia_callbacks.post_hoc.models import Loader, reason
 from ezmia_callbacks.results.result import Finding
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import EncodedCanaries, Tokenizer, TokenRow, encode_canaries
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _BASE, _CHECKPOINT = "base", "checkpoint"
 _OF_BASE = "the base"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import filecmp
-import json
 from pathlib import Path
 from typing import Any
+
+from ezmia_callbacks.typed_rows import parse_json
 
 __all__: list[str] = []
 
@@ -61,7 +62,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    # Some models are configured with infinities.
+    return parse_json(path.read_text(encoding="utf-8"), allow_nan=True)
 
 
 def _are_equal(one: Path, other: Path, names: set[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,13 +21,14 @@ from ezmia_callbacks.reference.vocabulary import (
     explain_added_vocabulary,
     explain_other_vocabulary,
 )
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import TokenRow
 from ezmia_callbacks.scoring.scorer import Scorer
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Enough rows to see whether two models differ at all.
 _N_PROBE_ROWS = 8

@@ -51,6 +51,7 @@ from ezmia_callbacks.report.view import (
     TermView,
     VerdictView,
     to_plain,
+    with_valid_texts,
 )
 from ezmia_callbacks.report.wording import LIMITS, READING
 from ezmia_callbacks.results.consistency import judged_anew
@@ -151,7 +152,7 @@ def report_view(
         raise ConfigurationError("`exposed` names records of one run: write a report for each run.")
     if texts is not None and exposed is None:
         raise ConfigurationError("`texts` are shown beside the records of `exposed`, which is missing.")
-    return ReportView(
+    view = ReportView(
         schema_version=SCHEMA_VERSION,
         title=title or "Membership leakage during fine-tuning",
         runs=tuple(_run(label, history) for label, history in runs.items()),
@@ -160,6 +161,7 @@ def report_view(
         reading=tuple(TermView(term, text) for term, text in READING),
         limits=LIMITS,
     )
+    return with_valid_texts(view)
 
 
 def _run(label: str, history: AuditHistory) -> RunView:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import MissingDependencyError
+from ezmia_callbacks.safe_text import for_document
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,6 +92,11 @@ def label_line(ax: Axes, y: float, text: str, *, above: bool) -> None:
         color=INK if above else QUIET,
         fontsize=NOTE_SIZE,
     )
+
+
+def for_picture(text: str) -> str:
+    """The text as matplotlib has to get it to show it as it is, not as a formula."""
+    return for_document(text).replace("$", r"\$")
 
 
 def legend_above(ax: Axes, *, n_columns: int = 3) -> None:

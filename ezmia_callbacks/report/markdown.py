@@ -16,6 +16,7 @@ from ezmia_callbacks.report.view import (
     StatementView,
 )
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.safe_text import for_terminal
 
 __all__: list[str] = []
 
@@ -58,8 +59,8 @@ def _introduction(run: RunView) -> str:
     rule = "no budget is known" if run.budget is None else run.budget.text
     scored = f", {run.n_tokens} scored tokens" if run.n_tokens else ""
     return (
-        f"Attack: {run.attack}. Canaries: {run.n_members} members, {run.n_non_members} "
-        f"non-members{scored}. Budget: {rule}."
+        f"Attack: {_escape(run.attack)}. Canaries: {run.n_members} members, {run.n_non_members} "
+        f"non-members{scored}. Budget: {_escape(rule)}."
     )
 
 
@@ -71,15 +72,15 @@ def _warnings(run: RunView) -> list[str]:
 def _table(run: RunView) -> str:
     has_epochs = all(audit.epoch is not None for audit in run.audits)
     metrics, compared = _columns(run)
-    score = run.score.label
+    score = _escape(run.score.label)
     is_watched = any(audit.n_members_seen is not None for audit in run.audits)
     header = ["epoch" if has_epochs else "step"]
     header += ["members seen", "AUC of the quarter fed last [interval]"] if is_watched else []
     header += ["member loss", "held-out loss"]
-    header += [f"{metric_label(name)} ({score}) [{_kind(run, name)}]" for name in metrics]
+    header += [f"{_escape(metric_label(name))} ({score}) [{_kind(run, name)}]" for name in metrics]
     judged = {name.name for name in run.judged}
     header += [
-        f"AUC ({score_label(name)}) [{_kind(run, 'auc') if name in judged else 'interval'}]"
+        f"AUC ({_escape(score_label(name))}) [{_kind(run, 'auc') if name in judged else 'interval'}]"
         for name in compared
     ]
     header += ["edge records", "decision"]
@@ -90,7 +91,7 @@ def _table(run: RunView) -> str:
             when += " (baseline)"
         of_feeding = [_n_seen(audit), _figure(audit.auc_recent)] if is_watched else []
         rows.append([when, *of_feeding, *_cells(run, audit, metrics, compared)])
-    return "\n".join(f"| {' | '.join(_escape(cell) for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _columns(run: RunView) -> tuple[list[str], list[str]]:
@@ -111,14 +112,15 @@ def _kind(run: RunView, name: str) -> str:
 def _cells(run: RunView, audit: AuditView, metrics: list[str], compared: list[str]) -> list[str]:
     if audit.status == "failed":
         unknown = ["unknown"] * (3 + len(metrics) + len(compared))
-        return [*unknown, f"AUDIT FAILED, leakage unknown: {audit.error or 'no reason was recorded'}"]
+        reason = _escape(audit.error or "no reason was recorded")
+        return [*unknown, f"AUDIT FAILED, leakage unknown: {reason}"]
     of_score = {figure.name: figure for figure in audit.auc_by_score}
     cells = [_loss(audit.member_loss), _loss(audit.non_member_loss)]
-    by = f", {audit.decided_by.label}" if len(run.judged) > 1 else ""
+    by = f", {_escape(audit.decided_by.label)}" if len(run.judged) > 1 else ""
     cells += [_figure(audit.metrics.get(name)) + by for name in metrics]
     cells += [_figure(of_score.get(name)) for name in compared]
     decision = audit.decision
-    verdict = decision.message + (" → **STOP**" if decision.verdict == "stop" else "")
+    verdict = _escape(decision.message) + (" → **STOP**" if decision.verdict == "stop" else "")
     return [*cells, _edges(audit.member_edges, audit.non_member_edges), verdict]
 
 
@@ -133,7 +135,7 @@ def _loss(value: float | None) -> str:
 def _figure(figure: AnyFigure | None) -> str:
     if figure is None:
         return _NOTHING
-    value, note = figure.value, figure.note
+    value, note = figure.value, _escape(figure.note or "")
     if value is None:
         return f"not resolved: {note or 'too few canaries'}"
     certain = figure.certain
@@ -175,7 +177,7 @@ def _reading(run: RunView) -> list[str]:
     parts = [_meaning(run), f"**What happened.** {_escape(run.outcome.text)}", *_validity(run)]
     if run.about:
         parts.append(f"**Canaries.** {_sentence(run.about)}")
-    return [*parts, f"**Confidence.** {run.promise}"]
+    return [*parts, f"**Confidence.** {_escape(run.promise)}"]
 
 
 def _meaning(run: RunView) -> str:
@@ -221,7 +223,33 @@ def _sentence(text: str) -> str:
     return text if text.endswith(".") else text + "."
 
 
+# Addresses that readers make links of by themselves, in text as well as behind a backslash.
+_ADDRESS = re.compile(
+    r"((?:\b[a-z][a-z0-9+.-]{0,30}://|\bwww\.|\b(?:mailto|xmpp):)\S+|[\w.+-]{1,64}@\S+)", re.IGNORECASE
+)
+# What begins a heading, a quotation, a list, a rule or a table at the start of a line.
+_BLOCK = re.compile(r"^(?=[#>+=:-])")
+_NUMBERED = re.compile(r"^(\d+)([.)])")
+# Brackets that make a link or name its target; underscores at the ends of words; entities.
+_INLINE = re.compile(
+    r"(?P<escaped>[\\`*~|$]|\](?=[\[(:])|(?<!\w)_|_(?!\w))|(?P<tag><(?=[A-Za-z/!?]))|&(?=#|\w+;)"
+)
+
+
 def _escape(text: str) -> str:
-    """Text on one line that neither ends a table cell nor starts an HTML tag."""
-    one_line = " ".join(text.split())
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line.replace("\\", "\\\\").replace("|", "\\|"))
+    """A text from outside on one line, in which nothing is Markdown, a link, an image or HTML."""
+    one_line = " ".join(for_terminal(" ".join(text.split())).split())
+    # Addresses, at odd places, are shown as code.
+    parts = [
+        f"`{part.replace('`', '%60').replace('|', '%7C').replace(chr(92), '%5C')}`"
+        if i % 2
+        else _INLINE.sub(_escaped, part)
+        for i, part in enumerate(_ADDRESS.split(one_line))
+    ]
+    return _NUMBERED.sub(r"\1\\\2", _BLOCK.sub(r"\\", "".join(parts)))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    if found["escaped"]:
+        return "\\" + found["escaped"]
+    return "&lt;" if found["tag"] else "&amp;"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from ezmia_callbacks.report.drawing import (
     STYLES,
     Style,
     annotate,
+    for_picture,
     label_line,
     legend_above,
     pyplot,
@@ -65,7 +67,7 @@ def plot_leakage_curve(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = report_view(histories).runs
+    runs = _runs(histories)
     _check_metric(runs, metric)
     if ax is None:
         _, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
@@ -95,7 +97,7 @@ def plot_leakage_and_loss(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = report_view(histories).runs
+    runs = _runs(histories)
     _check_metric(runs, "auc")
     if axes is None:
         figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), sharex=True, layout="constrained")
@@ -134,7 +136,7 @@ def plot_leakage_and_utility(
         MissingDependencyError: if matplotlib is not installed.
     """
     plt = pyplot()
-    runs = report_view(histories).runs
+    runs = _runs(histories)
     _check_metric(runs, metric)
     if all(audit.non_member_loss is None for run in runs for audit in run.audits):
         raise ConfigurationError("No audit has a held-out loss (`non_member_loss`) to draw leakage against.")
@@ -178,6 +180,18 @@ def _columns(points: Sequence[Point]) -> Float64[np.ndarray, "n_audits 4"]:
     """Position, value and ends of each point; NaN for what is missing, which matplotlib draws as a gap."""
     rows = [(point.x, point.value, point.lower, point.upper) for point in points]
     return np.array([[math.nan if v is None else v for v in row] for row in rows], dtype=np.float64)
+
+
+def _runs(histories: AuditHistory | Mapping[str, AuditHistory]) -> tuple[RunView, ...]:
+    """The runs, under names that matplotlib shows as they are."""
+    return tuple(
+        replace(
+            run,
+            label=for_picture(run.label),
+            score=replace(run.score, label=for_picture(run.score.label)),
+        )
+        for run in report_view(histories).runs
+    )
 
 
 def _draw_leakage(ax: Axes, curve: LeakageCurve, *, label: str, style: Style) -> None:

@@ -18,6 +18,7 @@ from ezmia_callbacks.report.drawing import (
     QUIET,
     STYLES,
     Style,
+    for_picture,
     legend_above,
     pyplot,
     width_in_points,
@@ -179,7 +180,7 @@ def _scores_by_label(
     by_label = dict(scores) if isinstance(scores, Mapping) else {"": scores}
     if not by_label:
         raise ConfigurationError("Got no scores: at least those of one audit are needed.")
-    return {label: np.asarray(values, dtype=np.float64) for label, values in by_label.items()}
+    return {for_picture(label): np.asarray(values, dtype=np.float64) for label, values in by_label.items()}
 
 
 def _curve_of(result: AuditResult) -> str:

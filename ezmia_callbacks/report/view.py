@@ -7,20 +7,21 @@ this module describes it. A figure that is missing is None with a note, never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, cast
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.safe_text import for_document
+from ezmia_callbacks.typed_rows import read_value
 
 __all__: list[str] = []
 
 # Of the document; a change that a reader could trip over raises it.
 SCHEMA_VERSION = 1
 
-STOPPED_UNJUDGED = "Stopped: could not be judged any more"
-
 _View = TypeVar("_View")
+
+STOPPED_UNJUDGED = "Stopped: could not be judged any more"
 
 VerdictName = Literal["baseline", "within", "over", "stop", "unknown", "none"]
 
@@ -321,6 +322,23 @@ class ReportView:
     limits: tuple[str, ...]
 
 
+def with_valid_texts(value: _View) -> _View:
+    """The same view, with U+FFFD for what is no character in a page, a document or a picture."""
+    return cast(_View, _with_valid_texts(value))
+
+
+def _with_valid_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return for_document(value)
+    if isinstance(value, tuple):
+        return tuple(map(_with_valid_texts, value))
+    if isinstance(value, Mapping):
+        return {for_document(key): _with_valid_texts(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _with_valid_texts(item) for name, item in vars(value).items()})
+    return value
+
+
 def to_plain(value: Any) -> Any:
     """A view as plain dicts, lists, strings, numbers and None, ready for JSON.
 
@@ -342,38 +360,21 @@ def from_plain(document: Mapping[str, Any]) -> ReportView:
     Raises:
         ConfigurationError: if the document has another schema, or something of it is missing.
     """
-    version = document.get("schema_version")
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
     if version != SCHEMA_VERSION:
         raise ConfigurationError(
-            f"Got a report document of schema {version!r}, need {SCHEMA_VERSION}: write it again from the "
-            "audit history."
+            f"Got a report document of schema {version!r:.40}, need {SCHEMA_VERSION}: write it again from "
+            "the audit history."
         )
     try:
-        return _read(ReportView, document)
-    except (KeyError, TypeError, AttributeError) as error:
+        view = with_valid_texts(read_value(ReportView, document))
+        if not view.runs or not all(run.audits for run in view.runs):
+            raise ConfigurationError("it has no runs, or one without audits")
+        if (len(view.runs) > 1) != (view.comparison is not None):
+            raise ConfigurationError("`comparison` is there for several runs, and for them alone")
+        return view
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"The report document lacks something that its schema asks for ({error}): write it again from "
-            "the audit history."
+            f"The report document is not what its schema asks for ({error}): write it again from the audit "
+            "history."
         ) from error
-
-
-def _read(kind: type[_View], value: Any) -> _View:
-    """A value of a type made of these dataclasses, tuples, mappings and plain values."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        if value is None:
-            return cast(_View, None)
-        kinds = [argument for argument in arguments if argument is not NoneType]
-        if MeasuredView in kinds:
-            kinds = [MeasuredView if value["status"] == "measured" else RefusedView]
-        return cast(_View, _read(kinds[0], value))
-    if origin is tuple:
-        return cast(_View, tuple(_read(arguments[0], item) for item in value))
-    if origin is Mapping:
-        return cast(_View, {key: _read(arguments[1], item) for key, item in value.items()})
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return cast(
-            _View, kind(**{field.name: _read(hints[field.name], value[field.name]) for field in fields(kind)})
-        )
-    return cast(_View, value)

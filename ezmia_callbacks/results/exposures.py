@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ezmia_callbacks.typed_rows import read_value
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
 
@@ -94,17 +96,12 @@ class Exposures:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Exposures:
-        """The exposures that `to_dict` was called on."""
-        return cls(
-            n_times=np.asarray(fields["n_times"], dtype=np.int64),
-            last_step=np.asarray(fields["last_step"], dtype=np.int64),
-            share=np.asarray(fields["share"], dtype=np.float64),
-            cut_at=np.asarray(fields["cut_at"], dtype=np.int64),
-            n_batches=int(fields["n_batches"]),
-            longest_row=int(fields["longest_row"]),
-            cut_to=int(fields["cut_to"]),
-            problem=str(fields["problem"]),
-        )
+        """The exposures that `to_dict` was called on.
+
+        Raises:
+            ConfigurationError: if something in it is not what `to_dict` writes; names the place.
+        """
+        return read_value(cls, fields, name="exposures")
 
 
 def truncation(

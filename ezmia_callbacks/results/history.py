@@ -1,5 +1,6 @@
 """All audits of a run in order, in memory and as a JSON-lines file."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,8 @@ from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.results.metadata import RunMetadata
-from ezmia_callbacks.results.result import AuditResult, Finding
+from ezmia_callbacks.results.result import NEWER_FIELDS, AuditResult, Finding
+from ezmia_callbacks.typed_rows import parse_json, read_rest, read_value
 
 __all__: list[str] = []
 
@@ -132,9 +134,12 @@ class AuditHistory:
         return [result.to_dict() for result in self.results]
 
     def with_results(self, rows: Sequence[Mapping[str, Any]]) -> "AuditHistory":
-        """This history with its audits replaced by rows that `to_dicts` made."""
-        results = tuple(AuditResult.from_dict(row) for row in rows)
-        return replace(self, results=results)
+        """This history with its audits replaced by rows that `to_dicts` made.
+
+        Raises:
+            ConfigurationError: if they are none, or not in the order of a run.
+        """
+        return replace(self, results=read_audits(rows))
 
     def save(self, path: str | Path) -> None:
         """Write one JSON object a line, whole or not at all: first about the run, then each audit."""
@@ -158,13 +163,49 @@ class AuditHistory:
             ConfigurationError: if the file is missing or is not such a history.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            run, *audits = (json.loads(line) for line in text.splitlines())
-            if run.pop("schema") != _SCHEMA:
-                raise ValueError(f"its schema is not {_SCHEMA}, of which this release knows")
-            run["budget"] = run["budget"] and LeakageBudget(**run["budget"])
-            run["findings"] = tuple(Finding(**finding) for finding in run["findings"])
-            run["run_metadata"] = RunMetadata.from_dict(run.pop("facts"))
-            return cls(**run).with_results(audits)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigurationError(f"{path} is not an audit history: {error}.") from error
+            # Not `splitlines`: texts may hold U+2028 and its like.
+            first, *lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            run = read_value(_Run, read_rest(parse_json(first), schema=_SCHEMA), newer={"is_complete"})
+            audits = read_audits([parse_json(line) for line in lines])
+        # A path that no file can have is a ValueError; so is a file that is no UTF-8.
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} is not an audit history: {str(error).rstrip('.')}.") from error
+        known = {name: value for name, value in vars(run).items() if name != "facts"}
+        return cls(audits, run_metadata=RunMetadata.from_dict(run.facts), **known)
+
+
+def read_audits(rows: object) -> tuple[AuditResult, ...]:
+    """The audits of a run, as `AuditHistory.to_dicts` made them.
+
+    Raises:
+        ConfigurationError: if they are none, or no run makes them in this order.
+    """
+    audits = read_value(tuple[AuditResult, ...], rows, newer=NEWER_FIELDS, name="audits")
+    for before, after in itertools.pairwise(audits):
+        if after.is_baseline:
+            raise ConfigurationError(f"the audit after that of step {before.step} is a second baseline")
+        # Two at one step are two models: one was averaged, or saved again at the end.
+        if after.step < before.step:
+            raise ConfigurationError(f"the audit of step {after.step} comes after that of step {before.step}")
+    return audits
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """`AuditHistory.judged_by`, as a checkpoint has it."""
+
+    budget: LeakageBudget | None
+    confidence: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The first line of the file."""
+
+    budget: LeakageBudget | None
+    confidence: float
+    about: str
+    findings: tuple[Finding, ...]
+    caveat: str
+    facts: Mapping[str, str]
+    is_complete: bool | None = None

@@ -27,8 +27,11 @@ _PACKAGES = (
     "scipy",
 )
 _SECRET = re.compile(r"(?i)(token|key|secret|password|credential)")
-_ALL_SCORED, _SOME_SCORED = re.compile(r"all (\d+)"), re.compile(r"(\d+) of (\d+)")
-_AFTER_THE_FACT = re.compile(r"after the fact, from (\d+) saved models")
+# As `str` writes one: what is read is written again letter by letter.
+_DIGITS = "(0|[1-9][0-9]{0,17})"
+_NUMBER = re.compile(_DIGITS)
+_ALL_SCORED, _SOME_SCORED = re.compile(f"all {_DIGITS}"), re.compile(f"{_DIGITS} of {_DIGITS}")
+_AFTER_THE_FACT = re.compile(f"after the fact, from {_DIGITS} saved models")
 
 # Fields that are written as they are, by the names that files and readers know.
 _TEXTS = {
@@ -136,7 +139,7 @@ class RunMetadata:
             name: left.pop(label) for name, label in _TEXTS.items() if label in left
         }
         planned = left.get("audits planned", "")
-        if planned == "unknown" or planned.isdigit():
+        if planned == "unknown" or _NUMBER.fullmatch(planned):
             known["n_planned_audits"] = planned if planned == "unknown" else int(planned)
             del left["audits planned"]
         scored = left.get("canaries in an audit", "")

@@ -8,15 +8,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
 __all__: list[str] = []
 
+NEWER_FIELDS = frozenset(
+    {
+        "auc_recent",
+        "decided_by",
+        "is_reversed",
+        "judged_beside",
+        "n_members_seen",
+        "n_records",
+        "reversed",
+        # Of a decision; that of a result itself has no default.
+        "score",
+    }
+)
+"""Fields of a result, at any depth, that files of older releases lack."""
 # Fields that say something of each record: no file holds them.
 _IN_MEMORY = ("scores", "scores_beside")
 # How scores are called on the console.
@@ -162,9 +178,18 @@ class AuditResult:
     )
 
     def __post_init__(self) -> None:
-        """A single score decides by itself."""
+        """A single score decides by itself.
+
+        Raises:
+            ConfigurationError: if the figures of the deciding score are there twice.
+        """
         if not self.decided_by:
             object.__setattr__(self, "decided_by", self.score)
+        if self.decided_by in self.judged_beside:
+            raise ConfigurationError(
+                f"The score {self.decided_by!r:.80} decides, and is judged beside itself: give its figures "
+                "as `metrics` alone."
+            )
 
     @property
     def judged(self) -> dict[str, Mapping[str, Measurement]]:
@@ -186,22 +211,12 @@ class AuditResult:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> AuditResult:
-        """The result that `to_dict` was called on."""
-        fields = dict(row)
-        for name in ("metrics", "auc_by_score", "auc_by_group"):
-            fields[name] = {key: _measurement(value) for key, value in fields[name].items()}
-        fields["judged_beside"] = {
-            name: {key: _measurement(value) for key, value in metrics.items()}
-            for name, metrics in fields.get("judged_beside", {}).items()
-        }
-        recent = fields.get("auc_recent")
-        fields["auc_recent"] = _measurement(recent) if recent else None
-        for name in ("member_edges", "non_member_edges"):
-            fields[name] = EdgeCounts(**fields[name]) if fields[name] else None
-        fields["findings"] = tuple(Finding(**finding) for finding in fields["findings"])
-        fields["epsilon"] = EpsilonBound(**fields["epsilon"]) if fields["epsilon"] else None
-        fields["decision"] = Decision(**fields["decision"])
-        return cls(**fields)
+        """The result that `to_dict` was called on.
+
+        Raises:
+            ConfigurationError: if something in it is not what `to_dict` writes; names the place.
+        """
+        return read_value(cls, row, newer=NEWER_FIELDS)
 
     def to_metrics(self) -> dict[str, float]:
         """Flat plain floats for trackers; a figure that the set cannot resolve is absent, not 0.
@@ -285,14 +300,6 @@ def _describe(name: str, measurement: Measurement) -> str:
     text = f"{label} {measurement.value:.3f}"
     band = measurement.band or measurement.interval
     return text if band is None or name != "auc" else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
-
-
-def _measurement(row: Mapping[str, Any]) -> Measurement:
-    fields = dict(row)
-    for name in ("interval", "band"):
-        fields[name] = Interval(**fields[name]) if fields[name] else None
-    fields["reversed"] = _measurement(fields["reversed"]) if fields.get("reversed") else None
-    return Measurement(**fields)
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
+from ezmia_callbacks.array_files import UNREADABLE, ArrayFile, load_arrays, save_arrays
 from ezmia_callbacks.canaries.records import Record, record_key
 from ezmia_callbacks.canaries.sets import CanarySet, by_group
 from ezmia_callbacks.canaries.validity.near_duplicates import near_duplicates
@@ -27,6 +27,7 @@ from ezmia_callbacks.functional.intervals import DelongDifference, paired_delong
 from ezmia_callbacks.functional.permutation import PermutationTest, leakage_permutation_test
 from ezmia_callbacks.functional.roc import auc
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
@@ -75,6 +76,9 @@ class Trajectories:
         expected |= {f"scores of {name}": (n_audits, n_records) for name in self.scores or ("a score",)}
         if shapes != expected:
             raise ConfigurationError(f"The arrays have the shapes {shapes}, but they need {expected}.")
+        is_number = not any(np.isnan(scores).any() for scores in self.scores.values())
+        if not is_number or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
+            raise ConfigurationError("Scores and epochs must be numbers, and steps must not fall.")
 
     @classmethod
     def empty(
@@ -229,22 +233,28 @@ class Trajectories:
             )
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
-            names = {name: file.metadata[name] for name in _NAMES}
+            found = read_value(cls, _row(file))
             if not file.is_intact(digested=_NAMES):
                 raise ValueError("it is damaged")
         except UNREADABLE as error:
             raise ConfigurationError(f"{path} is not a file of audit trajectories: {error}.") from error
-        if fingerprint is not None and names["fingerprint"] != fingerprint:
+        if fingerprint is not None and found.fingerprint != fingerprint:
             raise ConfigurationError(
-                f"The trajectories in {path} belong to other canaries (fingerprint {names['fingerprint']}, "
-                f"these have {fingerprint}): use the folder of the run that they were drawn for."
+                f"The trajectories in {path} belong to other canaries (fingerprint "
+                f"{found.fingerprint:.40}, these have {fingerprint}): use the folder of the run that they "
+                "were drawn for."
             )
-        return cls(
-            record_ids=tuple(names["record_ids"]),
-            fingerprint=names["fingerprint"],
-            scores={score: file.arrays[_array_of(score)] for score in names["score_names"]},
-            **{name: file.arrays[name] for name in _ARRAYS},
-        )
+        return found
+
+
+def _row(file: ArrayFile) -> dict[str, object]:
+    """The fields of trajectories, as a file has them."""
+    row = {name: file.arrays[name] for name in _ARRAYS}
+    row |= {name: file.metadata[name] for name in _NAMES if name != "score_names"}
+    names = read_value(tuple[str, ...], file.metadata["score_names"], name="score_names")
+    if len(set(names)) < len(names):
+        raise ConfigurationError("it names a score more than once")
+    return {**row, "scores": {name: file.arrays[_array_of(name)] for name in names}}
 
 
 def _array_of(score: str) -> str:

@@ -7,7 +7,6 @@ restored exactly as they were found.
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from ezmia_callbacks.errors import (
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring import dynamic_positions
 from ezmia_callbacks.scoring.left_as_found import Traces, can_copy_on_write, left_as_found
 from ezmia_callbacks.scoring.memory import is_out_of_memory
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Logits are reduced in pieces of this size, in float32: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 16 * 2**20

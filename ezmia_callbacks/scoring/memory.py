@@ -1,7 +1,6 @@
 """Running out of memory, and trying again with less."""
 
 import gc
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -10,10 +9,11 @@ import torch
 
 from ezmia_callbacks.distributed import gather, on_all_ranks
 from ezmia_callbacks.errors import AuditMemoryError
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _Result = TypeVar("_Result")
 

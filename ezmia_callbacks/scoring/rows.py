@@ -33,6 +33,7 @@ from ezmia_callbacks.canaries.records import (
 from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
+from ezmia_callbacks.typed_rows import parse_json
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
@@ -319,6 +320,7 @@ def _encode(
             f"Canaries of kind {kind!r} need a tokenizer: pass `tokenizer=`, or tokenized rows "
             "with `input_ids`."
         )
+    _refuse_lone_surrogates(record, record_id=record_id)
     if kind == "text":
         ids = _ids(tokenizer(str(record_text(record))), max_length=max_length)
         return TokenRow(ids, ids)
@@ -328,12 +330,19 @@ def _encode(
         ids = _template_ids(tokenizer, fields["messages"], options, max_length=max_length)
         return TokenRow(ids, ids)
     if kind == "prompt_completion":
-        return _answer_row(fields["prompt"], fields["completion"], tokenizer, options, max_length=max_length)
-    prompt, *answers = _pair(fields)
-    chosen, rejected = (
+        prompt, *answers = fields["prompt"], fields["completion"]
+    else:
+        prompt, *answers = _pair(fields)
+    if any(isinstance(prompt, str) != isinstance(answer, str) for answer in answers):
+        names = "prompt and completion" if kind == "prompt_completion" else "prompt, chosen and rejected"
+        raise ConfigurationError(
+            f"Record {record_id}: of {names} one is text and one a list of messages: make all of them the "
+            "same."
+        )
+    chosen, *rejected = (
         _answer_row(prompt, answer, tokenizer, options, max_length=max_length) for answer in answers
     )
-    return replace(chosen, rejected=rejected)
+    return replace(chosen, rejected=rejected[0]) if rejected else chosen
 
 
 def _pair(fields: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -371,6 +380,17 @@ def _answer_row(
     return TokenRow(ids, labels)
 
 
+def _refuse_lone_surrogates(record: Record, *, record_id: str) -> None:
+    """JSON can hold halves of characters, which no tokenizer reads."""
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"Record {record_id}: its text holds halves of characters (lone surrogates): it was cut or "
+            "decoded wrongly; read it again as UTF-8, or leave it out."
+        ) from None
+
+
 def _ids(encoded: Mapping[str, Any], *, max_length: int | None) -> Int64[np.ndarray, " length"]:
     return np.asarray(encoded["input_ids"], dtype=np.int64)[:max_length]
 
@@ -378,8 +398,13 @@ def _ids(encoded: Mapping[str, Any], *, max_length: int | None) -> Int64[np.ndar
 def _template_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a chat says about its template; as in TRL tools may be JSON, and an empty list is none."""
     tools = record.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return ({"tools": tools} if tools else {}) | dict(record.get("chat_template_kwargs") or {})
+    tools = parse_json(tools) if isinstance(tools, str) else tools
+    settings = record.get("chat_template_kwargs") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(
+            f"Got a {type(settings).__name__} as `chat_template_kwargs`; a mapping is needed."
+        )
+    return ({"tools": tools} if tools else {}) | dict(settings)
 
 
 def _template_ids(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
@@ -19,6 +18,7 @@ from ezmia_callbacks.distributed import (
     on_all_ranks,
     rank,
 )
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack, checked_scores
 from ezmia_callbacks.scoring.forward import (
     batches_of,
@@ -38,7 +38,7 @@ from ezmia_callbacks.scoring.statistics import TokenStatistics, join_statistics
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Scorer:

@@ -6,7 +6,7 @@ No text, no token ids and no logits are kept: 13 bytes for each scored token.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from ezmia_callbacks.array_files import UNREADABLE, load_arrays, save_arrays
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional import scores
+from ezmia_callbacks.typed_rows import read_value
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Int64
@@ -44,10 +45,13 @@ class TokenStatistics:
     means: Float32[np.ndarray, " n_tokens"]
     standard_deviations: Float32[np.ndarray, " n_tokens"]
     offsets: Int64[np.ndarray, " n_records_plus_1"]
-    rejected: TokenStatistics | None = None
+    # Files hold its arrays beside these, under names of their own.
+    rejected: TokenStatistics | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or np.any(np.diff(self.offsets) < 0):
+            raise ConfigurationError("`offsets` must begin with 0 and never fall.")
         if self.rejected is not None and self.rejected.n_records != self.n_records:
             raise ConfigurationError(
                 f"{self.n_records} chosen sides and {self.rejected.n_records} rejected ones: pairs need both."
@@ -281,7 +285,7 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     )
     try:
         file = load_arrays(path, _ARRAYS, optional=[_REJECTED + name for name in _ARRAYS])
-        found, is_intact = file.metadata["fingerprint"], file.is_intact()
+        found, is_intact = str(file.metadata["fingerprint"]), file.is_intact()
     except FileNotFoundError:
         raise ReferenceMismatchError(f"No reference statistics at {path}. {advice}") from None
     except UNREADABLE as error:
@@ -291,11 +295,27 @@ def load_statistics(path: Path, *, fingerprint: str) -> TokenStatistics:
     if found != fingerprint:
         raise ReferenceMismatchError(
             f"The reference statistics at {path} belong to other canaries or another reference (fingerprint "
-            f"{found}, these have {fingerprint}). {advice}"
+            f"{found:.40}, these have {fingerprint}). {advice}"
         )
     if not is_intact:
         raise ReferenceMismatchError(f"The reference statistics at {path} are damaged. {advice}")
-    return statistics_of(file.arrays)
+    try:
+        return statistics_of(file.arrays)
+    except ConfigurationError as error:
+        raise ReferenceMismatchError(
+            f"The reference statistics at {path} are damaged ({error}). {advice}"
+        ) from error
+
+
+def check_numbers(statistics: TokenStatistics) -> None:
+    """Refuse statistics, of either side, in which something is no number.
+
+    Raises:
+        ConfigurationError: naming the array.
+    """
+    for name, array in arrays_of(statistics).items():
+        if np.isnan(array).any():
+            raise ConfigurationError(f"`{name}` holds NaN")
 
 
 def arrays_of(statistics: TokenStatistics) -> dict[str, Any]:
@@ -306,12 +326,19 @@ def arrays_of(statistics: TokenStatistics) -> dict[str, Any]:
     return arrays
 
 
-def statistics_of(arrays: Mapping[str, Any]) -> TokenStatistics:
-    """The statistics that `arrays_of` was called on."""
-    has_pairs = _REJECTED + "offsets" in arrays
-    return TokenStatistics(
-        **{name: arrays[name] for name in _ARRAYS},
-        rejected=TokenStatistics(**{name: arrays[_REJECTED + name] for name in _ARRAYS})
-        if has_pairs
-        else None,
-    )
+def statistics_of(arrays: Mapping[str, object], *, name: str = "") -> TokenStatistics:
+    """The statistics that `arrays_of` was called on.
+
+    Args:
+        arrays: What it returned, from a file or a checkpoint.
+        name: Name of it, for the error.
+
+    Raises:
+        ConfigurationError: if something in it is not what `arrays_of` returns; names the place.
+    """
+    own = {key: array for key, array in arrays.items() if not key.startswith(_REJECTED)}
+    others = {key.removeprefix(_REJECTED): arrays[key] for key in arrays.keys() - own.keys()}
+    chosen = read_value(TokenStatistics, own, name=name)
+    if not others:
+        return chosen
+    return replace(chosen, rejected=read_value(TokenStatistics, others, name=f"{name}.rejected".lstrip(".")))

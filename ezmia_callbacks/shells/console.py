@@ -9,6 +9,8 @@ import sys
 
 from tqdm import tqdm
 
+from ezmia_callbacks.safe_text import for_terminal
+
 __all__: list[str] = []
 
 
@@ -18,7 +20,7 @@ class _TqdmHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record to standard error."""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(for_terminal(self.format(record)), file=sys.stderr)
         except Exception:  # logging must never end a training run
             self.handleError(record)
 

@@ -6,7 +6,6 @@ framework: each says what it feeds from as a `Feed`, and nothing here knows whic
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from ezmia_callbacks.errors import (
     OverlappingCanariesError,
     TooFewCanariesError,
 )
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.rows import Tokenizer, encode_canaries
 from ezmia_callbacks.shells.collated import (
     BORDERS,
@@ -49,7 +49,7 @@ from ezmia_callbacks.shells.membership_check import check_membership, is_indexab
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Training rows of which it is looked what the collator returns for them.
 _N_ROWS_TRIED = 4

@@ -1,6 +1,5 @@
 """What the shells over the frameworks share: checks of their common arguments, and what they say."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from ezmia_callbacks.reference.pretrained import load_pretrained
 from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.memory import is_out_of_memory
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def check_canaries(canaries: object) -> None:

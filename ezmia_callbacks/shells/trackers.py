@@ -5,16 +5,16 @@ callbacks of a Hugging Face trainer and loggers of a Lightning one. Others are p
 framework's own way. To be called on the main process only.
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Private here are `_ml_flow`, `_wandb` and `_trackio` of transformers' reporting callbacks, tried with
 # transformers 4.46.3 (the first two) and 5.23.0; where one is missing its tracker is passed over. They stay

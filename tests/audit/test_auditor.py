@@ -694,3 +694,35 @@ def test_a_model_that_is_left_with_other_weights_than_any_audits_is_named(caplog
     assert auditor.audit_of(model) is None
     assert "does not hold the weights of any audit: its leakage is unknown" in caplog.text
     assert ("OVER BUDGET" in caplog.text) is (budget is not None)
+
+
+def test_steps_that_fall_are_refused_before_anything_is_measured():
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries)
+    auditor.begin(model)
+    auditor.audit(model, step=10)
+
+    for again in (lambda: auditor.audit(model, step=9), lambda: auditor.mark_failed("no", step=9)):
+        with pytest.raises(ConfigurationError, match="Got step 9 after the audit of step 10"):
+            again()
+
+    assert [result.step for result in auditor.history] == [0, 10]
+    auditor.audit(model, step=10)
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"reference": None}, {1: 2}, "state"])
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(ConfigurationError):
+        PrivacyAuditor(draw()[1]).load_state_dict(state)
+
+
+def test_a_state_of_another_number_of_canaries_is_refused():
+    _, canaries = draw()
+    auditor = PrivacyAuditor(canaries)
+    auditor.begin(make_model())
+    state = auditor.state_dict()
+    exposures = {name: v[:-1] if isinstance(v, list) else v for name, v in state["exposures"].items()}
+
+    with pytest.raises(ConfigurationError, match="exposures of the interrupted run cover"):
+        PrivacyAuditor(canaries).load_state_dict({**state, "exposures": exposures})

@@ -277,7 +277,7 @@ def test_another_rule_reads_the_other_end_of_the_band():
 
 def test_another_metric_is_judged_by_its_own_figures():
     history = audits(0.55)
-    advantage = Measurement(0.3, band=Interval(0.25, 0.4, 0.99, "pairs"))
+    advantage = Measurement(0.3, band=Interval(0.25, 0.4, 0.99, "exact_pairs"))
     results = [replace(r, metrics={**r.metrics, "advantage": advantage}) for r in history]
 
     judge = make_judge(LeakageBudget(metric="advantage", limit=0.2))
@@ -297,7 +297,7 @@ def test_the_other_direction_is_judged_anew_too():
 
 def test_a_metric_that_was_measured_in_one_direction_alone_is_never_within_another_budget():
     history = audits(0.55)
-    advantage = Measurement(0.1, band=Interval(0.0, 0.15, 0.99, "pairs"))
+    advantage = Measurement(0.1, band=Interval(0.0, 0.15, 0.99, "exact_pairs"))
     judge = make_judge(LeakageBudget(metric="advantage", limit=0.2))
 
     def judged(figure):
@@ -307,13 +307,13 @@ def test_a_metric_that_was_measured_in_one_direction_alone_is_never_within_anoth
     assert judged(advantage).is_within_budget is None
     assert "measured in one direction alone" in judged(advantage).message
     assert judged(replace(advantage, reversed=advantage)).is_within_budget
-    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "pairs"))
+    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "exact_pairs"))
     assert judged(replace(advantage, reversed=turned)).is_within_budget is False
 
 
 def test_a_figure_survives_json_in_both_directions():
     history = audits(0.55)
-    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "pairs"))
+    turned = Measurement(0.5, band=Interval(0.4, 0.6, 0.99, "exact_pairs"))
     result = replace(history[1], metrics={"advantage": replace(turned, reversed=turned)})
 
     assert AuditResult.from_dict(result.to_dict()) == result

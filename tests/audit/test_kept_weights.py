@@ -707,3 +707,21 @@ def test_what_is_written_beside_the_files_comes_back():
     assert read.imprint.digest == imprint.digest
     assert (read.step, read.is_everybodys, read.forms) == (7, True, forms)
     assert (read.sample, read.files, read.tensors) == ((-1.5, 0.1), ("0-7-0.safetensors",), None)
+
+
+@pytest.mark.parametrize(
+    "name", ["../0-1-0.safetensors", "/etc/0-1-0.safetensors", "0-1-0.pt", "", "a/0-1-0.safetensors"]
+)
+def test_kept_weights_are_never_read_from_another_folder(name):
+    imprint = Imprint({"w": 1})
+    text = Kept(1, True, imprint, {}, (), ("0-1-0.safetensors",)).to_json()
+
+    assert Kept.from_json(text).files == ("0-1-0.safetensors",)
+    with pytest.raises(AuditError, match="is no file of kept weights"):
+        Kept.from_json(text.replace("0-1-0.safetensors", name))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"step": 1}', '{"step": NaN}'])
+def test_a_description_of_kept_weights_that_is_none_is_an_error(text):
+    with pytest.raises(AuditError):
+        Kept.from_json(text)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from run_states import JUDGE, assert_carries_the_same, begun, fresh, result, run_to
+from run_states import JUDGE, assert_carries_the_same, begun, fresh, result, run_to, statistics
 
 from ezmia_callbacks import LeakageBudget
 from ezmia_callbacks.audit.judge import Judge
@@ -95,6 +95,35 @@ def test_a_run_resumed_from_before_the_choice_chooses_again():
 def test_the_state_of_other_canaries_is_refused():
     with pytest.raises(ReferenceMismatchError, match="belongs to other canaries or another reference"):
         fresh(seed=1).resumed_from_dict(run_to(10).to_dict(), JUDGE)
+
+
+def test_the_state_of_pairs_does_not_go_on_without_them():
+    """Nor the other way around; a fingerprint can be copied."""
+    interrupted = run_to(10)
+    of_pairs = replace(interrupted, reference=replace(statistics(60), rejected=statistics(60)))
+
+    with pytest.raises(ConfigurationError, match="has rejected sides, and these canaries have none"):
+        fresh().resumed_from_dict(of_pairs.to_dict(), JUDGE)
+
+
+@pytest.mark.parametrize("scores", [None, [], {}, {"ez": [0.5]}])
+def test_trajectories_of_a_state_are_read_as_what_they_are_or_refused(scores):
+    state = run_to(10).to_dict()
+    state["trajectories"]["scores"] = scores
+
+    with pytest.raises(ConfigurationError):
+        fresh().resumed_from_dict(state, JUDGE)
+
+
+def test_trajectories_of_a_state_of_the_first_version_are_lost_and_nothing_else_is():
+    interrupted = run_to(10)
+    state = interrupted.to_dict()
+    state["trajectories"]["scores"] = state["trajectories"]["scores"]["ez"]
+
+    resumed = fresh().resumed_from_dict(state, JUDGE)
+
+    assert resumed.trajectories.n_audits == 0
+    assert resumed.history.results == interrupted.history.results
 
 
 def test_a_run_of_another_score_is_refused():

@@ -92,8 +92,8 @@ def changed(path, change):
         (lambda c: c.update(schema=2), "its schema is not 1"),
         (lambda c: c.pop("provenance"), "provenance"),
         (lambda c: c["provenance"].update(method="user_lists"), "is_randomized=True"),
-        (lambda c: c.update(is_member=[1] * 30), "membership must be true or false"),
-        (lambda c: c.pop("fingerprint"), "has no 'fingerprint'"),
+        (lambda c: c.update(is_member=[1] * 30), r"`is_member\[0\]` is 1; true or false is needed"),
+        (lambda c: c.pop("fingerprint"), "`fingerprint` is None; a text is needed"),
         (lambda c: c.update(extra=1), "extra"),
     ],
 )

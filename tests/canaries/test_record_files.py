@@ -131,3 +131,17 @@ def test_a_missing_column_is_named_with_those_there_are(row, column, message, tm
 
     with pytest.raises(ConfigurationError, match=message):
         file.records(text_column=column)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5_000 + "}"])
+def test_a_line_that_cannot_be_read_is_named(line, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "one"}\n' + line + "\n")
+
+    with pytest.raises(ConfigurationError, match="line 2: not JSON"):
+        read_record_file(path)
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    with pytest.raises(ConfigurationError, match="Cannot read"):
+        read_record_file("a\x00b.jsonl")

@@ -287,3 +287,20 @@ def test_the_same_tokens_about_another_image_are_another_record():
 
     assert record_key(first) != record_key(second)
     assert record_key(first) != record_key({"input_ids": [5, 6]})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"input_ids": [1, 2**63]},
+        {"input_ids": [1, -(2**63) - 1]},
+        {"input_ids": [1, 2], "further_inputs": [1]},
+        {"input_ids": [1, 2], "further_inputs": {"token_type_ids": 5}},
+        {"input_ids": [1, 2], "further_inputs": {"token_type_ids": ["a", "b"]}},
+        {"input_ids": [1, 2], "further_inputs": {"token_type_ids": [float("nan"), 1]}},
+        {"input_ids": [1, 2], "further_inputs": {"token_type_ids": [1, 10**400]}},
+    ],
+)
+def test_token_columns_that_no_array_can_hold_are_refused(record):
+    with pytest.raises(ConfigurationError):
+        canonical_record(record)

@@ -37,7 +37,7 @@ def test_the_doctor_names_what_needs_fixing(call, tmp_path, monkeypatch):
 
     assert (code, err) == (3, "")
     assert "Problems found: torch, tqdm, folder." in out
-    assert "2.4 or newer is needed: pip install -U torch" in out
+    assert "2.6 or newer is needed: pip install -U torch" in out
     assert 'pip install "ezmia-callbacks[huggingface]"' in out
 
 

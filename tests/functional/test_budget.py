@@ -204,6 +204,13 @@ def test_a_tpr_budget_needs_members_that_can_carry_a_decision(rule, limit, fewes
         check_resolvable(budget, n_members=fewest - 1, n_non_members=500, failure_probability=0.05)
 
 
+@pytest.mark.parametrize(
+    "name", ["tpr_at_fpr_0.01_", "tpr_at_fpr_", "tpr_at_fpr_nan", "tpr_at_fpr_1e999", "auc"]
+)
+def test_a_name_that_no_metric_has_names_no_rate(name):
+    assert fpr_of_metric(name) is None
+
+
 def figure(lower, value, upper):
     return JudgedFigure(value, band(lower, upper))
 

@@ -34,7 +34,7 @@ def draw():
 
 
 def make_auditor(**options):
-    return PrivacyAuditor(draw()[1], budget=BUDGET, n_audits=4, **options)
+    return PrivacyAuditor(draw()[1], budget=BUDGET, n_audits=4, score="ez", **options)
 
 
 def model_after_two_epochs():
@@ -66,7 +66,12 @@ SINCE = ("n_members_seen", "auc_recent")
 def without_later(rows):
     """Audits with the fields that the first version had."""
     assert all(row[name] is None for row in rows for name in SINCE)
-    return [without_directions({k: v for k, v in row.items() if k not in SINCE}) for row in rows]
+    # A single score was judged, which decided by itself.
+    assert all((row["decided_by"], row["judged_beside"]) == (row["score"], {}) for row in rows)
+    later = (*SINCE, "decided_by", "judged_beside")
+    told = [without_directions({k: v for k, v in row.items() if k not in later}) for row in rows]
+    assert all(row["decision"].pop("score") == "" for row in told)
+    return told
 
 
 def without_directions(value):
@@ -121,13 +126,15 @@ def test_a_history_is_reported_in_every_form(run_folder):
     assert "interrupted" not in document["runs"][0]["outcome"]["text"]
 
 
-def test_a_folder_is_resumed_and_its_next_audit_is_the_same(run_folder):
+def test_a_folder_is_resumed_and_its_next_audit_is_the_same(run_folder, caplog):
     auditor, model = make_auditor(output_dir=run_folder), model_after_two_epochs()
 
     auditor.resume(model, EXPECTED["run_folder"]["results"], step=2)
 
     assert_told(auditor.history, EXPECTED["run_folder"])
-    assert auditor.trajectories.n_audits == 3
+    # Those of a single score, in a file of the first schema.
+    assert auditor.trajectories.n_audits == 0
+    assert "trajectories.safetensors" in caplog.text
     expected = EXPECTED["run_folder"]["auc_of_one_more_epoch"]
     assert auc_of_one_more_epoch(auditor, model) == pytest.approx(expected, rel=1e-4)
 
@@ -192,7 +199,9 @@ def test_a_checkpoint_of_trainer_is_resumed_and_ends_with_the_same_curve(tmp_pat
     # Older releases of transformers do not know every field of newer ones.
     known = {name: value for name, value in state.items() if name in TrainerState.__dataclass_fields__}
     state_file.write_text(json.dumps(known))
-    audit = PrivacyAuditCallback(draw()[1], budget=BUDGET, every="epoch", output_dir=folder / "privacy_audit")
+    audit = PrivacyAuditCallback(
+        draw()[1], budget=BUDGET, score="ez", every="epoch", output_dir=folder / "privacy_audit"
+    )
     trainer = make_trainer(
         folder,
         draw()[0],

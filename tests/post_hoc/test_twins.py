@@ -125,6 +125,43 @@ def test_how_a_model_generates_and_what_the_trainer_left_do_not_count(full):
     assert names(full) == ["checkpoint-3"]
 
 
+def test_a_configuration_with_infinities_has_twins(full):
+    for folder in (full, full / "checkpoint-3"):
+        edit_json(folder / "config.json", time_step_limit=[0.0, float("inf")])
+
+    assert names(full) == ["checkpoint-3"]
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_no_twin(full):
+    for folder in (full, full / "checkpoint-3"):
+        (folder / "config.json").write_text("[" * 100_000)
+
+    assert names(full) == ["checkpoint-3", "run"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [("1.5", 1.5), ("NaN", None), ("Infinity", None), ("9" * 400, None), ("true", None), ('"1"', None)],
+)
+def test_what_a_trainer_says_of_its_epoch_is_a_number_or_unknown(epoch, expected, full):
+    """It also writes losses, which are no numbers where a run diverged."""
+    shutil.rmtree(full / "checkpoint-3")
+    state = f'{{"epoch": {epoch}, "global_step": 7, "log_history": [{{"loss": NaN}}]}}'
+    (full / "trainer_state.json").write_text(state)
+
+    (checkpoint,) = find_checkpoints(full)
+
+    assert (checkpoint.epoch, checkpoint.step) == (expected, 7)
+
+
+@pytest.mark.parametrize("step", ["true", "-1", "9" * 30, "1.5", "NaN"])
+def test_a_step_that_is_none_is_unknown(step, full):
+    shutil.rmtree(full / "checkpoint-3")
+    (full / "trainer_state.json").write_text(f'{{"epoch": 1.0, "global_step": {step}}}')
+
+    assert [checkpoint.step for checkpoint in find_checkpoints(full)] == [1]
+
+
 def test_an_adapter_and_a_whole_model_in_one_folder_are_refused(full):
     save_adapter(full / "more", base=None)
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -49,7 +49,7 @@ def test_a_document_that_lacks_something_is_refused_with_its_name():
     document = to_document(stopped_run())
     del document["runs"][0]["outcome"]
 
-    with pytest.raises(ConfigurationError, match=r"lacks something that its schema asks for .*outcome"):
+    with pytest.raises(ConfigurationError, match=r"not what its schema asks for .*outcome"):
         from_plain(document)
 
 
@@ -74,3 +74,20 @@ def test_a_history_that_is_cut_off_says_that_its_end_is_not_the_runs(is_complete
     run = report_view(replace(stopped_run(), is_complete=is_complete)).runs[0]
 
     assert ("this is not how it ended" in run.outcome.text) is says_so
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(runs=[]),
+        lambda d: d.update(runs=2 * d["runs"]),
+        lambda d: d["runs"][0].update(audits=[]),
+        lambda d: d.update(comparison={"differs_in": [], "text": ""}),
+    ],
+)
+def test_a_document_of_which_no_page_can_be_made_is_refused(change):
+    document = to_document(stopped_run())
+    change(document)
+
+    with pytest.raises(ConfigurationError, match="not what its schema asks for"):
+        from_plain(document)

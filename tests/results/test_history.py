@@ -252,3 +252,57 @@ def test_unjudged_are_figures_without_a_verdict_where_one_was_due():
     assert not unbudgeted.is_unjudged(unbudgeted[0])
     # Under a budget no figure goes without a verdict unnoticed.
     assert replace(unbudgeted, budget=BUDGET).is_unjudged(unbudgeted[0])
+
+
+def saved(path, history, change):
+    """The file of a history of which one row was changed."""
+    history.save(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.insert(3, rows.pop(2)), "the audit of step 10 comes after that of step 20"),
+        (lambda rows: rows.append(rows[1]), "after that of step 30 is a second baseline"),
+        (lambda rows: rows.insert(2, rows[1]), "after that of step 0 is a second baseline"),
+        (lambda rows: rows[2].update(step="10"), r"`audits\[1\].step` is '10'; a whole number is needed"),
+        (lambda rows: rows[2].update(n_members=True), r"`audits\[1\].n_members` is True"),
+        (lambda rows: rows[2].pop("metrics"), r"it has no `metrics` in `audits\[1\]`"),
+        (lambda rows: rows[2].update(leak=0), r"it has 'leak' in `audits\[1\]`"),
+        (lambda rows: rows[2]["metrics"]["auc"].update(value=float("nan")), "holds NaN"),
+        (lambda rows: rows[2]["decision"].update(limit=[]), r"decision.limit` is a list of 0"),
+        (lambda rows: rows[0].update(budget={}), "it has no `limit` in `budget`"),
+        (lambda rows: rows[0]["facts"].update(torch=2), "`facts.torch` is 2; a text is needed"),
+        (lambda rows: rows[0].update(is_complete=0), "`is_complete` is 0"),
+        (lambda rows: rows.clear(), "it is not JSON"),
+    ],
+)
+def test_a_file_that_no_run_writes_is_refused(change, message, tmp_path):
+    history = make_history("baseline", "within", "within", "failed", confidence=0.9)
+
+    with pytest.raises(ConfigurationError, match=message):
+        AuditHistory.load(saved(tmp_path / "history.jsonl", history, change))
+
+
+def test_two_audits_of_one_step_are_two_models(tmp_path):
+    path = saved(tmp_path / "history.jsonl", make_history("baseline", "within"), lambda r: r.append(r[2]))
+
+    assert steps(AuditHistory.load(path)) == [0, 10, 10]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"\n\n", b"{}\n", b"null\n[]\n"])
+def test_a_file_of_something_else_is_refused(content, tmp_path):
+    (tmp_path / "history.jsonl").write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match="is not an audit history"):
+        AuditHistory.load(tmp_path / "history.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "missing\udcff", "x" * 5000, "."])
+def test_a_path_that_holds_no_history_is_refused(name, tmp_path):
+    with pytest.raises(ConfigurationError, match="is not an audit history"):
+        AuditHistory.load(f"{tmp_path}/{name}")

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import Decision, Interval
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
 
@@ -206,6 +207,21 @@ def test_figures_of_all_judged_scores_survive_json():
     later = ("decided_by", "judged_beside")
     older = {name: value for name, value in full_result().to_dict().items() if name not in later}
     assert AuditResult.from_dict(older) == full_result()
+
+
+def test_the_deciding_score_is_not_beside_itself():
+    beside = {"ez": {"auc": Measurement(0.5)}}
+
+    with pytest.raises(ConfigurationError, match="'ez' decides, and is judged beside itself"):
+        replace(full_result(), decided_by="ez", judged_beside=beside)
+
+
+def test_a_result_without_its_score_is_refused():
+    row = full_result().to_dict()
+    del row["score"]
+
+    with pytest.raises(ConfigurationError, match="it has no `score`"):
+        AuditResult.from_dict(row)
 
 
 def test_a_figure_that_cannot_be_judged_has_no_verdict_for_trackers():

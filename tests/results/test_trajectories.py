@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from ezmia_callbacks.array_files import save_arrays
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional import Decision, auc, tpr_at_fpr
@@ -230,6 +231,29 @@ def test_arrays_that_do_not_belong_together_are_refused():
 
     with pytest.raises(ConfigurationError, match="The arrays have the shapes"):
         Trajectories(**{**vars(run), "scores": {"ez": run.scores["ez"][:, :-1]}})
+
+
+@pytest.mark.parametrize("score", ["ez", "wbc"])
+def test_scores_that_are_no_numbers_are_refused_whichever_score_they_are_of(score):
+    run = of_two_scores()
+    scores = {name: each.copy() for name, each in run.scores.items()}
+    scores[score][1, 2] = np.nan
+
+    with pytest.raises(ConfigurationError, match="Scores and epochs must be numbers"):
+        Trajectories(**{**vars(run), "scores": scores})
+
+
+@pytest.mark.parametrize("names", [["ez", "ez"], ["ez", 1], ["ez", "gone"], "ez", 5, None, []])
+def test_a_file_that_names_other_scores_than_it_holds_is_refused(names, tmp_path):
+    run = of_two_scores()
+    named = ("steps", "epochs", "is_baseline", "is_member")
+    arrays = {name: getattr(run, name) for name in named}
+    arrays |= {f"scores of {name}": scores for name, scores in run.scores.items()}
+    metadata = {"schema": 2, "record_ids": list(run.record_ids), "fingerprint": "abc", "score_names": names}
+    save_arrays(tmp_path / "file", arrays, metadata, digested=("score_names", "record_ids", "fingerprint"))
+
+    with pytest.raises(ConfigurationError, match="is not a file of audit trajectories"):
+        Trajectories.load(tmp_path / "file")
 
 
 def exposed_records():

@@ -325,3 +325,29 @@ def test_rows_of_which_the_images_are_gone_are_refused():
 
     with pytest.raises(ConfigurationError, match="20 canaries were trained on with images"):
         encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("half a character \ud800", "lone surrogates"),
+        ({"prompt": "a", "completion": "b \udfff"}, "lone surrogates"),
+        ({"prompt": "a", "completion": [{"role": "user", "content": "b"}]}, "one is text and one a list"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]},
+            "of prompt, chosen and rejected one is text and one a list",
+        ),
+        ({"chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]}, "chosen and rejected one is"),
+        ({"messages": [{"role": "user", "content": "b"}], "tools": "["}, "not JSON"),
+        (
+            {"messages": [{"role": "user", "content": "b"}], "chat_template_kwargs": ["a"]},
+            "a mapping is needed",
+        ),
+    ],
+)
+def test_a_record_that_no_tokenizer_reads_is_named(record, message):
+    others = make_texts(24)
+    canaries = CanarySet.from_lists([record, *others[:12]], others[12:])
+
+    with pytest.raises(ConfigurationError, match=message):
+        encode_canaries(canaries, make_tokenizer())

@@ -21,6 +21,7 @@ from ezmia_callbacks.scoring.statistics import (
     SCORES,
     TokenStatistics,
     arrays_of,
+    check_numbers,
     join_statistics,
     load_statistics,
     save_statistics,
@@ -292,6 +293,31 @@ def test_parts_of_pairs_are_joined_with_their_rejected_sides():
 def test_a_pair_needs_both_sides():
     with pytest.raises(ConfigurationError, match="4 chosen sides and 3 rejected ones"):
         replace(make_statistics(), rejected=make_statistics(lengths=(2, 3, 4)))
+
+
+@pytest.mark.parametrize("side", ["", "rejected_"])
+def test_numbers_that_are_none_are_found_on_either_side(side):
+    arrays = {name: array.copy() for name, array in arrays_of(make_pairs()).items()}
+    check_numbers(statistics_of(arrays))
+    arrays[f"{side}means"][3] = np.nan
+
+    with pytest.raises(ConfigurationError, match=f"`{side}means` holds NaN"):
+        check_numbers(statistics_of(arrays))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rejected_means": None}, r"`reference\.rejected\.means` is None"),
+        ({"rejected_offsets": np.array([0, 5, 3])}, "`offsets` must begin with 0 and never fall"),
+        ({"rejected_other": None}, r"it has 'other' in `reference\.rejected`"),
+        ({"rejected": {}}, "it has 'rejected' in `reference`, of which"),
+        ({"means": 5}, r"`reference\.means` is 5"),
+    ],
+)
+def test_arrays_that_are_no_statistics_of_pairs_are_refused(change, message):
+    with pytest.raises(ConfigurationError, match=message):
+        statistics_of({**arrays_of(make_pairs()), **change}, name="reference")
 
 
 def test_statistics_of_different_tokens_are_refused():

@@ -1,7 +1,6 @@
 """Put synthetic canaries into a training set, each by the flip of a coin."""
 
 import json
-import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -45,10 +44,11 @@ from ezmia_callbacks.canaries.synthetic.placement import (
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Design: TypeAlias = Literal["coins", "pairs"]
 DatasetT = TypeVar("DatasetT")
