@@ -969,6 +969,7 @@ class PrivacyAuditor:
         self, target: TokenStatistics, own_scores: Mapping[str, np.ndarray], moment: Moment
     ) -> AuditResult:
         settings, history, attack = self.settings, self.history, self.settings.attack
+        trained = self.trajectories.trained()
         counted = None if moment.is_baseline else self._counted()
         is_fair = attack is None or not attack.is_trained_on_membership
         measured = figures(
@@ -983,6 +984,8 @@ class PrivacyAuditor:
             band=None if moment.is_baseline else self._judge.band(history),
             has_epsilon=is_fair and not moment.is_baseline,
             counted=counted,
+            previous=None if moment.is_baseline else self._state.previous_of_subset,
+            earlier_steps=trained.step_scores,
         )
         result = AuditResult(
             **vars(moment),
@@ -1060,7 +1063,7 @@ class PrivacyAuditor:
 
     def _record(self, result: AuditResult) -> None:
         known = {finding.name for earlier in self.history for finding in earlier.findings}
-        self._state = self._state.with_result(result)
+        self._state = self._state.with_result(result, self._target)
         if is_main_process():
             logger.info("%s", result.describe())
             for finding in result.findings:

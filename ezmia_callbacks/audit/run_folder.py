@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ezmia_callbacks.audit.run_state import RunState, SavedRun
+from ezmia_callbacks.audit.run_state import LastAudit, RunState, SavedRun, step_of_last_audit
 from ezmia_callbacks.errors import AuditError, ReferenceMismatchError
 from ezmia_callbacks.files import check_writable
 from ezmia_callbacks.results.history import AuditHistory
@@ -23,6 +23,7 @@ logger = get_logger(__name__)
 _HISTORY = "history.jsonl"
 _REFERENCE = "reference.safetensors"
 _TRAJECTORIES = "trajectories.safetensors"
+_LAST_AUDIT = "last_audit.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,16 @@ class RunFolder:
             save_statistics(self.path / _REFERENCE, state.reference, fingerprint=state.fingerprint)
 
     def save_audits(self, state: RunState) -> None:
-        """Write the audits and the records' scores, each file whole or not at all.
+        """Write the audits, the records' scores and the last audit's statistics, each file whole or not.
 
         Raises:
             OSError: if they cannot be written.
         """
         state.history.save(self.path / _HISTORY)
         state.trajectories.save(self.path / _TRAJECTORIES)
+        if (last := state.last_audit) is not None:
+            fingerprint = _of_step(state.fingerprint, last.step)
+            save_statistics(self.path / _LAST_AUDIT, last.statistics, fingerprint=fingerprint)
 
     def rows(self) -> list[dict[str, Any]]:
         """The audits in the history file, as plain dicts; none if it cannot be read."""
@@ -114,7 +118,21 @@ class RunFolder:
             saved = replace(saved, trajectories=trajectories)
         except AuditError as error:
             logger.warning("What an earlier part of the run found is lost: %s", error)
-        return saved
+        step = step_of_last_audit(results)
+        if step is None:
+            return saved
+        try:
+            fingerprint = _of_step(state.fingerprint, step)
+            statistics = load_statistics(self.path / _LAST_AUDIT, fingerprint=fingerprint)
+        except ReferenceMismatchError:
+            # Missing, damaged or of another step: the figure that needs it does without.
+            return saved
+        return replace(saved, last_audit=LastAudit(step, statistics))
+
+
+def _of_step(fingerprint: str, step: int) -> str:
+    """A fingerprint of statistics that belong to one step as well."""
+    return f"{fingerprint}-step-{step}"
 
 
 def _start(baseline: AuditResult) -> tuple[Any, ...]:

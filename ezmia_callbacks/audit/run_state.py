@@ -26,6 +26,19 @@ __all__: list[str] = []
 
 
 @dataclass(frozen=True, eq=False)
+class LastAudit:
+    """What the next audit compares the model with, for whoever holds every checkpoint.
+
+    Attributes:
+        step: Optimizer steps done at the last audit that did not fail.
+        statistics: Statistics of the model there, for the records that it scored, as it scored them.
+    """
+
+    step: int
+    statistics: TokenStatistics
+
+
+@dataclass(frozen=True, eq=False)
 class SavedRun:
     """What an interrupted run left behind, in its folder and its checkpoint or in a state dict.
 
@@ -37,6 +50,7 @@ class SavedRun:
         trajectories: Scores of its records; None if they are lost.
         exposures: What it was fed of each canary; None if that is lost.
         judged_by: `AuditHistory.judged_by` of it; None if that is not known.
+        last_audit: The model at the last of its audits; None if that is lost.
     """
 
     results: tuple[AuditResult, ...]
@@ -46,6 +60,7 @@ class SavedRun:
     trajectories: Trajectories | None = None
     exposures: Exposures | None = None
     judged_by: Mapping[str, Any] | None = None
+    last_audit: LastAudit | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +74,7 @@ class RunState:
         trajectories: Scores of the subset's records at these audits.
         exposures: What all processes together were fed of each canary, as far as it is known.
         reference: Statistics of the reference, of all canaries; None until the baseline was measured.
+        last_audit: The model at the last audit that did not fail; None if there is none, or it is lost.
         chooses_subset: Whether the first audit after the baseline chooses a subset.
         is_subset_chosen: Whether it has done so.
         is_resumed: Whether it was taken over from an interrupted run and has not met its model yet.
@@ -70,6 +86,7 @@ class RunState:
     trajectories: Trajectories
     exposures: Exposures
     reference: TokenStatistics | None = None
+    last_audit: LastAudit | None = None
     chooses_subset: bool = False
     is_subset_chosen: bool = False
     is_resumed: bool = False
@@ -124,10 +141,34 @@ class RunState:
             reference = reference.cut(*n_scored)
         return reference
 
-    def with_result(self, result: AuditResult) -> RunState:
-        """One audit later, so that the run has not ended yet."""
+    @property
+    def previous_of_subset(self) -> TokenStatistics | None:
+        """Statistics of the model at the last audit, for the records and tokens that audits score now.
+
+        Those of the reference where the last audit's are lost, or are of fewer records or tokens: then the
+        next step is compared with the start, which tells less and is as valid.
+        """
+        reference = self.reference_of_subset
+        if self.last_audit is None or reference is None:
+            return reference
+        previous = self.last_audit.statistics
+        if previous.n_records == len(self.subset.all_encoded.rows) and self.subset.share != 1.0:
+            previous = previous.select(self.subset.is_chosen)
+        return _cut_like(previous, reference) or reference
+
+    def with_result(self, result: AuditResult, target: TokenStatistics | None = None) -> RunState:
+        """One audit later, so that the run has not ended yet.
+
+        Args:
+            result: The audit.
+            target: Statistics of the model at it; without them the next one is compared with the start.
+        """
+        last_audit = self.last_audit
+        if result.status == "ok":
+            last_audit = None if target is None else LastAudit(result.step, target)
         return replace(
             self,
+            last_audit=last_audit,
             history=replace(self.history.with_result(result), is_complete=False),
             trajectories=self.trajectories.with_result(result),
         )
@@ -199,8 +240,8 @@ class RunState:
         if has_rejected != any(row.rejected is not None for row in self.subset.all_encoded.rows):
             raise ConfigurationError(
                 f"The reference of the interrupted run has {'' if has_rejected else 'no '}rejected sides, "
-                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, or "
-                "another run's."
+                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, "
+                "or another run's."
             )
         check_numbers(saved.reference)
         if saved.judged_by is not None:
@@ -219,12 +260,15 @@ class RunState:
         is_of_these = kept is not None and kept.score_names == trajectories.score_names
         if kept is not None and is_of_these and kept.record_ids == trajectories.record_ids:
             trajectories = kept if step is None else kept.up_to_step(step)
+        # The model of an audit that never happened is nobody's checkpoint.
+        last_audit, last_step = saved.last_audit, step_of_last_audit(history.results)
         resumed = replace(
             self,
             subset=subset,
             history=replace(history, is_complete=False),
             trajectories=trajectories,
             reference=saved.reference,
+            last_audit=last_audit if last_audit is not None and last_audit.step == last_step else None,
             is_subset_chosen=share is not None,
             is_resumed=True,
         )
@@ -239,7 +283,7 @@ class RunState:
         results = tuple(result for result in self.history if result.is_baseline)
         trajectories = self.trajectories.up_to_step(results[-1].step if results else -1)
         history = replace(self.history, results=results, is_complete=False)
-        return replace(self, history=history, trajectories=trajectories)
+        return replace(self, history=history, trajectories=trajectories, last_audit=None)
 
     def saved(self) -> SavedRun | None:
         """What has to be kept for the run to go on; None before the baseline was measured."""
@@ -253,6 +297,7 @@ class RunState:
             trajectories=self.trajectories,
             exposures=self.exposures,
             judged_by=self.history.judged_by,
+            last_audit=self.last_audit,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,6 +308,9 @@ class RunState:
             "findings": [asdict(finding) for finding in self.history.findings],
             "caveat": self.history.caveat,
             "reference": None if self.reference is None else arrays_of(self.reference),
+            "last_audit": None
+            if self.last_audit is None
+            else {"step": self.last_audit.step, "statistics": arrays_of(self.last_audit.statistics)},
             "trajectories": {**_arrays(self.trajectories), "scores": dict(self.trajectories.scores)},
             "exposures": self.exposures.to_dict(),
             "judged_by": self.history.judged_by,
@@ -303,8 +351,22 @@ class RunState:
             trajectories=trajectories,
             exposures=found.exposures,
             judged_by=found.judged_by,
+            last_audit=None
+            if found.last_audit is None
+            else LastAudit(
+                found.last_audit.step,
+                statistics_of(found.last_audit.statistics, name="last_audit"),
+            ),
         )
         return self.resumed(saved, judge)
+
+
+@dataclass(frozen=True)
+class _LastAuditRow:
+    """A step and the arrays of statistics."""
+
+    step: int
+    statistics: Mapping[str, object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,6 +378,7 @@ class _Scores:
     epochs: Float64[np.ndarray, " n_audits"]
     is_baseline: Bool[np.ndarray, " n_audits"]
     scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
+    step_scores: Float64[np.ndarray, "n_audits n_records"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +393,27 @@ class _StateDict:
     trajectories: Mapping[str, object]
     exposures: Exposures | None = None
     judged_by: Mapping[str, object] | None = None
+    # The first version did not keep it.
+    last_audit: _LastAuditRow | None = None
+
+
+def step_of_last_audit(results: Sequence[AuditResult]) -> int | None:
+    """Step of the last audit that did not fail; None if there is none."""
+    return next((result.step for result in reversed(results) if result.status == "ok"), None)
+
+
+def _cut_like(statistics: TokenStatistics, scored: TokenStatistics) -> TokenStatistics | None:
+    """Statistics of the tokens that are scored now; None if they are of fewer, or of other records."""
+    sides, wanted = (
+        [side for side in (each, each.rejected) if side is not None] for each in (statistics, scored)
+    )
+    if statistics.n_records != scored.n_records or len(sides) != len(wanted):
+        return None
+    lengths = [np.diff(side.offsets) for side in sides]
+    n_scored = [np.diff(side.offsets) for side in wanted]
+    if any((found < needed).any() for found, needed in zip(lengths, n_scored, strict=True)):
+        return None
+    return statistics.cut(*n_scored)
 
 
 def _chosen_share(results: Sequence[AuditResult]) -> float | None:

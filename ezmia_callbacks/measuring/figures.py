@@ -11,6 +11,7 @@ import numpy as np
 from ezmia_callbacks.errors import TooFewCanariesError
 from ezmia_callbacks.functional import intervals, roc
 from ezmia_callbacks.functional.budget import EndShares, metric_name
+from ezmia_callbacks.functional.checkpoint_holder import checkpoint_holder_score
 from ezmia_callbacks.functional.epsilon import bonferroni_epsilon
 from ezmia_callbacks.functional.scores import ez_evidence
 from ezmia_callbacks.results.result import EdgeCounts, Measurement
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ezmia_callbacks.measuring.subset import CanarySubset
 
     Scores = Float64[np.ndarray, " n_records"]
+    StepScores = Float64[np.ndarray, "n_steps n_records"]
     Membership = Bool[np.ndarray, " n_records"]
 
 __all__: list[str] = []
@@ -48,6 +50,9 @@ class Figures:
         auc_by_group: AUC of the deciding score within each group of canaries.
         epsilon: Lower bound of epsilon; None where it has no proof.
         auc_recent: AUC of the deciding score for the members that were fed last.
+        checkpoint_holder: AUC of someone who holds the weights of all audits; None before there are two.
+        checkpoint_holder_epsilon: Lower bound of the epsilon of handing them all out.
+        n_checkpoints: Audits after the baseline whose weights are compared for it.
         member_loss: Mean loss over the members' tokens, nats per token; None if no member counts.
         non_member_loss: Mean loss over the non-members' tokens, nats per token.
         n_error_tokens: Median number of wrongly predicted tokens of a record.
@@ -59,6 +64,7 @@ class Figures:
         n_tokens: Scored tokens of all records.
         scores: float64, (n_records,): the deciding score of each record.
         scores_beside: float64, (n_records,) each: the other scores that are judged, by their names.
+        step_scores: float64, (n_records,): EZ against the audit before; 0.5 where there is none.
     """
 
     decided_by: str
@@ -68,6 +74,9 @@ class Figures:
     auc_by_group: Mapping[str, Measurement]
     auc_recent: Measurement | None
     epsilon: EpsilonBound | None
+    checkpoint_holder: Measurement | None
+    checkpoint_holder_epsilon: EpsilonBound | None
+    n_checkpoints: int | None
     member_loss: float | None
     non_member_loss: float | None
     n_error_tokens: float
@@ -79,6 +88,7 @@ class Figures:
     n_tokens: int
     scores: Scores
     scores_beside: Mapping[str, Scores]
+    step_scores: Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +117,8 @@ def figures(
     band: EndShares | None,
     has_epsilon: bool,
     counted: Counted | None = None,
+    previous: TokenStatistics | None = None,
+    earlier_steps: StepScores | None = None,
 ) -> Figures:
     """The figures of one audit.
 
@@ -125,6 +137,10 @@ def figures(
         has_epsilon: Whether this score may carry an epsilon, if the canaries' membership was drawn by coins.
             It is that of all records: who was fed is what is to be found out.
         counted: Which records the other figures are of; None for all.
+        previous: Statistics of the model at the audit before this one; None at the baseline.
+        earlier_steps: float64, (n_steps, n_records): step scores of the audits between the baseline and this
+            one; None if there are none. With `previous` it says what all these models together tell, which
+            decides nothing.
     """
     encoded, is_member = subset.encoded, subset.encoded.is_member
     n_bytes = encoded.n_compressed_bytes
@@ -176,6 +192,13 @@ def figures(
             for name, chosen in units.others.items()
         }
     deciding = scores[decided_by]
+    holder, step_scores = None, np.full(len(is_member), 0.5)
+    if previous is not None:
+        step_scores = score_records("ez", target, previous)
+        steps = step_scores[np.newaxis]
+        steps = steps if earlier_steps is None else np.concatenate([earlier_steps, steps])
+        # With a single step it is the order of that step: nothing that the other figures do not say.
+        holder = (checkpoint_holder_score(steps), len(steps)) if len(steps) > 1 else None
     n_members_counted, n_non_members = subset.count(is_counted)
     return Figures(
         decided_by=decided_by,
@@ -189,6 +212,14 @@ def figures(
         epsilon=_epsilon([scores[name] for name in judged], subset, confidence=confidence)
         if has_epsilon and is_by_coins
         else None,
+        checkpoint_holder=None
+        if holder is None
+        else _auc_of_holder(holder[0], subset, is_counted, confidence=confidence),
+        # Ranks among all that is scored, and a bound of all of it: who was fed is what is to be found out.
+        checkpoint_holder_epsilon=subset.units.epsilon(holder[0], delta=_DELTA, confidence=confidence)
+        if holder is not None and has_epsilon and is_by_coins
+        else None,
+        n_checkpoints=None if holder is None else holder[1],
         member_loss=mean_loss(target, members) if members.any() else None,
         non_member_loss=mean_loss(target, others) if others.any() else None,
         n_error_tokens=float(np.median(n_errors)),
@@ -200,6 +231,7 @@ def figures(
         n_tokens=target.n_tokens,
         scores=deciding,
         scores_beside={name: scores[name] for name in judged if name != decided_by},
+        step_scores=step_scores,
     )
 
 
@@ -235,6 +267,18 @@ def _auc_recent(
     except TooFewCanariesError:
         return None
     return measure_auc(units.headline(scores[is_chosen]), units.is_member, confidence=confidence)
+
+
+def _auc_of_holder(
+    scores: Scores, subset: CanarySubset, is_counted: Membership, *, confidence: float
+) -> Measurement:
+    """AUC of scores that are made of all audits: no band, for no decision reads it."""
+    try:
+        units = subset.units_of(is_counted)
+    except TooFewCanariesError as error:
+        return Measurement(value=None, note=str(error))
+    measured = measure_auc(units.headline(scores[is_counted]), units.is_member, confidence=confidence)
+    return replace(measured, note="no band: it is no part of the budget, which is about the last weights")
 
 
 def measure_auc(

@@ -187,6 +187,7 @@ def _run(label: str, history: AuditHistory) -> RunView:
         kept=_kept(history),
         outcome=_outcome(history),
         failures=_failures(history),
+        checkpoint_holder=_checkpoint_holder(history),
         caveat=history.caveat,
         about=history.about,
         promise=_promise(history),
@@ -249,6 +250,9 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         n_members=int(result.n_members),
         n_members_seen=result.n_members_seen,
         auc_recent=None if result.auc_recent is None else _figure(result.auc_recent),
+        checkpoint_holder=None if result.checkpoint_holder is None else _figure(result.checkpoint_holder),
+        checkpoint_holder_epsilon=_epsilon(result.checkpoint_holder_epsilon),
+        n_checkpoints=result.n_checkpoints,
         epsilon=_epsilon(result.epsilon),
         member_loss=_number(result.member_loss),
         non_member_loss=_number(result.non_member_loss),
@@ -275,6 +279,36 @@ def _auc_by_score(result: AuditResult) -> dict[str, Measurement]:
 def _named(name: str, label: str, measurement: Measurement) -> NamedFigureView:
     figure = _figure(measurement)
     return NamedFigureView(name, label, figure.value, figure.interval, figure.band, figure.note)
+
+
+def _checkpoint_holder(history: AuditHistory) -> str:
+    """What leaks to someone who holds the weights of all audits, at the last one that says; empty if none."""
+    result = next((each for each in reversed(history.results) if each.checkpoint_holder is not None), None)
+    if result is None or result.checkpoint_holder is None:
+        return ""
+    found = result.checkpoint_holder
+    n_audits = sum(each.status == "ok" and each.step <= result.step for each in history.audits_after_baseline)
+    # Steps that an interrupted run has lost are missing in the middle.
+    all_of = "all" if result.n_checkpoints == n_audits else f"{result.n_checkpoints} of"
+    about = f"the checkpoints of {all_of} {n_audits} audits"
+    if found.value is None or found.interval is None:
+        return f"Leakage to someone who holds {about} is unknown: {found.note}."
+    ends = found.interval
+    sentences = [
+        f"Leakage to someone who holds {about} up to {moment(result)}: AUC {found.value:.3f} "
+        f"[{ends.lower:.3f}, {ends.upper:.3f}], interval of this audit alone at {percent(ends.confidence)}; "
+        "not part of the budget, which is about the weights of one audit."
+    ]
+    deciding = result.metrics.get("auc")
+    alone = None if deciding is None else deciding.value
+    if alone is not None and abs(found.value - 0.5) < abs(alone - 0.5):
+        sentences.append(
+            f"That is no reassurance: the last of these checkpoints alone reads {alone:.3f}, and who holds "
+            "them all holds that one, so this way of combining them misses some of the leakage."
+        )
+    if (bound := result.checkpoint_holder_epsilon) is not None:
+        sentences.append(f"Of a pipeline that hands out all of them: {bound.describe()}.")
+    return " ".join(sentences)
 
 
 def _figure(measurement: Measurement) -> FigureView:

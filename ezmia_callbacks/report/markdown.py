@@ -174,7 +174,10 @@ def _legend(run: RunView) -> str:
 
 
 def _reading(run: RunView) -> list[str]:
-    parts = [_meaning(run), f"**What happened.** {_escape(run.outcome.text)}", *_validity(run)]
+    parts = [_meaning(run), f"**What happened.** {_escape(run.outcome.text)}"]
+    if run.checkpoint_holder:
+        parts.append(f"**All checkpoints.** {_escape(run.checkpoint_holder)}")
+    parts += _validity(run)
     if run.about:
         parts.append(f"**Canaries.** {_sentence(run.about)}")
     return [*parts, f"**Confidence.** {_escape(run.promise)}"]

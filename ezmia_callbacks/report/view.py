@@ -160,6 +160,9 @@ class AuditView:
     n_members: int
     n_members_seen: int | None
     auc_recent: FigureView | None
+    checkpoint_holder: FigureView | None
+    checkpoint_holder_epsilon: EpsilonView | None
+    n_checkpoints: int | None
     epsilon: EpsilonView | None
     member_loss: float | None
     non_member_loss: float | None
@@ -239,6 +242,7 @@ class RunView:
     kept: StatementView | None
     outcome: OutcomeView
     failures: str
+    checkpoint_holder: str
     caveat: str
     about: str
     promise: str

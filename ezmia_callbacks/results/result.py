@@ -22,9 +22,12 @@ __all__: list[str] = []
 NEWER_FIELDS = frozenset(
     {
         "auc_recent",
+        "checkpoint_holder",
+        "checkpoint_holder_epsilon",
         "decided_by",
         "is_reversed",
         "judged_beside",
+        "n_checkpoints",
         "n_members_seen",
         "n_records",
         "reversed",
@@ -34,7 +37,7 @@ NEWER_FIELDS = frozenset(
 )
 """Fields of a result, at any depth, that files of older releases lack."""
 # Fields that say something of each record: no file holds them.
-_IN_MEMORY = ("scores", "scores_beside")
+_IN_MEMORY = ("scores", "scores_beside", "step_scores")
 # How scores are called on the console.
 _SHORT = {"ez": "EZ", "wbc": "WBC", "loss_difference": "loss difference"}
 
@@ -127,6 +130,12 @@ class AuditResult:
             if there are several; `metrics` then are those of the group that stands for a normal record.
         auc_recent: AUC of the deciding score for the quarter of the members seen that was fed last: they may
             leak more than those of long ago. None if they are too few, or nobody looked.
+        checkpoint_holder: AUC of someone who holds the weights of all audits so far, not of the last one
+            alone; see `functional.checkpoint_holder_score`. With an interval of this audit alone: it is no
+            part of any decision. None until there are two audits after the baseline.
+        checkpoint_holder_epsilon: Lower bound of the epsilon of handing out all these weights, from this
+            audit alone; None unless membership was drawn by coins.
+        n_checkpoints: Audits after the baseline, this one among them, whose weights that holder compares.
         findings: What the audit noticed that changes how its figures read.
         epsilon: Lower bound of epsilon from this audit alone; None unless membership was drawn by coins.
         member_loss: Mean loss over the members' tokens, nats per token.
@@ -142,6 +151,7 @@ class AuditResult:
         batch_size: Records in a forward pass; smaller than asked for where memory ran out, None if unknown.
         scores: float64, (n_records,): the deciding score of each record; kept in memory only.
         scores_beside: float64, (n_records,) each: the other scores that are judged; kept in memory only.
+        step_scores: float64, (n_records,): EZ against the audit before; kept in memory only.
     """
 
     step: int
@@ -160,6 +170,9 @@ class AuditResult:
     auc_by_score: Mapping[str, Measurement] = field(default_factory=dict)
     auc_by_group: Mapping[str, Measurement] = field(default_factory=dict)
     auc_recent: Measurement | None = None
+    checkpoint_holder: Measurement | None = None
+    checkpoint_holder_epsilon: EpsilonBound | None = None
+    n_checkpoints: int | None = None
     findings: tuple[Finding, ...] = ()
     epsilon: EpsilonBound | None = None
     member_loss: float | None = None
@@ -176,6 +189,7 @@ class AuditResult:
     scores_beside: Mapping[str, Float64[np.ndarray, " n_records"]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    step_scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """A single score decides by itself.
@@ -223,7 +237,8 @@ class AuditResult:
 
         Keys: each metric, `<metric>_lower`/`_upper` (the band), `auc_<name>` of the other scores (where
         several are judged, of the deciding one as well, so that each has its curve) and of the groups of
-        canaries, `auc_recent`, `n_members_seen`, `member_loss`, `non_member_loss`, `overhead`;
+        canaries, `auc_recent`, `auc_checkpoint_holder`, `n_members_seen`, `member_loss`, `non_member_loss`,
+        `overhead`;
         where coins were flipped `epsilon_lower` and `epsilon_ceiling`; under a budget `budget`, and with a
         verdict `over_budget` (0 or 1); `failed` is 1 for a failed audit, which has nothing else.
         """
@@ -242,8 +257,12 @@ class AuditResult:
         for name, measurement in {**beside, **self.auc_by_score, **self.auc_by_group}.items():
             if measurement.value is not None:
                 flat[f"auc_{name}"] = measurement.value
-        if self.auc_recent is not None and self.auc_recent.value is not None:
-            flat["auc_recent"] = self.auc_recent.value
+        for name, single in (
+            ("auc_recent", self.auc_recent),
+            ("auc_checkpoint_holder", self.checkpoint_holder),
+        ):
+            if single is not None and single.value is not None:
+                flat[name] = single.value
         if self.n_members_seen is not None:
             flat["n_members_seen"] = self.n_members_seen
         if self.epsilon is not None:

@@ -37,6 +37,7 @@ __all__: list[str] = []
 # Of the file; another schema is refused, not guessed at. The first one held a single score.
 _SCHEMA = 2
 _ARRAYS = ("steps", "epochs", "is_baseline", "is_member")
+_STEP_SCORES = "step_scores"
 _NAMES = ("score_names", "record_ids", "fingerprint")
 
 
@@ -53,6 +54,8 @@ class Trajectories:
         is_baseline: bool, (n_audits,): True for audits before the first step.
         scores: float64, (n_audits, n_records) each, by the name of the score; higher means more likely a
             member.
+        step_scores: float64, (n_audits, n_records): EZ of each audit against the one before it that did not
+            fail, for `functional.checkpoint_holder_score`; 0.5 at the baseline, which has none before it.
 
     Raises:
         ConfigurationError: if the arrays do not belong together, or there is no score.
@@ -65,13 +68,15 @@ class Trajectories:
     epochs: Float64[np.ndarray, " n_audits"]
     is_baseline: Bool[np.ndarray, " n_audits"]
     scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
+    step_scores: Float64[np.ndarray, "n_audits n_records"]
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
         n_audits, n_records = len(self.steps), len(self.record_ids)
         shapes = {name: getattr(self, name).shape for name in _ARRAYS}
         expected: dict[str, tuple[int, ...]] = dict.fromkeys(("steps", "epochs", "is_baseline"), (n_audits,))
-        expected["is_member"] = (n_records,)
+        shapes[_STEP_SCORES] = self.step_scores.shape
+        expected |= {"is_member": (n_records,), _STEP_SCORES: (n_audits, n_records)}
         shapes |= {f"scores of {name}": scores.shape for name, scores in self.scores.items()}
         expected |= {f"scores of {name}": (n_audits, n_records) for name in self.scores or ("a score",)}
         if shapes != expected:
@@ -98,6 +103,7 @@ class Trajectories:
             epochs=np.zeros(0),
             is_baseline=np.zeros(0, dtype=np.bool_),
             scores={name: np.zeros((0, len(record_ids))) for name in score_names},
+            step_scores=np.zeros((0, len(record_ids))),
         )
 
     @property
@@ -128,13 +134,14 @@ class Trajectories:
         """
         if result.status == "failed":
             return self
-        added = result.judged_scores
+        added, step_scores = result.judged_scores, result.step_scores
         shapes = {name: scores.shape for name, scores in added.items()}
-        if shapes != dict.fromkeys(self.scores, (len(self.record_ids),)):
+        expected = dict.fromkeys(self.scores, (len(self.record_ids),))
+        if step_scores is None or shapes != expected or step_scores.shape != (len(self.record_ids),):
             raise ConfigurationError(
                 f"The audit at step {result.step} has scores of the shapes {shapes}, but those of "
-                f"{', '.join(self.scores)} of {len(self.record_ids)} records are needed: add audits as they "
-                "are made, not ones that were loaded from a file."
+                f"{', '.join(self.scores)} of {len(self.record_ids)} records are needed, and their step "
+                "scores: add audits as they are made, not ones that were loaded from a file."
             )
         epoch = np.nan if result.epoch is None else result.epoch
         return replace(
@@ -146,6 +153,7 @@ class Trajectories:
                 name: np.concatenate([scores, added[name][np.newaxis]])
                 for name, scores in self.scores.items()
             },
+            step_scores=np.concatenate([self.step_scores, step_scores[np.newaxis]]),
         )
 
     def up_to_step(self, step: int) -> Trajectories:
@@ -157,6 +165,7 @@ class Trajectories:
         return replace(
             self,
             scores={name: scores[:, chosen] for name, scores in self.scores.items()},
+            step_scores=self.step_scores[:, chosen],
             is_member=self.is_member[chosen],
             record_ids=tuple(
                 name for name, is_chosen in zip(self.record_ids, chosen, strict=True) if is_chosen
@@ -174,6 +183,7 @@ class Trajectories:
         return replace(
             self,
             scores={name: each.scores for name, each in by_score.items()},
+            step_scores=by_group(self.step_scores, groups, self.is_member).scores,
             is_member=grouped.is_member,
             record_ids=grouped.group_ids,
         )
@@ -205,12 +215,14 @@ class Trajectories:
             epochs=self.epochs[chosen],
             is_baseline=self.is_baseline[chosen],
             scores={name: scores[chosen] for name, scores in self.scores.items()},
+            step_scores=self.step_scores[chosen],
         )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; it holds ids and scores, no text."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {_array_of(score): scores for score, scores in self.scores.items()}
+        arrays[_STEP_SCORES] = self.step_scores
         names = {name: getattr(self, name) for name in _NAMES}
         save_arrays(Path(path), arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
 
@@ -229,7 +241,11 @@ class Trajectories:
             file = load_arrays(
                 Path(path),
                 _ARRAYS,
-                more=lambda known: [_array_of(score) for score in known.get("score_names", ())],
+                # The first schema had none of these: that is told by its number.
+                more=lambda known: (
+                    [_array_of(score) for score in known.get("score_names", ())]
+                    + [_STEP_SCORES] * (known["schema"] == _SCHEMA)
+                ),
             )
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
@@ -254,7 +270,8 @@ def _row(file: ArrayFile) -> dict[str, object]:
     names = read_value(tuple[str, ...], file.metadata["score_names"], name="score_names")
     if len(set(names)) < len(names):
         raise ConfigurationError("it names a score more than once")
-    return {**row, "scores": {name: file.arrays[_array_of(name)] for name in names}}
+    scores = {name: file.arrays[_array_of(name)] for name in names}
+    return {**row, "scores": scores, "step_scores": file.arrays[_STEP_SCORES]}
 
 
 def _array_of(score: str) -> str:

@@ -129,3 +129,34 @@ def test_scores_of_the_records_are_written_whole(tmp_path):
     saved = folder.load(state.history.results, fresh())
 
     np.testing.assert_equal(saved.trajectories.scores, state.trajectories.scores)
+
+
+def test_the_last_audit_comes_back_with_its_step(tmp_path):
+    state = run_to(20)
+    folder = written(tmp_path, state)
+
+    saved = folder.load(state.history.results, fresh())
+
+    assert saved.last_audit.step == 20
+    np.testing.assert_array_equal(saved.last_audit.statistics.means, state.last_audit.statistics.means)
+
+
+def test_the_last_audit_of_another_step_is_left_alone(tmp_path):
+    folder = written(tmp_path, run_to(20))
+
+    assert folder.load(run_to(10).history.results, fresh()).last_audit is None
+
+
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_a_lost_last_audit_costs_nothing_else(tmp_path, content):
+    state = run_to(20)
+    folder = written(tmp_path, state)
+    path = tmp_path / "last_audit.safetensors"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+    saved = folder.load(state.history.results, fresh())
+
+    assert saved.last_audit is None
+    assert resumed(saved).trajectories.n_audits == 3

@@ -3,7 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from run_states import JUDGE, assert_carries_the_same, begun, fresh, result, run_to, statistics
+from run_states import (
+    JUDGE,
+    assert_carries_the_same,
+    at_audit,
+    begun,
+    fresh,
+    result,
+    run_to,
+    statistics,
+    with_audit,
+)
 
 from ezmia_callbacks import LeakageBudget
 from ezmia_callbacks.audit.judge import Judge
@@ -90,6 +100,81 @@ def test_a_run_resumed_from_before_the_choice_chooses_again():
     assert resumed.subset.share == 1.0
     # The scores of the others are gone.
     assert resumed.trajectories.n_audits == 0
+
+
+def compared_with(state):
+    """Step of the audit that the next one is compared with; 0 for the start."""
+    return int((state.reference_of_subset.means - state.previous_of_subset.means).max())
+
+
+@pytest.mark.parametrize("way", ["folder", "state dict"])
+def test_a_resumed_run_is_compared_with_its_last_audit(way):
+    interrupted = run_to(30)
+
+    resumed = (
+        fresh().resumed(interrupted.saved(), JUDGE)
+        if way == "folder"
+        else fresh().resumed_from_dict(interrupted.to_dict(), JUDGE)
+    )
+
+    assert [compared_with(state) for state in (interrupted, resumed, resumed.at_step(30))] == [30, 30, 30]
+    # At 35 as well: nothing was audited since.
+    assert compared_with(resumed.at_step(35)) == 30
+
+
+@pytest.mark.parametrize("step", [0, 15, 20])
+def test_a_run_that_goes_back_is_compared_with_no_later_audit(step):
+    resumed = fresh().resumed_from_dict(run_to(30).to_dict(), JUDGE).at_step(step)
+
+    assert resumed.last_audit is None
+    assert compared_with(resumed) == 0
+    assert resumed.trajectories.step_scores.shape[0] == 1 + step // 10
+
+
+def test_a_failed_audit_is_not_compared_with():
+    state = run_to(20)
+
+    after = state.with_result(replace(result(state, 30), status="failed"), at_audit(state, 30))
+
+    assert compared_with(after) == 20
+
+
+def test_a_run_that_starts_over_is_compared_with_the_start():
+    assert compared_with(run_to(20).restarted()) == 0
+
+
+def test_a_chosen_subset_takes_its_part_of_the_audit_before():
+    state = chosen(begun(chooses_subset=True))
+    before = replace(state.last_audit.statistics, means=state.reference.means - 7)
+    state = replace(state, last_audit=replace(state.last_audit, statistics=before))
+
+    assert state.previous_of_subset.n_records == 30
+    assert compared_with(state) == 7
+
+
+def test_where_more_records_are_scored_than_at_the_audit_before_the_start_is_compared_with():
+    state = with_audit(chosen(begun(chooses_subset=True)), 10)
+    assert compared_with(state) == 10
+
+    assert compared_with(replace(state, subset=state.subset.of_share(1.0))) == 0
+
+
+def test_records_that_are_cut_since_are_compared_in_the_tokens_that_are_left():
+    state = run_to(10)
+    cut = replace(state, subset=replace(state.subset, cut_to=3))
+
+    assert cut.previous_of_subset.n_tokens == cut.reference_of_subset.n_tokens == 2 * 60
+    assert compared_with(cut) == 10
+    # Whole again, the tokens that were cut have nothing to be compared with.
+    shorter = with_audit(cut, 20)
+    whole = replace(shorter, subset=replace(shorter.subset, cut_to=None))
+    assert [compared_with(shorter), compared_with(whole)] == [20, 0]
+
+
+def test_a_state_of_before_the_last_audit_was_kept_goes_on_from_the_start():
+    state = {key: value for key, value in run_to(20).to_dict().items() if key != "last_audit"}
+
+    assert compared_with(fresh().resumed_from_dict(state, JUDGE)) == 0
 
 
 def test_the_state_of_other_canaries_is_refused():

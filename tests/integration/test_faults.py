@@ -296,6 +296,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
     assert seen["step"] == 8
     assert seen["files"] == [
         "history.jsonl",
+        "last_audit.safetensors",
         "last_within_budget",
         "reference.safetensors",
         "trajectories.safetensors",
@@ -384,6 +385,7 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints",
         "history.jsonl",
+        "last_audit.safetensors",
         "reference.safetensors",
         "trajectories.safetensors",
     ]

@@ -60,7 +60,13 @@ def run_folder(tmp_path):
 
 
 # What nobody counted then is None.
-SINCE = ("n_members_seen", "auc_recent")
+SINCE = (
+    "n_members_seen",
+    "auc_recent",
+    "checkpoint_holder",
+    "checkpoint_holder_epsilon",
+    "n_checkpoints",
+)
 
 
 def without_later(rows):

@@ -8,6 +8,7 @@ from ezmia_callbacks.functional import (
     EndShares,
     advantage_interval,
     auc,
+    checkpoint_holder_score,
     delong_interval,
     membership_advantage,
     n_non_members_needed,
@@ -16,6 +17,7 @@ from ezmia_callbacks.functional import (
 )
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import (
+    Counted,
     edge_counts,
     figures,
     mean_loss,
@@ -358,3 +360,64 @@ def test_tpr_and_advantage_carry_those_of_the_score_turned_around():
     # One is the mirror image of the other; what is not resolved is so in both directions.
     assert found["auc"].reversed is None
     assert found["tpr_at_fpr_0.001"].reversed is None
+
+
+def counted_of(subset, *, n_members):
+    """The first members, and all non-members."""
+    is_member = subset.encoded.is_member
+    is_counted = ~is_member | (np.cumsum(is_member) <= n_members)
+    return Counted(is_counted, np.where(is_member & is_counted, 5, -1))
+
+
+def test_a_holder_of_all_checkpoints_ranks_all_records_and_is_measured_by_those_that_count():
+    subset = make_subset()
+    target, reference = two_models(subset)
+    earlier = np.random.default_rng(1).normal(size=(2, 90))
+    counted = counted_of(subset, n_members=20)
+
+    found = figures_of(subset, counted=counted, previous=reference, earlier_steps=earlier)
+
+    step = score_records("ez", target, reference)
+    combined = checkpoint_holder_score(np.concatenate([earlier, step[np.newaxis]]))
+    is_counted = counted.is_counted
+    expected = measure_auc(combined[is_counted], subset.encoded.is_member[is_counted], confidence=0.95)
+    np.testing.assert_array_equal(found.step_scores, step)
+    assert replace(found.checkpoint_holder, note=None) == expected
+    assert "no part of the budget" in found.checkpoint_holder.note
+    assert found.n_checkpoints == 3
+    assert {*found.metrics, *found.judged_beside, *found.auc_by_score}.isdisjoint({"checkpoint_holder"})
+
+
+def test_all_other_figures_are_the_same_with_a_holder_of_all_checkpoints():
+    subset = make_subset()
+    earlier = np.random.default_rng(1).normal(size=(1, 90))
+
+    with_it = figures_of(subset, previous=two_models(subset)[1], earlier_steps=earlier)
+    without = figures_of(subset)
+
+    own = ("checkpoint_holder", "n_checkpoints", "step_scores")
+    found, expected = ({k: v for k, v in vars(each).items() if k not in own} for each in (with_it, without))
+    np.testing.assert_equal(found, expected)
+
+
+def test_one_checkpoint_says_nothing_that_the_other_figures_do_not():
+    subset = make_subset()
+    none = np.zeros((0, 90))
+
+    found = figures_of(subset, previous=two_models(subset)[1], earlier_steps=none)
+
+    assert (found.checkpoint_holder, found.n_checkpoints) == (None, None)
+    assert len(np.unique(found.step_scores)) > 1
+    assert set(figures_of(subset).step_scores) == {0.5}
+
+
+def test_what_too_few_members_cannot_say_of_all_checkpoints_has_no_value():
+    subset = make_subset()
+    counted = counted_of(subset, n_members=1)
+
+    found = figures_of(
+        subset, counted=counted, previous=two_models(subset)[1], earlier_steps=np.full((1, 90), 0.5)
+    )
+
+    assert found.checkpoint_holder.value is None
+    assert "1 members" in found.checkpoint_holder.note

@@ -15,6 +15,7 @@ from example_runs import (
     exposed_records,
     failure,
     history,
+    interval,
     lora_run,
     stopped_run,
 )
@@ -44,7 +45,15 @@ def headline(*results, **changes):
     return only(to_document(history(*results, **changes)))["headline"]
 
 
+def held(value, *, alone=0.6, n_checkpoints=2, note=None, **changes):
+    """A run of two audits, with what someone sees who holds the checkpoints of both."""
+    figure = Measurement(value, None if value is None else interval(value, 0.05), note=note)
+    last = audit(2, alone, (5.1, 5.2), checkpoint_holder=figure, n_checkpoints=n_checkpoints, **changes)
+    return history(audit(0, 0.5, (5.2, 5.2)), audit(1, 0.55, (5.2, 5.2)), last)
+
+
 DOCUMENTS = {
+    "all checkpoints": lambda: to_document(held(0.7, checkpoint_holder_epsilon=epsilon_run()[-1].epsilon)),
     "stopped": lambda: to_document(stopped_run()),
     "several": lambda: to_document({"full": stopped_run(), "LoRA": lora_run()}),
     "baseline only": lambda: to_document(history(audit(0, 0.5, (5.2, 5.2)))),
@@ -322,3 +331,41 @@ def test_runs_without_a_budget_have_no_verdict_to_miss():
     run = only(to_document(history(audit(0, 0.5, (5, 5)), free, budget=None)))
 
     assert run["outcome"]["kind"] == run["audits"][-1]["decision"]["verdict"] == "none"
+
+
+def test_what_leaks_to_a_holder_of_all_checkpoints_is_said_with_its_interval_and_beside_the_budget():
+    run = only(to_document(held(0.7)))
+
+    assert run["checkpoint_holder"] == (
+        "Leakage to someone who holds the checkpoints of all 2 audits up to epoch 2: AUC 0.700 "
+        "[0.650, 0.750], interval of this audit alone at 95 %; not part of the budget, which is about the "
+        "weights of one audit."
+    )
+    assert only(to_document(stopped_run()))["checkpoint_holder"] == ""
+
+
+@pytest.mark.parametrize(("value", "alone"), [(0.55, 0.7), (0.55, 0.3)])
+def test_a_holder_of_all_checkpoints_who_sees_less_is_no_reassurance(value, alone):
+    text = only(to_document(held(value, alone=alone)))["checkpoint_holder"]
+
+    assert f"That is no reassurance: the last of these checkpoints alone reads {alone:.3f}" in text
+
+
+def test_the_epsilon_of_all_checkpoints_says_what_it_is_of():
+    bound = epsilon_run()[-1].epsilon
+
+    text = only(to_document(held(0.7, checkpoint_holder_epsilon=bound)))["checkpoint_holder"]
+
+    assert f"Of a pipeline that hands out all of them: {bound.describe()}." in text
+
+
+def test_checkpoints_that_were_lost_on_the_way_are_not_counted():
+    text = only(to_document(held(0.7, n_checkpoints=1)))["checkpoint_holder"]
+
+    assert "the checkpoints of 1 of 2 audits" in text
+
+
+def test_a_holder_of_all_checkpoints_without_a_figure_leaves_the_leakage_unknown():
+    text = only(to_document(held(None, note="4 members count")))["checkpoint_holder"]
+
+    assert text.endswith("is unknown: 4 members count.")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional import Decision, Interval
+from ezmia_callbacks.functional import Decision, EpsilonBound, Interval
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
 
 
@@ -79,6 +79,28 @@ def test_a_result_survives_json(make):
 
     assert restored == result
     assert restored.scores is None
+
+
+def test_what_a_holder_of_all_checkpoints_sees_survives_json_and_goes_to_trackers():
+    bound = EpsilonBound(0.5, 3.4, 100, 0.95, 1e-5, "one_run")
+    figure = Measurement(0.7, Interval(0.6, 0.8, 0.95, "delong"), note="no band")
+    result = replace(
+        full_result(), checkpoint_holder=figure, checkpoint_holder_epsilon=bound, n_checkpoints=3
+    )
+
+    restored = AuditResult.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+
+    assert restored == result
+    assert result.to_metrics()["auc_checkpoint_holder"] == 0.7
+    assert "auc_checkpoint_holder" not in full_result().to_metrics()
+
+
+def test_a_row_of_before_checkpoints_were_held_together_has_none():
+    row = full_result().to_dict()
+    for name in ("checkpoint_holder", "checkpoint_holder_epsilon", "n_checkpoints"):
+        del row[name]
+
+    assert AuditResult.from_dict(row) == full_result()
 
 
 def test_a_changed_figure_makes_results_unequal():

@@ -31,6 +31,7 @@ def audit(scores, *, step, epoch=None, **changes):
         "n_non_members": 10,
         "decision": Decision(False, None, "no budget"),
         "scores": scores,
+        "step_scores": None if scores is None else np.full(len(scores), 0.5),
     }
     return AuditResult(step=step, epoch=epoch, **(fields | changes))
 

@@ -45,18 +45,28 @@ def result(state, step):
     scores = np.random.default_rng(step).normal(size=n)
     decision = Decision(False, True, "within")
     share = state.subset.share
-    return AuditResult(step, step / 10, "ok", step == 0, "ez", 20, 40, decision, share=share, scores=scores)
+    given = {"share": share, "scores": scores, "step_scores": scores + step}
+    return AuditResult(step, step / 10, "ok", step == 0, "ez", 20, 40, decision, **given)
+
+
+def at_audit(state, step):
+    """Statistics of the model at an audit."""
+    return replace(state.reference_of_subset, means=state.reference_of_subset.means - step)
+
+
+def with_audit(state, step):
+    return state.with_result(result(state, step), at_audit(state, step))
 
 
 def begun(**options):
     state = replace(fresh(**options), reference=statistics(60)).with_checks([CHECK], caveat="beware")
-    return state.with_result(result(state, 0))
+    return with_audit(state, 0)
 
 
 def run_to(step, state=None):
     state = state or begun()
     for at in range(10, step + 1, 10):
-        state = state.with_result(result(state, at))
+        state = with_audit(state, at)
     return state
 
 
@@ -65,5 +75,6 @@ def assert_carries_the_same(state, expected):
     assert (state.history.findings, state.history.caveat) == ((CHECK,), "beware")
     np.testing.assert_array_equal(state.reference.log_probs, expected.reference.log_probs)
     np.testing.assert_equal(state.trajectories.scores, expected.trajectories.scores)
+    np.testing.assert_equal(state.trajectories.step_scores, expected.trajectories.step_scores)
     assert state.trajectories.record_ids == expected.trajectories.record_ids
     assert state.subset.share == expected.subset.share
