@@ -238,8 +238,10 @@ class Trajectories:
                 Path(path),
                 _ARRAYS,
                 # The first schema had none of these: that is told by its number.
-                more=lambda known: [_array_of(score) for score in known.get("score_names", ())]
-                + [_STEP_SCORES] * (known["schema"] == _SCHEMA),
+                more=lambda known: (
+                    [_array_of(score) for score in known.get("score_names", ())]
+                    + [_STEP_SCORES] * (known["schema"] == _SCHEMA)
+                ),
             )
             if file.metadata["schema"] != _SCHEMA:
                 raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
