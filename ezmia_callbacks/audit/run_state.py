@@ -324,7 +324,7 @@ class RunState:
             ConfigurationError: if its audits were judged by another score, or something in it is not what
                 `to_dict` writes; names the place.
         """
-        found = read_value(_StateDict, state, newer={"exposures", "judged_by"})
+        found = read_value(_StateDict, state, newer={"exposures", "judged_by", "last_audit"})
         if found.reference is None:
             return self
         if found.fingerprint != self.fingerprint:

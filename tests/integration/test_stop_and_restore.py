@@ -529,7 +529,9 @@ def test_no_figures_are_offered_for_an_evaluation_outside_training(tmp_path):
 @pytest.mark.parametrize("every", ["epoch", 5, 0.5])
 def test_audits_before_checkpoints_are_in_the_plan(tmp_path, every):
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.9, rule="point"), every=every)
+    audit = PrivacyAuditCallback(
+        canaries, budget=LeakageBudget(limit=0.9, rule="point"), every=every, score="ez"
+    )
     trainer = make_trainer(tmp_path, rows, [audit], save_strategy="steps", save_steps=3)
 
     trainer.train()
