@@ -199,8 +199,8 @@ class RunState:
         if has_rejected != any(row.rejected is not None for row in self.subset.all_encoded.rows):
             raise ConfigurationError(
                 f"The reference of the interrupted run has {'' if has_rejected else 'no '}rejected sides, "
-                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, or "
-                "another run's."
+                f"and these canaries have {'none' if has_rejected else 'some'}: what was saved is damaged, "
+                "or another run's."
             )
         check_numbers(saved.reference)
         if saved.judged_by is not None:
