@@ -51,9 +51,8 @@ def run(
     """A finished run that early stopping would end after so many evaluations."""
     rows, canaries = draw()
     witness = Witness()
-    audit = PrivacyAuditCallback(
-        canaries, budget=LeakageBudget(limit=limit, rule="point", patience=patience), every=every
-    )
+    budget = LeakageBudget(limit=limit, rule="point", patience=patience)
+    audit = PrivacyAuditCallback(canaries, budget=budget, every=every, score="ez")
     early = EarlyStoppingCallback(stop_after - 1, early_stopping_threshold=NO_IMPROVEMENT_IS_ENOUGH)
     pair = [audit, early] if order == "audit first" else [early, audit]
     settings = {

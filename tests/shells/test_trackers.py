@@ -132,7 +132,7 @@ def assert_curves(run, curve):
 
 
 def assert_settings(settings):
-    assert settings["privacy/score"] == "ez"
+    assert settings["privacy/score"] == "strongest"
     assert settings["privacy/every"] == "epoch"
     assert settings["privacy/budget"] == "stop when AUC exceeds 0.950"
     assert settings["privacy/budget_limit"] == "0.95"
