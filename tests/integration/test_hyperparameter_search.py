@@ -122,7 +122,7 @@ def test_trials_share_no_folder_when_the_user_names_one(tmp_path):
 
 def test_a_budget_stop_ends_one_trial_and_leaves_the_others_alone(tmp_path):
     _, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    audit = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch", score="ez")
 
     _, witness, study = search(tmp_path, audit, save_strategy="epoch")
 
