@@ -454,7 +454,7 @@ def test_without_a_budget_too_the_last_line_is_about_the_model_that_is_left(tmp_
 
 def test_a_model_that_nobody_wrote_into_is_not_audited_twice(tmp_path, caplog):
     rows, canaries = draw()
-    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.85), every="epoch")
+    audit = PrivacyAuditCallback(canaries, budget=LeakageBudget(limit=0.85), every="epoch", score="ez")
     trainer = make_trainer(tmp_path, rows, [audit])
 
     trainer.train()
