@@ -47,8 +47,8 @@ def test_members_that_were_met_before_leave_no_verdict_and_the_way_out_is_named(
         auditor, result = run(model)
 
     # What was learned before cannot be seen by comparing with the model that had learned it.
-    assert result.metrics["auc"].value < 0.7
-    assert result.auc_by_score["loss"].value > 0.9
+    assert result.judged["ez"]["auc"].value < 0.7
+    assert result.judged["loss"]["auc"].value > 0.9
     assert result.decision.is_within_budget is None
     assert not result.decision.stop
     assert "had met one side of the canaries" in result.decision.message
@@ -72,10 +72,17 @@ def test_the_model_from_before_it_met_them_finds_what_it_knows():
 
 
 def test_a_budget_may_be_judged_all_the_same():
-    auditor, result = run(memorized(records_of(members=True)), allow_shift=True)
+    auditor, result = run(memorized(records_of(members=True)), allow_shift=True, score="ez")
 
     assert result.decision.is_within_budget
     assert "far too LOW" in auditor.history.caveat
+
+
+def test_the_bare_loss_compares_with_nothing_and_sees_what_was_met_before():
+    _, result = run(memorized(records_of(members=True)), allow_shift=True)
+
+    assert result.decision.is_within_budget is False
+    assert result.decided_by == "loss"
 
 
 def test_non_members_that_were_met_before_make_figures_too_high():
