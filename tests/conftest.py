@@ -37,6 +37,9 @@ def checkpoints_of_old_releases():
     import numpy as np
     import torch
 
-    state_types = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.random.get_state()[1].__reduce__()[0]]
+    rebuild = np.random.get_state()[1].__reduce__()[0]
+    # Under the name that NumPy 2 gave it, too: NumPy 1 reads such checkpoints.
+    named = (rebuild, "numpy._core.multiarray._reconstruct")
+    state_types = [np.ndarray, np.dtype, np.dtypes.UInt32DType, rebuild, named]
     with torch.serialization.safe_globals(state_types):
         yield
