@@ -46,6 +46,7 @@ from ezmia_callbacks.errors import (
     OverlappingCanariesError,
 )
 from ezmia_callbacks.functional.budget import Decision, LeakageBudget
+from ezmia_callbacks.functional.judged import judged_scores
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import Counted, figures, mean_loss
 from ezmia_callbacks.measuring.split_checks import (
@@ -78,7 +79,6 @@ from ezmia_callbacks.results.trajectories import Trajectories
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
-from ezmia_callbacks.scoring.judged import judged_scores
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import (
     EncodedCanaries,

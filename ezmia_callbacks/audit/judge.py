@@ -211,6 +211,8 @@ class Judge:
         if budget is None:
             return self.decide(result.judged, before)
         measured = [metrics.get(budget.name) for metrics in result.judged.values()]
+        # Within budget by some of the scores is not within it.
+        measured += [None] * (self.n_scores - len(measured))
         lacks = (self._lacking(each, before, confidence=confidence) for each in measured)
         if lacking := next(filter(None, lacks), ""):
             return Decision(False, None, f"not judged under this budget: {lacking}", limit=budget.limit)

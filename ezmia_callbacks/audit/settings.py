@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ezmia_callbacks.audit.cadence import Cadence
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.judged import STRONGEST
 from ezmia_callbacks.scoring.attack import Attack
-from ezmia_callbacks.scoring.judged import STRONGEST
 from ezmia_callbacks.scoring.statistics import SCORES
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from ezmia_callbacks.cli.terminal import (
 )
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
+from ezmia_callbacks.functional.judged import STRONGEST
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.scoring.judged import STRONGEST
 
 if TYPE_CHECKING:
     from ezmia_callbacks.post_hoc import Checkpoint

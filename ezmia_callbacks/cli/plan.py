@@ -17,8 +17,8 @@ from ezmia_callbacks.cli.budget import (
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.judged import STRONGEST, judged_scores
 from ezmia_callbacks.functional.planning import CanaryPlan, canaries_needed
-from ezmia_callbacks.scoring.judged import STRONGEST, judged_scores
 
 __all__: list[str] = []
 

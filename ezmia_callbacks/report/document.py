@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,8 +200,11 @@ def _run(label: str, history: AuditHistory) -> RunView:
 def _judged(history: AuditHistory) -> tuple[NameView, ...]:
     """The scores that are judged, EZ first."""
     names = {name for result in history if result.status == "ok" for name in result.judged}
-    ordered = sorted(names or {history[0].score}, key=lambda name: (name != "ez", name))
-    return tuple(NameView(name, score_label(name)) for name in ordered)
+    return tuple(NameView(name, score_label(name)) for name in _ez_first(names or {history[0].score}))
+
+
+def _ez_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name != "ez", name))
 
 
 def _attack(judged: Sequence[NameView]) -> str:
@@ -272,7 +275,7 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
 def _auc_by_score(result: AuditResult) -> dict[str, Measurement]:
     """AUC of the other scores; where several are judged, of each of them first."""
     judged = {name: metrics["auc"] for name, metrics in result.judged.items() if "auc" in metrics}
-    beside = {name: judged[name] for name in sorted(judged, key=lambda name: (name != "ez", name))}
+    beside = {name: judged[name] for name in _ez_first(judged)}
     return {**(beside if result.judged_beside else {}), **result.auc_by_score}
 
 

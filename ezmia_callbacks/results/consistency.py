@@ -15,6 +15,7 @@ from ezmia_callbacks.functional.budget import (
     LeakageBudget,
     decide_by_strongest,
 )
+from ezmia_callbacks.functional.judged import judged_scores
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult, Finding
 
@@ -71,7 +72,7 @@ def contradictions_of(result: AuditResult, budget: LeakageBudget | None) -> tupl
         return (f"{claimed.message!r}, and names no budget",)
     follows = _verdict_of_figures(result, budget)
     if follows is None:
-        return (f"{claimed.message!r}, and has no {budget.label} with a band",)
+        return (f"{claimed.message!r}, and has no {budget.label} with a band of every score that is judged",)
     said = []
     if claimed.is_within_budget is not follows.is_within_budget:
         name = {True: _VERDICTS[0], False: _VERDICTS[1], None: "no verdict"}[claimed.is_within_budget]
@@ -92,6 +93,9 @@ def _verdict_of_figures(
 
     The one place that knows which figures decide.
     """
+    # What the strongest score would have been is not known where one of them is missing.
+    if not set(judged_scores(result.score)) <= result.judged.keys():
+        return None
     figures: dict[str, JudgedFigure] = {}
     for score, metrics in result.judged.items():
         measured = metrics.get(budget.name)

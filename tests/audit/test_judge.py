@@ -452,3 +452,15 @@ def test_a_stricter_budget_reads_every_score_of_an_older_audit():
 
     assert anew.decision.is_within_budget is False
     assert anew.decision.score == "wbc"
+
+
+def test_an_older_audit_that_lost_one_of_its_scores_has_no_verdict_under_another_budget():
+    lost = AuditResult(
+        1, 1.0, "ok", False, "strongest", 100, 200, WITHIN, decided_by="ez", metrics=auc_of(0.55)
+    )
+
+    (anew,) = make_judge(n_scores=2).rejudged(
+        [lost], make_subset(), judged_by={"budget": None, "confidence": 0.95}
+    )
+
+    assert anew.decision.is_within_budget is None

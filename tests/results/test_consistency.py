@@ -170,16 +170,25 @@ def test_the_strongest_of_several_scores_decides_also_in_a_file():
     """EZ is within the budget; an edited file that says so of the audit is found out by the other score."""
     budget = LeakageBudget(limit=0.6)
     ez, wbc = Measurement(0.55, None, interval(0.5, 0.6)), AUC
-    both = {"ez": ez.to_judge(), "wbc": wbc.to_judge()}
-    decided = decide_by_strongest(budget, both)
-    of_both = {"score": "strongest", "decided_by": "wbc", "judged_beside": {"ez": {"auc": ez}}}
-    result = replace(audit(decided), **of_both)
+    others = {"loss_difference": {"auc": ez}, "loss": {"auc": ez}}
+    decided = decide_by_strongest(budget, {"ez": ez.to_judge(), "wbc": wbc.to_judge()})
+    of_all = {"score": "strongest", "decided_by": "wbc", "judged_beside": {"ez": {"auc": ez}, **others}}
+    result = replace(audit(decided), **of_all)
     by_ez = replace(
         audit(decide(budget, ez.value, band=ez.band), metrics={"auc": ez}),
         score="strongest",
-        judged_beside={"wbc": {"auc": wbc}},
+        judged_beside={"wbc": {"auc": wbc}, **others},
     )
 
     assert contradictions_of(result, budget) == ()
     assert contradictions_of(by_ez, budget)
     assert judged_anew(AuditHistory((BASELINE, by_ez), budget))[-1].decision.score == "wbc"
+
+
+def test_an_audit_that_lost_one_of_its_scores_is_not_within_budget():
+    """The strongest may have been the one that is missing."""
+    budget = LeakageBudget(limit=0.8)
+    lost = replace(audit(honest(budget)), score="strongest", decided_by="ez", judged_beside={})
+
+    assert "of every score that is judged" in contradictions_of(lost, budget)[0]
+    assert judged_anew(AuditHistory((BASELINE, lost), budget))[-1].decision.is_within_budget is None
