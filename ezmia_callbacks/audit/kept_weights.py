@@ -156,7 +156,7 @@ class KeptWeights:
         tensors = self._to_keep(model)
         is_everybodys = _is_same_everywhere(model, present)
         if is_everybodys and not is_main_process():
-            self.discard()
+            self._forget()
             return
         kept = Kept(
             step=step,
@@ -278,7 +278,7 @@ class KeptWeights:
             return
         self._expected = None
         if not is_main_process():
-            self.discard()
+            self._forget()
             return
         kept = replace(expected, files=tuple(names), forms=needed)
         self._commit(kept)
@@ -368,6 +368,14 @@ class KeptWeights:
 
     def discard(self) -> None:
         """Forget the kept weights and remove their files; waits for no other process."""
+        self._forget()
+        # Another process's part may still be there.
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.rmdir()
+
+    def _forget(self) -> None:
+        """Forget this process's part; the folder stays, for another may be about to write into it."""
         # Whatever could not be written: nothing is to be kept any more.
         with suppress(Exception):
             self._background.wait()
@@ -375,12 +383,11 @@ class KeptWeights:
         self._is_loaded = True
         if self._folder is None or self._index is None:
             return
-        # A training is never lost for what cannot be removed; another process's part may still be there.
+        # A training is never lost for what cannot be removed.
         with suppress(OSError):
             self._index.unlink(missing_ok=True)
             for path in self._folder.glob(f"{rank()}-*.safetensors"):
                 path.unlink(missing_ok=True)
-            self._folder.rmdir()
 
     def _newest(self) -> Kept | None:
         """What is kept, or about to be."""

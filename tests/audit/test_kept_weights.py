@@ -332,6 +332,28 @@ def test_weights_on_disk_outlive_the_object(tmp_path, monkeypatch, small):
     assert differing(model, expected) == []
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_a_process_that_keeps_nothing_leaves_the_folder_to_the_one_that_is_about_to_write(
+    tmp_path, monkeypatch, is_pinned
+):
+    """Removed between the main process's making of the folder and its opening of a file, it is not there."""
+    snapshot, model, folder = KeptWeights(tmp_path / "kept"), make_model(), tmp_path / "kept"
+    if is_pinned:
+        snapshot.expect_checkpoint(model, step=1, present=Imprint.of(model))
+    # As the second of two processes that hold the same weights.
+    monkeypatch.setattr(kept_weights, "is_main_process", lambda: False)
+    monkeypatch.setattr(kept_weights, "rank", lambda: 1)
+    monkeypatch.setattr(kept_weights, "broadcast_from_main", lambda value: True)
+    folder.mkdir(exist_ok=True)
+
+    if is_pinned:
+        snapshot.pin(model, tmp_path)
+    else:
+        snapshot.save(model, step=1)
+
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_files_are_the_owners_alone(tmp_path):
     snapshot = KeptWeights(tmp_path / "kept")
     snapshot.save(make_model(), step=3)
