@@ -39,7 +39,7 @@ ROWS = (
     Row(frozenset({"audit.judge", "audit.economy"}), frozenset()),
     Row(frozenset({"distributed", "scoring"}), frozenset({"torch", "tqdm"})),
     Row(frozenset({"reference"}), frozenset()),
-    Row(frozenset({"audit"}), frozenset()),
+    Row(frozenset({"audit"}), frozenset({"filelock"})),
     Row(frozenset({"shells"}), frozenset()),
     Row(frozenset({"huggingface"}), frozenset({"transformers"}), is_shell=True),
     Row(frozenset({"lightning"}), frozenset({"lightning", "pytorch_lightning"}), is_shell=True),

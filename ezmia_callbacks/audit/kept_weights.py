@@ -15,7 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ezmia_callbacks.audit.imprint import Imprint, named_buffers, named_tensors
+from ezmia_callbacks.audit.imprint import (
+    Imprint,
+    digest_of_parts,
+    is_same_on_all_ranks,
+    named_tensors,
+)
 from ezmia_callbacks.audit.kept import Kept
 from ezmia_callbacks.audit.masters import masters
 from ezmia_callbacks.audit.weight_files import (
@@ -30,7 +35,6 @@ from ezmia_callbacks.distributed import (
     broadcast_tensors_from_main,
     gather,
     is_main_process,
-    n_processes,
     on_all_ranks,
     rank,
 )
@@ -62,9 +66,14 @@ class KeptWeights:
 
     Args:
         folder: Folder to hold the weights of all processes; None for memory.
+
+    Attributes:
+        run_id: Name of the run that keeps them, set once it has one: those of another are not taken for its
+            own.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        self.run_id = ""
         self._folder = folder
         self._index = None if folder is None else folder / f"index-{rank()}.json"
         self._committed: Kept | None = None
@@ -154,7 +163,7 @@ class KeptWeights:
         self._expected = None
         present = Imprint.of(model) if present is None else present
         tensors = self._to_keep(model)
-        is_everybodys = _is_same_everywhere(model, present)
+        is_everybodys = is_same_on_all_ranks(model, present)
         if is_everybodys and not is_main_process():
             self._forget()
             return
@@ -164,6 +173,7 @@ class KeptWeights:
             imprint=present,
             forms={name: Form.of(tensor) for name, tensor in tensors.items()},
             sample=tuple(sample),
+            run_id=self.run_id,
         )
         n_bytes = _n_bytes(tensors)
         if self._folder is None:
@@ -228,11 +238,11 @@ class KeptWeights:
             OSError: if what was kept last could not be written.
         """
         # Whether it could be done before is known to the main process alone.
-        if not broadcast_from_main(self._can_pin) or not _is_same_everywhere(model, present):
+        if not broadcast_from_main(self._can_pin) or not is_same_on_all_ranks(model, present):
             self.save(model, step=step, present=present, sample=sample)
             return
         self.settle()
-        self._expected = Kept(step, True, present, {}, tuple(sample))
+        self._expected = Kept(step, True, present, {}, tuple(sample), run_id=self.run_id)
 
     def save_expected(self, model: nn.Module) -> None:
         """Save what a checkpoint was expected to hold, if none has come; before the model changes.
@@ -326,8 +336,22 @@ class KeptWeights:
         Raises:
             AuditError: if the file is damaged.
         """
-        if (broadcast_from_main(self.step) or 0) > step:
+        kept = broadcast_from_main(on_all_ranks(lambda: self.step))
+        if (kept or 0) > step:
             self.discard()
+
+    def digest(self) -> str | None:
+        """What `digest_on_all_ranks` said of the weights that are kept; None if there are none.
+
+        Raises:
+            AuditError: if the file is damaged, or another run's.
+        """
+        kept = on_all_ranks(self._newest)
+        found = gather(None if kept is None else (kept.is_everybodys, kept.imprint.digest))
+        if found[0] is None:
+            return None
+        is_everybodys, of_main = found[0]
+        return of_main if is_everybodys else digest_of_parts([each[1] for each in found if each is not None])
 
     def restore(self, model: nn.Module, *, optimizer: Any = None) -> Kept:
         """Write the kept weights back into the model, in place, and see that they are there; returns them.
@@ -400,9 +424,19 @@ class KeptWeights:
         if self._index is None or not self._index.exists():
             return None
         try:
-            return Kept.from_json(self._index.read_text())
+            kept = Kept.from_json(self._index.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise AuditError(f"The kept weights at {self._index} are damaged: {error}") from error
+            raise AuditError(
+                f"The kept weights at {self._index} are damaged: {error}. Remove {self._folder} to go on "
+                "without them: until an audit is within the budget, a stop has nothing to restore then."
+            ) from error
+        if kept.run_id != self.run_id:
+            raise AuditError(
+                f"The weights kept in {self._folder} are those of the run {kept.run_id or 'without a name'}, "
+                f"not of {self.run_id or 'one without a name'}: resume in the folder of the run, or remove "
+                "these."
+            )
+        return kept
 
     def _commit(self, kept: Kept) -> None:
         """Have the folder say that these are the kept weights; files of others go."""
@@ -481,15 +515,3 @@ def _n_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: own_part(tensor).to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def _is_same_everywhere(model: nn.Module, present: Imprint) -> bool:
-    """Whether all processes hold the same parameters: seen from their values, not guessed from types.
-
-    Buffers may differ: data-parallel training takes the main process's.
-    """
-    if n_processes() == 1:
-        return True
-    names = {name for name, _ in named_tensors(model)} - {name for name, _ in named_buffers(model)}
-    own = Imprint({name: present.checksums[name] for name in names})
-    return len(set(gather(own.digest))) == 1

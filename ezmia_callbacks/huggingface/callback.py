@@ -276,6 +276,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
                     step=state.global_step,
                     exposures=saved.get("exposures"),
                     judged_by=saved.get("judged_by"),
+                    run_id=saved.get("run_id"),
                 )
             self.auditor.watch(called_by_loop(trainer))
             return
@@ -512,6 +513,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if is_main_process():
             steps = map(step_of, checkpoints_in(run_folder(self._find_trainer())))
             note = {
+                "run_id": self.history.run_metadata.run_id,
                 "history": self.history.to_dicts(),
                 "exposures": self.auditor.exposures_of_all.to_dict(),
                 "judged_by": self.history.judged_by,

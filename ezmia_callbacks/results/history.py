@@ -105,9 +105,18 @@ class AuditHistory:
                 return result
         return None
 
-    def is_within_at(self, step: int) -> bool:
-        """Whether an audit at this step found the model within the budget."""
-        return any(result.step == step and result.decision.is_within_budget for result in self.results)
+    def is_within_at(self, step: int, *, weights: str) -> bool:
+        """Whether an audit at this step found these very weights within the budget.
+
+        Args:
+            step: Optimizer steps done.
+            weights: What an audit would call the weights, see `AuditResult.weights`. Older audits did not
+                note theirs: these count by the step alone.
+        """
+        return any(
+            result.step == step and result.decision.is_within_budget and result.weights in ("", weights)
+            for result in self.results
+        )
 
     @property
     def is_past_budget(self) -> bool:
