@@ -65,6 +65,7 @@ from ezmia_callbacks.reference.sources import (
     reference_label,
 )
 from ezmia_callbacks.reference.statistics import reference_statistics
+from ezmia_callbacks.results.consistency import CONTRADICTION
 from ezmia_callbacks.results.exposures import (
     Exposures,
     add_exposures,
@@ -746,7 +747,12 @@ class PrivacyAuditor:
         self._watch_batches(called, step=step)
 
     def _say_where_it_stands(self) -> None:
-        """Name, where the run goes on, a last audit that this budget does not let pass."""
+        """Name, where the run goes on, verdicts that were edited, and a last audit that this budget does not
+        let pass.
+        """
+        edited = [f for result in self.history for f in result.findings if f.name == CONTRADICTION]
+        if edited and is_main_process():
+            logger.error("%s", edited[-1].text)
         judged = [result for result in self.history.audits_after_baseline if result.status == "ok"]
         if self.settings.budget is None or not judged or judged[-1].decision.is_within_budget:
             return

@@ -13,6 +13,7 @@ from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.run_id import check_run_id
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.measuring.subset import CanarySubset
+from ezmia_callbacks.results.consistency import judged_anew
 from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory, JudgedBy, read_audits
 from ezmia_callbacks.results.result import AuditResult, Finding
@@ -231,6 +232,8 @@ class RunState:
         share = _chosen_share(saved.results)
         everything = self.subset.of_share(1.0 if share is None else share)
         results = judge.rejudged(saved.results, everything, judged_by=saved.judged_by)
+        # A verdict that the figures do not lead to would put weights over the budget back.
+        results = judged_anew(replace(self.history, results=results)).results
         return self._going_on(replace(saved, results=results))
 
     def _check(self, saved: SavedRun) -> None:

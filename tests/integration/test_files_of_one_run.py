@@ -304,6 +304,22 @@ def test_kept_weights_that_no_audit_of_the_run_saw_are_discarded(tmp_path, caplo
     assert later.restore_within_budget(model).weights == auditor.history[-1].weights
 
 
+def test_a_verdict_that_was_edited_does_not_put_weights_over_the_budget_back(tmp_path, caplog):
+    auditor, model, _ = interrupted(tmp_path, budget=LeakageBudget(limit=0.6, rule="point", patience=5))
+    rows = auditor.history.to_dicts()
+    assert [row["decision"]["is_within_budget"] for row in rows] == [True, False, False]
+    rows[-1]["decision"].update(is_within_budget=True, message="within budget: AUC 0.550 < 0.600")
+    later = make_auditor(tmp_path, budget=LeakageBudget(limit=0.6, rule="point", patience=5))
+
+    later.resume(
+        model, rows, step=2, judged_by=auditor.history.judged_by, run_id=auditor.history.run_metadata.run_id
+    )
+
+    assert later.history[-1].decision.is_within_budget is False
+    assert "The file says 'within budget'" in caplog.text
+    assert later.restore_within_budget(model).step == 0
+
+
 def test_an_audit_says_which_weights_it_saw_and_a_resumed_run_knows_them(tmp_path):
     auditor, model, _ = interrupted(tmp_path)
     seen = [result.weights for result in auditor.history]
