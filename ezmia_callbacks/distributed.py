@@ -4,6 +4,7 @@ Without `torch.distributed` every function does what one process alone would do.
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,9 @@ from ezmia_callbacks.errors import AuditError
 __all__: list[str] = []
 
 T = TypeVar("T")
+
+# Seconds; the default patience of process groups is ten minutes or more.
+_TURN = 30.0
 
 
 def n_processes() -> int:
@@ -89,6 +93,28 @@ def on_all_ranks(run: Callable[[], T]) -> T:
         if failure:
             raise AuditError(f"The audit failed on process {process}: {failure}")
     return value  # type: ignore[return-value]  # set where nothing failed
+
+
+def on_all_ranks_in_turns(run: Callable[[], T]) -> T:
+    """`on_all_ranks` for what may take as long as a disk takes: nobody waits for it in a collective.
+
+    A process group gives up after some minutes, and large weights can take longer. What is done here is done
+    in a thread of its own, while all processes tell each other twice a minute that it is not over yet.
+
+    Args:
+        run: What to do; must not wait for other processes itself.
+
+    Raises:
+        Exception: what `run` raised here.
+        AuditError: if it failed on another process; says which, and why.
+    """
+    if n_processes() == 1:
+        return run()
+    with ThreadPoolExecutor(1, thread_name_prefix="ezmia-files") as executor:
+        future = executor.submit(run)
+        while not all(gather(not wait([future], timeout=_TURN).not_done)):
+            pass
+        return on_all_ranks(future.result)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

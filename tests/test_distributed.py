@@ -132,6 +132,13 @@ def test_the_main_process_keeps_replicated_weights_for_all(body, files, two):
         assert outcome["files"] == files
 
 
+def test_a_write_that_takes_longer_than_a_process_group_waits_breaks_nothing(tmp_path):
+    """In a group of its own, which loses patience early: weights, history, weights over the budget."""
+    outcomes = run_processes([bodies.keep_on_a_slow_disk], 2, tmp_path)["keep_on_a_slow_disk"]
+
+    assert [(outcome["step"], outcome["is_back"]) for outcome in outcomes] == [(1, True)] * 2
+
+
 def test_a_disk_full_on_one_process_leaves_the_older_weights_of_all(two):
     outcomes = two["fail_to_keep"]
 

@@ -39,6 +39,7 @@ from ezmia_callbacks.distributed import (
     is_main_process,
     n_processes,
     on_all_ranks,
+    on_all_ranks_in_turns,
     unwrapped,
 )
 from ezmia_callbacks.errors import (
@@ -404,7 +405,7 @@ class PrivacyAuditor:
         with self._watch.audit():
             self._check_surroundings()
             saved = broadcast_from_main(
-                on_all_ranks(
+                on_all_ranks_in_turns(
                     lambda: folder.load(results, state, run_id=run_id) if is_main_process() else None
                 )
             )
@@ -671,7 +672,7 @@ class PrivacyAuditor:
         """Refuse a folder that cannot be written, and canaries that differ from process to process."""
         folder = self._folder
         if folder is not None:
-            on_all_ranks(lambda: folder.check_writable() if is_main_process() else None)
+            on_all_ranks_in_turns(lambda: folder.check_writable() if is_main_process() else None)
         self._take_folder()
         if len(set(gather(self._state.fingerprint))) > 1:
             raise ConfigurationError(
@@ -700,7 +701,7 @@ class PrivacyAuditor:
         result = self._measure(model, moment)
         self._name_run()
         self._check_split()
-        on_all_ranks(self._save_reference)
+        on_all_ranks_in_turns(self._save_reference)
         with self._watch.keeping():
             self._record(result)
             self._weights.note_audited(result)
@@ -723,12 +724,12 @@ class PrivacyAuditor:
         self._weights.take_over(self.history)
         folder, state = self._folder, self._state
         if folder is not None:
-            on_all_ranks(lambda: folder.refuse_another_run(state) if is_main_process() else None)
+            on_all_ranks_in_turns(lambda: folder.refuse_another_run(state) if is_main_process() else None)
         self._prepare(model)
         if step is not None:
             self._move_to(self._state.at_step(step))
         self._say_where_it_stands()
-        on_all_ranks(self._save_reference)
+        on_all_ranks_in_turns(self._save_reference)
         within = self.history.last_within_budget
         if step is None:
             step = self.history[-1].step
@@ -747,9 +748,7 @@ class PrivacyAuditor:
         self._watch_batches(called, step=step)
 
     def _say_where_it_stands(self) -> None:
-        """Name, where the run goes on, verdicts that were edited, and a last audit that this budget does not
-        let pass.
-        """
+        """Name verdicts that were edited, and a last audit that this budget does not let pass."""
         edited = [f for result in self.history for f in result.findings if f.name == CONTRADICTION]
         if edited and is_main_process():
             logger.error("%s", edited[-1].text)
@@ -1117,7 +1116,7 @@ class PrivacyAuditor:
                     logger.warning("%s", finding.text)
         # Before the first step a folder that cannot be written is the user's to mend.
         may_raise = result.is_baseline or self.settings.on_error == "raise"
-        on_all_ranks(lambda: self._save_audits(may_raise=may_raise))
+        on_all_ranks_in_turns(lambda: self._save_audits(may_raise=may_raise))
 
     def _save_audits(self, *, may_raise: bool) -> None:
         if self._folder is None or self._lock is None or not is_main_process():
@@ -1140,7 +1139,7 @@ class PrivacyAuditor:
         """Look for what would make the figures say something else than leakage, before it is too late."""
         state, settings = self._state, self.settings
         report = broadcast_from_main(
-            on_all_ranks(
+            on_all_ranks_in_turns(
                 lambda: (
                     check_split(
                         state.subset.units.canaries,

@@ -36,6 +36,7 @@ from ezmia_callbacks.distributed import (
     gather,
     is_main_process,
     on_all_ranks,
+    on_all_ranks_in_turns,
     rank,
 )
 from ezmia_callbacks.errors import AuditError
@@ -164,38 +165,43 @@ class KeptWeights:
         present = Imprint.of(model) if present is None else present
         tensors = self._to_keep(model)
         is_everybodys = is_same_on_all_ranks(model, present)
+        is_in_background = True
         if is_everybodys and not is_main_process():
             self._forget()
-            return
-        kept = Kept(
-            step=step,
-            is_everybodys=is_everybodys,
-            imprint=present,
-            forms={name: Form.of(tensor) for name, tensor in tensors.items()},
-            sample=tuple(sample),
-            run_id=self.run_id,
-        )
-        n_bytes = _n_bytes(tensors)
+        else:
+            kept = Kept(
+                step=step,
+                is_everybodys=is_everybodys,
+                imprint=present,
+                forms={name: Form.of(tensor) for name, tensor in tensors.items()},
+                sample=tuple(sample),
+                run_id=self.run_id,
+            )
+            is_in_background = self._keep(kept, tensors)
+        if not all(gather(is_in_background)):
+            # Not `settle`: the other processes may have the memory, or nothing to write.
+            on_all_ranks_in_turns(self.wait)
+
+    def _keep(self, kept: Kept, tensors: Mapping[str, Tensor]) -> bool:
+        """Begin to write tensors; False if training has to wait for it, without room for a copy of them."""
         if self._folder is None:
             self._committed = replace(kept, tensors=_copies(tensors))
-            return
-        # Without room for a copy training waits for the write.
+            return True
+        n_bytes = _n_bytes(tensors)
         is_in_background = has_memory_for(n_bytes)
         copies = _copies(tensors) if is_in_background else tensors
-        (name,) = self._new_names(step, 1)
+        (name,) = self._new_names(kept.step, 1)
         are_in_memory = is_in_background and n_bytes <= _SMALL
         self._pending = replace(kept, files=(name,), tensors=copies if are_in_memory else None)
         folder, pending = self._folder, self._pending
 
         def write() -> None:
             write_tensors(private_folder(folder) / name, copies)
-            if is_everybodys:
+            if pending.is_everybodys:
                 self._commit(pending)
 
         self._background.start(write)
-        if not is_in_background:
-            # Not `settle`: the other processes may have the memory, or nothing to write.
-            self.wait()
+        return is_in_background
 
     def settle(self) -> None:
         """Wait for what is being written; from here on it is what is kept.
@@ -206,7 +212,7 @@ class KeptWeights:
         """
         pending = self._pending
         try:
-            on_all_ranks(self._background.wait)
+            on_all_ranks_in_turns(self._background.wait)
         except Exception:
             self._pending = None
             if pending is not None and self._folder is not None:
@@ -374,7 +380,7 @@ class KeptWeights:
             raise AuditError("There are no weights to restore: no audit within the budget kept any.")
         is_needed = is_main_process() or not known.is_everybodys
         of_optimizer = masters(optimizer, model)
-        on_all_ranks(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
+        on_all_ranks_in_turns(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
         if known.is_everybodys:
             written = set() if loaded is None else loaded.forms.keys() | loaded.late.keys()
             names = broadcast_from_main(sorted(written))

@@ -13,7 +13,12 @@ from ezmia_callbacks.audit.checkpoint_check import other_weights_in
 from ezmia_callbacks.audit.imprint import Imprint, digest_on_all_ranks
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.settings import OnError
-from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, on_all_ranks
+from ezmia_callbacks.distributed import (
+    broadcast_from_main,
+    gather,
+    is_main_process,
+    on_all_ranks_in_turns,
+)
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.safe_text import get_logger
@@ -151,7 +156,9 @@ class AuditedWeights:
         """
         audited = self._present or Imprint.of(model)
         differing = broadcast_from_main(
-            on_all_ranks(lambda: other_weights_in(folder, model, audited) if is_main_process() else [])
+            on_all_ranks_in_turns(
+                lambda: other_weights_in(folder, model, audited) if is_main_process() else []
+            )
         )
         if self._kept is not None:
             try:
@@ -218,7 +225,7 @@ class AuditedWeights:
         kept.forget_expected()
         self._settle()
         if self.are_kept:
-            on_all_ranks(lambda: kept.relabel(step=0))
+            on_all_ranks_in_turns(lambda: kept.relabel(step=0))
             return
         audit = self.audit_of(model)
         if audit is not None and audit.decision.is_within_budget:

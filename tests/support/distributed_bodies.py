@@ -1,17 +1,27 @@
 """What each process does in the tests of `test_distributed.py`."""
 
+import datetime
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from tiny import make_model, make_rows, make_texts
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from writing_models import times
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
-from ezmia_callbacks.audit import kept_weights
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor, distributed, hold_out_canaries
+from ezmia_callbacks.audit import kept_weights, rejected
 from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.distributed import gather
 from ezmia_callbacks.errors import AuditError, ConfigurationError
+
+# Seconds that processes wait for each other there; as much as a busy machine needs besides.
+_GROUP_WAITS = 10
 
 N_MEMBERS, N_NON_MEMBERS, BATCH_SIZE = 31, 60, 8
 
@@ -186,7 +196,31 @@ def keep_without_room_for_a_copy(rank: int, folder: Path) -> dict[str, Any]:
         kept_weights.has_memory_for = has_memory_for
 
 
-def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict[str, Any]:
+def keep_on_a_slow_disk(rank: int, folder: Path) -> dict[str, Any]:
+    """The first write of each kind takes longer than the processes wait for each other in a collective."""
+    _set_pg_timeout(datetime.timedelta(seconds=_GROUP_WAITS), dist.group.WORLD)
+    distributed._TURN = 1.0
+    writes = ((kept_weights, "write_tensors"), (RunFolder, "save_audits"), (rejected, "write_atomically"))
+    with ExitStack() as stack:
+        for owner, name in writes:
+            stack.enter_context(patch.object(owner, name, _slow_once(getattr(owner, name))))
+        return _keep_and_put_back(rank, folder, folder / "audit", keep_rejected=True)
+
+
+def _slow_once(write):
+    is_slow = iter([True])
+
+    def slow(*args, **kwargs):
+        if next(is_slow, False):
+            time.sleep(_GROUP_WAITS + 4)
+        return write(*args, **kwargs)
+
+    return slow
+
+
+def _keep_and_put_back(
+    rank: int, folder: Path, output_dir: Path | None, *, keep_rejected: bool = False
+) -> dict[str, Any]:
     """Replicated weights: an audit inside the budget, one over it, and back."""
     model = make_model()
     auditor = PrivacyAuditor(
@@ -194,6 +228,7 @@ def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict
         budget=LeakageBudget(limit=0.9, rule="point"),
         n_audits=2,
         output_dir=output_dir,
+        keep_rejected=keep_rejected,
         assume_seen=True,
     )
     auditor.begin(model)
