@@ -64,6 +64,7 @@ EXCEPTIONS = {
     ): "a datasets.Dataset with rows put in, which brings it along",
     ("canaries.validity.near_duplicates", "datasketch"): "loads when texts are compared",
     ("canaries.record_files", "pyarrow"): "an optional package that loads when a Parquet file is read",
+    ("results.tables", "pandas"): "an optional package that loads when a data frame is asked for",
     ("report.drawing", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",

@@ -247,6 +247,9 @@ class PrivacyAuditor:
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
 
+    def __repr__(self) -> str:
+        return f"PrivacyAuditor({self.canaries!r}, {self.history!r})"
+
     @property
     def history(self) -> AuditHistory:
         """The audits so far, the baseline first; empty before `begin`."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from html import escape
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,6 +33,15 @@ SplitMethod: TypeAlias = Literal[
     "hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs", "user_lists", "trainer_datasets"
 ]
 _RANDOMIZED_METHODS = ("hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs")
+# How a split came about, in a few words.
+_DRAWN: dict[SplitMethod, str] = {
+    "hold_out": "drawn at random",
+    "hold_out_coins": "drawn by coins",
+    "inserted_coins": "inserted by coins",
+    "inserted_pairs": "inserted in pairs by coins",
+    "user_lists": "from two lists",
+    "trainer_datasets": "from a trainer's datasets",
+}
 _COIN_METHODS = ("hold_out_coins", "inserted_coins", "inserted_pairs")
 
 
@@ -255,6 +265,17 @@ class CanarySet:
         self.__dict__.update(state)
         # Pickle and deepcopy bring arrays back writable.
         self.is_member.setflags(write=False)
+
+    def __repr__(self) -> str:
+        # Not the records: notebooks, logs and tracebacks show what this returns.
+        source = self.provenance
+        seed = "" if source.seed is None else f", seed {source.seed}"
+        groups = "" if self.groups is None else f", in {len(set(self.groups))} groups"
+        sizes = f"{self.n_members} members, {self.n_non_members} non-members"
+        return f"CanarySet({sizes}{groups}, {_DRAWN[source.method]}{seed})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.describe())}</p>"
 
     def __len__(self) -> int:
         return len(self.records)

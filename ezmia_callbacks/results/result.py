@@ -209,6 +209,27 @@ class AuditResult:
                 "as `metrics` alone."
             )
 
+    def __repr__(self) -> str:
+        auc = self.metrics.get("auc")
+        figure = "" if auc is None or auc.value is None else f", AUC {auc.value:.3f} by {self.decided_by}"
+        return f"AuditResult(step {self.step}{figure}, {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        from ezmia_callbacks.results.tables import html_table
+
+        return html_table([self], caption=f"Privacy audit, step {self.step}")
+
+    @property
+    def verdict(self) -> Literal["baseline", "within budget", "over budget", "not judged", "failed"]:
+        """What was found, as every place calls it."""
+        if self.status == "failed":
+            return "failed"
+        if self.is_baseline:
+            return "baseline"
+        if self.decision.is_within_budget is None:
+            return "not judged"
+        return "within budget" if self.decision.is_within_budget else "over budget"
+
     @property
     def judged(self) -> dict[str, Mapping[str, Measurement]]:
         """Figures of every score that is judged, by name, the deciding one first."""

@@ -87,6 +87,10 @@ class Trajectories:
         if not is_number or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
             raise ConfigurationError("Scores and epochs must be numbers, and steps must not fall.")
 
+    def __repr__(self) -> str:
+        sizes = f"{self.n_members} members and {self.n_non_members} non-members"
+        return f"Trajectories({self.n_audits} audits of {sizes}, scores {', '.join(self.scores)})"
+
     @classmethod
     def empty(
         cls,
