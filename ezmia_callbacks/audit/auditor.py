@@ -40,10 +40,12 @@ from ezmia_callbacks.distributed import (
     n_processes,
     on_all_ranks,
     on_all_ranks_in_turns,
+    talk_beside_the_model,
     unwrapped,
 )
 from ezmia_callbacks.errors import (
     AuditError,
+    BrokenPassError,
     ConfigurationError,
     ModelChangedError,
     OverlappingCanariesError,
@@ -364,7 +366,7 @@ class PrivacyAuditor:
         moment = Moment(step or 0, epoch, is_baseline=True)
         self._watch = Stopwatch()
         with self._watch.audit():
-            self._check_surroundings()
+            self._check_surroundings(model)
             if self._state.is_resumed:
                 self._go_on(model, step=step)
                 return self.history[-1]
@@ -406,7 +408,7 @@ class PrivacyAuditor:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
         results = read_audits(history)
         with self._watch.audit():
-            self._check_surroundings()
+            self._check_surroundings(model)
             saved = broadcast_from_main(
                 on_all_ranks_in_turns(
                     lambda: folder.load(results, state, run_id=run_id) if is_main_process() else None
@@ -509,9 +511,9 @@ class PrivacyAuditor:
                 result = self._failed(f"{type(error).__name__}: {error}", moment)
                 self._record(result)
                 self._weights.note_audited(result)
-                # Whatever `on_error` says: training must not go on with another model. On all or on none.
-                is_changed = any(gather(isinstance(error, ModelChangedError)))
-                if self.settings.on_error == "raise" or is_changed:
+                # Whatever `on_error` says: training cannot go on, or not with another model. On all or none.
+                is_lost = any(gather(isinstance(error, ModelChangedError | BrokenPassError)))
+                if self.settings.on_error == "raise" or is_lost:
                     raise
                 logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
                 return result
@@ -671,8 +673,9 @@ class PrivacyAuditor:
             power=self._judge.describe_power(subset),
         )
 
-    def _check_surroundings(self) -> None:
+    def _check_surroundings(self, model: nn.Module) -> None:
         """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        talk_beside_the_model(unwrapped(model))
         folder = self._folder
         if folder is not None:
             on_all_ranks_in_turns(lambda: folder.check_writable() if is_main_process() else None)

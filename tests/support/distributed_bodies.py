@@ -90,15 +90,8 @@ def audit_wrapped(rank: int, folder: Path) -> dict[str, Any]:
 
 def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     """Under FSDP2, where every forward pass is a collective operation."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = make_model()
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    model = _sharded()
     outcome = audit_twice(None, model)
     is_sharded_again = all(hasattr(parameter, "to_local") for parameter in model.parameters())
     snapshot = KeptWeights(folder / "kept")
@@ -117,6 +110,18 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
         "step": step,
         "files": sorted(path.name for path in (folder / "kept").iterdir()),
     }
+
+
+def _sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = make_model()
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:
@@ -167,6 +172,49 @@ def _fail(rank: int, folder: Path, on_error: str) -> dict[str, Any]:
     except Exception as error:
         return {"raised": f"{type(error).__name__}: {error}"}
     return {"status": result.status, "error": result.error}
+
+
+def fail_between_passes_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process finds NaN where the others do not: in what its own pass returned."""
+    model, calls = _sharded(), iter(range(1_000))
+
+    def logits_fn(model, input_ids, attention_mask):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        is_ill = rank == 1 and calls_of_audit and next(calls) == 2
+        return logits * float("nan") if is_ill else logits
+
+    calls_of_audit: list[bool] = []
+    auditor = PrivacyAuditor(make_canaries(), n_audits=2, logits_fn=logits_fn, batch_size=BATCH_SIZE)
+    auditor.begin(model)
+    calls_of_audit.append(True)
+    return {"statuses": [auditor.audit(model).status for _ in range(2)], "error": auditor.history[1].error}
+
+
+def fail_in_a_pass_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process fails between the exchanges of weights of two layers, although errors shall only warn."""
+    _set_pg_timeout(datetime.timedelta(seconds=_GROUP_WAITS), dist.group.WORLD)
+    model = _sharded()
+    auditor = PrivacyAuditor(make_canaries(), n_audits=2, on_error="warn", batch_size=BATCH_SIZE)
+    auditor.begin(model)
+
+    def fail(module, args):
+        raise ValueError("a kernel failed")
+
+    if rank == 1:
+        model.transformer.h[1].mlp.register_forward_pre_hook(fail)
+    started = time.monotonic()
+    try:
+        auditor.audit(model)
+    except AuditError as error:
+        told = f"{type(error).__name__}: {error}"
+    else:
+        told = "nothing"
+    return {
+        "told": told,
+        "seconds": time.monotonic() - started,
+        "status": auditor.history[-1].status,
+        "is_sharded": all(hasattr(parameter, "to_local") for parameter in model.parameters()),
+    }
 
 
 def differ_in_canaries(rank: int, folder: Path) -> str:
