@@ -749,7 +749,7 @@ def test_a_reference_that_is_missing_or_anothers_is_refused(tmp_path):
     path = interrupted(tmp_path, audit=bare_audit())
 
     fit(tmp_path, [bare_audit()], module=BareModule(seed=5), max_epochs=1)
-    with pytest.raises(ReferenceMismatchError, match="is that of another run: pass the `output_dir`"):
+    with pytest.raises(ReferenceMismatchError, match=r"are those of another run .*: pass the `output_dir`"):
         fit(tmp_path, [bare_audit()], ckpt_path=path, max_epochs=4)
     with pytest.raises(ReferenceMismatchError):
         fit(tmp_path, [bare_audit(output_dir=tmp_path / "none")], ckpt_path=path, max_epochs=4)
