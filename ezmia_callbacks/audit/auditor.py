@@ -40,6 +40,7 @@ from ezmia_callbacks.distributed import (
     n_processes,
     on_all_ranks,
     on_all_ranks_in_turns,
+    refuse_meshes,
     talk_beside_the_model,
     unwrapped,
 )
@@ -675,6 +676,7 @@ class PrivacyAuditor:
 
     def _check_surroundings(self, model: nn.Module) -> None:
         """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        refuse_meshes(unwrapped(model))
         talk_beside_the_model(unwrapped(model))
         folder = self._folder
         if folder is not None:

@@ -113,8 +113,9 @@ def figures(history):
 
 
 def figures_of_all(history):
-    """Of runs that fed every member by their first audit; who was fed when is left out."""
-    return [{**row, "n_members_seen": None, "auc_recent": None} for row in figures(history)]
+    """Of runs that fed every member by their first audit; who was fed when is left out, and the names of tensors."""
+    left_out = dict.fromkeys(("n_members_seen", "auc_recent", "weights"))
+    return [{**row, **left_out} for row in figures(history)]
 
 
 def adapted_module():

@@ -113,11 +113,21 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sharded(**options: Any):
+def be_on_a_mesh_of_two_dimensions(rank: int, folder: Path) -> str:
+    """HSDP: replicated over one dimension, sharded over the other."""
+    try:
+        PrivacyAuditor(make_canaries(), n_audits=1).begin(_sharded((1, dist.get_world_size())))
+    except ConfigurationError as error:
+        return str(error)
+    return "not refused"
+
+
+def _sharded(shape: tuple[int, ...] | None = None, **options: Any):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    names = None if shape is None else ("replicate", "shard")
+    mesh = init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
     model = make_model()
     for block in model.transformer.h:
         fully_shard(block, mesh=mesh, **options)
