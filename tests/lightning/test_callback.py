@@ -113,7 +113,7 @@ def figures(history):
 
 
 def figures_of_all(history):
-    """Of runs that fed every member by their first audit; who was fed when is left out, and the names of tensors."""
+    """Of runs that fed every member by their first audit; without who was fed when, and names of tensors."""
     left_out = dict.fromkeys(("n_members_seen", "auc_recent", "weights"))
     return [{**row, **left_out} for row in figures(history)]
 
