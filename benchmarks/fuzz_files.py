@@ -358,7 +358,12 @@ def mixed_canaries() -> tuple[CanarySet, CanarySet]:
 
 def read_history(path: Path) -> tuple[Any, Any]:
     history = AuditHistory.load(path)
-    said = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    # Half a line at the end is what a killed process leaves.
+    with suppress(ValueError):
+        json.loads(last)
+        lines.append(last)
+    said = [json.loads(line) for line in lines if line]
     if len(history):
         summarize(history)
         render_report(to_document(history))
