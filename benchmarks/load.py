@@ -295,6 +295,41 @@ def one_more_judged(size: int, seed: int, _folder: Path) -> Run:
     return run
 
 
+def findings_of_ez(size: int, seed: int, _folder: Path) -> Run:
+    """The findings of one score, which are looked for in all audits before."""
+    from ezmia_callbacks.results.findings import detect
+
+    audits = [
+        replace(
+            result,
+            score="ez",
+            decided_by="ez",
+            metrics=result.judged["ez"],
+            judged_beside={},
+            auc_by_score={"loss_difference": result.judged["loss_difference"]["auc"]},
+        )
+        for result in make_history(size, seed)
+    ]
+
+    def run() -> None:
+        for _ in range(N_MORE):
+            detect(audits[-1], audits[:-1])
+
+    return run
+
+
+def judge_anew(size: int, seed: int, _folder: Path) -> Run:
+    """Of a run that is resumed under another budget."""
+    from ezmia_callbacks import LeakageBudget
+    from ezmia_callbacks.audit.judge import Judge
+
+    history = make_history(size, seed)
+    judge = Judge(LeakageBudget(limit=0.7), 0.95, size, n_scores=len(history[0].judged))
+    results = [replace(result, n_members_seen=None) for result in history]
+    subset = _run_of(2, seed)[0].subset
+    return lambda: judge.rejudged(results, subset, judged_by=history.judged_by)
+
+
 def _texts(n: int, seed: int) -> list[str]:
     """Texts of 40 words, each of which another text has as well."""
     import numpy as np
@@ -469,6 +504,8 @@ PARTS = (
     Part("history: `ezmia report -o page.html`", "audits", AUDITS, report_command),
     Part("one audit more after so many: written", "audits", AUDITS, one_more_written, N_MORE),
     Part("one audit more after so many: figures and verdict", "audits", AUDITS, one_more_judged, N_MORE),
+    Part('one audit more after so many: findings of `score="ez"`', "audits", AUDITS, findings_of_ez, N_MORE),
+    Part("history: judged anew by another budget", "audits", AUDITS, judge_anew),
     Part("canaries: `hold_out_canaries`", "canaries", CANARIES, draw_canaries),
     Part("canaries: save and load", "canaries", CANARIES, save_and_load_canaries),
     Part("canaries: encode, fingerprint", "canaries", CANARIES, encode),

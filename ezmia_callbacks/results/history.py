@@ -202,7 +202,7 @@ def _whole_lines(path: Path) -> list[str]:
     if lines and _is_cut_off(last):
         if last:
             logger.warning(
-                "The last line of %s is cut off: its process was killed. The audit is left out.",
+                "The last line of %s is cut off and left out: its process was killed, or still writes it.",
                 path,
             )
     else:
