@@ -5,9 +5,9 @@
     python benchmarks/load.py --only page
 
 No model: audits, scores and records are drawn from a seed. Each figure is of a process of its own; what it
-works on is made before the clock starts. Seconds are of the processor: other work beside it counts less,
-and waiting for the disk does not. Time is linear where the time of one item stays the same from row to row.
-Memory is the peak above what was there before. Prints a Markdown table for `docs/scaling.md`.
+works on is made before the clock starts. Seconds are of the processor: other work beside it counts less, and
+waiting for the disk does not. Time is linear where that of one item stays the same. Memory is the peak above
+what was there before. Prints a Markdown table for `docs/scaling.md`.
 """
 
 import argparse
@@ -571,20 +571,22 @@ def main() -> None:
         print(json.dumps(measure(part, int(size), arguments.seed)))
         return
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions()}; seed {arguments.seed}\n")
-    print("| What | Size | Seconds | of one, ms | to the row before | MiB |\n|---|---|---|---|---|---|")
+    print("| What | Sizes | Seconds | of one, ms | MiB |\n|---|---|---|---|---|")
     for part in PARTS:
-        if arguments.only not in part.name:
+        sizes = sorted({max(2, int(size * arguments.scale)) for size in part.sizes})
+        sizes = [size for size in sizes if size <= arguments.largest]
+        if arguments.only not in part.name or not sizes:
             continue
-        before: float | None = None
-        for size in sorted({max(2, int(size * arguments.scale)) for size in part.sizes}):
-            if size > arguments.largest:
-                continue
-            found = in_its_own_process(part, size, arguments.seed)
-            each = 1e3 * found["seconds"] / (part.n_items or size)
-            ratio = "" if before is None else f"{found['seconds'] / before:.1f}"
-            before = found["seconds"]
-            row = (part.name, f"{size:,} {part.unit}", f"{found['seconds']:.3g}", f"{each:.3g}", ratio)
-            print(f"| {' | '.join(row)} | {found['mib']:.0f} |", flush=True)
+        found = [in_its_own_process(part, size, arguments.seed) for size in sizes]
+        of_one = [1e3 * each["seconds"] / (part.n_items or n) for each, n in zip(found, sizes, strict=True)]
+        row = (
+            part.name,
+            f"{'; '.join(f'{size:,}' for size in sizes)} {part.unit}",
+            "; ".join(f"{each['seconds']:.2g}" for each in found),
+            "; ".join(f"{each:.2g}" for each in of_one),
+            "; ".join(f"{each['mib']:.0f}" for each in found),
+        )
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def versions() -> str:
