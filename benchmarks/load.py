@@ -583,7 +583,7 @@ def main() -> None:
             part.name,
             f"{'; '.join(f'{size:,}' for size in sizes)} {part.unit}",
             "; ".join(f"{each['seconds']:.2g}" for each in found),
-            "; ".join(f"{each:.2g}" for each in of_one),
+            "; ".join(f"{each:.3g}" for each in of_one),
             "; ".join(f"{each['mib']:.0f}" for each in found),
         )
         print(f"| {' | '.join(row)} |", flush=True)
