@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.safe_text import describe_error
 
 __all__: list[str] = []
 
@@ -75,14 +76,14 @@ def on_all_ranks(run: Callable[[], T]) -> T:
 
     Raises:
         Exception: what `run` raised here.
-        AuditError: if it failed on another process; says which, and why.
+        AuditError: if it failed on another process; says which, and why, in words that quote no record.
     """
     value, own_error = None, None
     try:
         value = run()
     except Exception as error:  # told to the other processes before it is raised here
         own_error = error
-    failures = gather("" if own_error is None else f"{type(own_error).__name__}: {own_error}")
+    failures = gather("" if own_error is None else describe_error(own_error))
     if own_error is not None:
         raise own_error
     for process, failure in enumerate(failures):
