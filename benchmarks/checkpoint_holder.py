@@ -17,6 +17,7 @@ broken off and started again. `compare` works with what is in the cache, and wri
 
 import argparse
 import importlib.metadata
+import io
 import itertools
 import json
 import os
@@ -36,6 +37,7 @@ from scipy import special, stats
 from ezmia_callbacks import hold_out_canaries
 from ezmia_callbacks.demo.base_model import train_base_model
 from ezmia_callbacks.demo.corpus import package_docstrings, standard_library_docstrings
+from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional import auc, checkpoint_holder_score, ez_evidence, tpr_at_fpr
 from ezmia_callbacks.scoring.forward import token_statistics
 from ezmia_callbacks.scoring.rows import encode_canaries
@@ -138,10 +140,9 @@ def collect(corpus: str, kind: str, seed: int, *, data: Path | None, cache: Path
         for t, statistics in enumerate(audited)
         for field in fields(TokenStatistics)
     }
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, is_member=encoded.is_member, **arrays)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, is_member=encoded.is_member, **arrays)
+    write_atomically(path, content.getvalue())
     print(f"{path.stem}: {len(pool)} records in the pool, {time.perf_counter() - started:.0f} s", flush=True)
     return path
 

@@ -46,7 +46,7 @@ from ezmia_callbacks.scoring.statistics import load_statistics
 
 # What JSON's own writer would not write: put into the text afterwards.
 # Fields that older files lack: without them they say the same.
-NEWER = NEWER_FIELDS | {"details", "groups", "is_complete", "exposures", "judged_by"}
+NEWER = NEWER_FIELDS | {"details", "groups", "is_complete", "exposures", "judged_by", "run_id"}
 DEEP, DIGITS = "@deep@", "@digits@"
 N_TOKENS, LENGTH = 32, 12
 

@@ -15,6 +15,7 @@ out of a wheel, see `smollm2.py`. Prints Markdown tables, and writes all figures
 
 import argparse
 import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
@@ -41,6 +42,7 @@ from sklearn.preprocessing import QuantileTransformer
 from ezmia_callbacks import hold_out_canaries
 from ezmia_callbacks.demo.base_model import train_base_model
 from ezmia_callbacks.demo.corpus import package_docstrings, standard_library_docstrings
+from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional import (
     auc,
     delong_interval,
@@ -185,12 +187,10 @@ def save_epoch(
         for side, statistics in (("target", target), ("reference", reference))
         for field in fields(TokenStatistics)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: the run may be stopped at any moment.
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, is_member=is_member, note=note, **arrays)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, is_member=is_member, note=note, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 class Epoch(NamedTuple):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ezmia_callbacks.errors import AuditError, BrokenPassError, ConfigurationError
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger
 
 __all__: list[str] = []
 
@@ -117,7 +117,7 @@ class _Failure(NamedTuple):
         if error is None:
             return None
         is_broken_pass = isinstance(error, BrokenPassError)
-        text = str(error) if is_broken_pass else f"{type(error).__name__}: {error}"
+        text = str(error) if is_broken_pass else describe_error(error)
         return cls(time.time(), rank(), text, is_broken_pass)
 
 
@@ -132,7 +132,7 @@ def on_all_ranks(run: Callable[[], T]) -> T:
 
     Raises:
         Exception: what `run` raised here.
-        AuditError: if it failed on another process; says which, and why.
+        AuditError: if it failed on another process; says which, and why, in words that quote no record.
         BrokenPassError: if it was in the middle of a pass through a sharded model, whose processes do not
             agree any more.
     """

@@ -5,9 +5,14 @@ character at all. What is shown says so in plain letters.
 """
 
 import logging
+import os
 import re
+import traceback
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
+
+from ezmia_callbacks.errors import AuditError
 
 __all__: list[str] = []
 
@@ -17,6 +22,20 @@ _NO_CHARACTERS = r"\ud800-\udfff\ufdd0-\ufdef" + "".join(
 )
 # They reorder or hide what stands around them; U+2028 and U+2029 break lines.
 _REORDERING = r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f"
+
+# None of them tells one person's data from another's.
+# fmt: off
+_COMMON_COLUMNS = frozenset({
+    "answer", "attention_mask", "author", "body", "caption", "category", "chosen",
+    "chosen_input_ids", "code", "comment", "completion", "completion_mask", "content", "context",
+    "conversation", "conversations", "date", "description", "dialog", "dialogue", "document",
+    "file_name", "id", "image", "images", "index", "input", "input_ids", "instruction", "instructions",
+    "label", "labels", "language", "message", "messages", "metadata", "name", "output", "position_ids",
+    "prompt", "query", "question", "rating", "rejected", "rejected_input_ids", "response", "review",
+    "score", "sentence", "source", "split", "summary", "system", "target", "text", "texts", "timestamp",
+    "title", "token_type_ids", "tokens", "tools", "topic", "url", "user", "user_id",
+})
+# fmt: on
 
 _UNSAFE_IN_TERMINALS = re.compile(f"[{_CONTROLS}{_NO_CHARACTERS}{_REORDERING}]")
 _INVALID_IN_DOCUMENTS = re.compile(f"[{_CONTROLS}{_NO_CHARACTERS}]")
@@ -44,6 +63,72 @@ def for_document(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _INVALID_IN_DOCUMENTS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def describe_columns(names: Iterable[object]) -> str:
+    """The columns of a row for an error: those that many datasets have by their names, others counted.
+
+    Other names may say what nobody asked for: of a file without a header they are its first record.
+
+    >>> describe_columns(["prompt", "My number is"])
+    "the columns 'prompt' and 1 with a name of its own"
+    """
+    every = list(names)
+    common = sorted({str(name) for name in every} & _COMMON_COLUMNS)
+    n_others = len(every) - len(common)
+    others = f"{n_others} with {'a name of its own' if n_others == 1 else 'names of their own'}"
+    if not every:
+        return "no columns"
+    if not common:
+        return others.replace(" with", " column with" if n_others == 1 else " columns with")
+    return f"the columns {', '.join(map(repr, common))}{f' and {others}' if n_others else ''}"
+
+
+def describe_error(error: BaseException) -> str:
+    """What went wrong, in words that quote no record: for what is kept, shown to others, or passed on.
+
+    Errors of this package say what they say. Those of tokenizers, templates, collators, models and the user's
+    own functions may quote what they stumbled over: of them it is the type, and the place in the code.
+
+    >>> describe_error(OSError(28, "My number is"))
+    'OSError: No space left on device'
+    """
+    name = type(error).__name__
+    if isinstance(error, AuditError):
+        return f"{name}: {error}"
+    # Of the operating system's own errors there is a list.
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return f"{name}: {os.strerror(error.errno)}"
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return name
+    frame, line = frames[-1]
+    return f"{name} in {frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name}, line {line}"
+
+
+def log_error(
+    logger: logging.Logger,
+    message: str,
+    *arguments: object,
+    error: Exception,
+    level: int = logging.WARNING,
+) -> None:
+    """Log that something failed; all that the error says, which may quote a record, only at level DEBUG.
+
+    Args:
+        logger: The logger of a module.
+        message: The line; its last `%s` is for what `describe_error` says.
+        arguments: What goes in before.
+        error: What went wrong.
+        level: Level of the line.
+    """
+    says_all = isinstance(error, AuditError) and error.__cause__ is None
+    described = describe_error(error).removesuffix(".")
+    if not says_all and not logger.isEnabledFor(logging.DEBUG):
+        described += "; the logger `ezmia_callbacks` has the rest at level DEBUG"
+    logger.log(level, message, *arguments, described, stacklevel=2)
+    if not says_all:
+        logger.debug("All of that error:", exc_info=error, stacklevel=2)
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -204,7 +204,9 @@ def _read_dataclass(kind: type, value: Any, place: str, newer: frozenset[str]) -
     if missing := [name for name in kinds if name not in row and name not in may_lack]:
         raise ConfigurationError(f"it has no `{missing[0]}`{where}")
     if unknown := [name for name in row if name not in kinds]:
-        raise ConfigurationError(f"it has {_shown(unknown[0])}{where}, of which this release does not know")
+        raise ConfigurationError(
+            f"it has {_shown_name(unknown[0])}{where}, of which this release does not know"
+        )
     values = {name: _read(kinds[name], item, _inside(place, name), newer) for name, item in row.items()}
     lengths: dict[str, int] = {}
     for name, each in kinds.items():
@@ -294,8 +296,17 @@ _JAXTYPING = {name: _Annotation(name) for name in ("Bool", "Int64", "Float32", "
 
 
 def _inside(place: str, key: str) -> str:
-    name = key if key.isidentifier() and key.isascii() else f"[{_shown(key)}]"
+    name = key if _is_plain(key) else f"[{_shown_name(key)}]"
     return name if not place else place + name if name.startswith("[") else f"{place}.{name}"
+
+
+def _is_plain(name: str) -> bool:
+    return name.isidentifier() and name.isascii() and len(name) <= 40
+
+
+def _shown_name(name: str) -> str:
+    """A name that is no field's may be anything."""
+    return repr(name) if _is_plain(name) else f"a name of {len(name)} characters"
 
 
 def _unfit(value: Any, place: str, needed: str) -> ConfigurationError:
@@ -313,7 +324,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return repr(value) if abs(value) < 1e20 else "a very large number"
     if isinstance(value, str):
-        return repr(value if len(value) <= 40 else f"{value[:40]}...")
+        # It may be a record's.
+        return f"a text of {len(value)} character{'' if len(value) == 1 else 's'}"
     return f"a {type(value).__name__}"
 
 
@@ -333,7 +345,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigurationError(f"it names {_shown(twice)} more than once")
+        raise ConfigurationError(f"it names {_shown_name(twice)} more than once")
     return row
 
 

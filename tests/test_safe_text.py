@@ -26,7 +26,7 @@ from ezmia_callbacks.report import (
 )
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import Finding, Measurement
-from ezmia_callbacks.safe_text import for_document, for_terminal, get_logger
+from ezmia_callbacks.safe_text import describe_columns, for_document, for_terminal, get_logger
 
 PACKAGE = Path(ezmia_callbacks.__file__).parent
 
@@ -134,14 +134,21 @@ def test_errors_that_quote_a_file_steer_no_terminal(tmp_path, monkeypatch):
 
 def test_a_crash_and_a_usage_error_steer_no_terminal(tmp_path, monkeypatch):
     from ezmia_callbacks.cli import command
+    from ezmia_callbacks.cli.terminal import say_all
 
     def crash(*_, **__):
         raise RuntimeError(EVERYTHING)
 
-    monkeypatch.setattr(command, "app", crash)
-    code, _, err = run_main(monkeypatch, "report", "x")
-    assert code == 3
-    assert not STEERING.search(err)
+    def crash_and_say_all(*_, **__):
+        say_all()
+        raise RuntimeError(EVERYTHING)
+
+    for each in (crash, crash_and_say_all):
+        monkeypatch.setattr(command, "app", each)
+        code, _, err = run_main(monkeypatch, "report", "x")
+        assert code == 3
+        assert not STEERING.search(err)
+    assert "Traceback" in err
 
     monkeypatch.undo()
     code, _, err = run_main(monkeypatch, "report", "x", f"--{PAYLOADS[0]}")
@@ -311,3 +318,17 @@ def test_letters_of_every_script_stay():
     text = "Grüße, Ω, שלום, سلام, नमस्ते, 文字, 👩‍👩‍👧, é"
 
     assert for_terminal(text) == for_document(text) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([], "no columns"),
+        (["text", "id"], "the columns 'id', 'text'"),
+        (["prompt", "My number is 42", "Ann"], "the columns 'prompt' and 2 with names of their own"),
+        (["My number is 42"], "1 column with a name of its own"),
+        (["Ann", "Bob", 7, None], "4 columns with names of their own"),
+    ],
+)
+def test_only_names_that_many_datasets_have_are_shown(names, shown):
+    assert describe_columns(names) == shown

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.canaries.files import load_canaries, save_canaries
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.typed_rows import parse_json, read_mapping, read_rest, read_value
 
@@ -55,24 +57,27 @@ def test_a_row_is_read_as_its_types():
     ("row", "message"),
     [
         (changed(step=True), "`step` is True; a whole number is needed"),
-        (changed(step="3"), "`step` is '3'; a whole number is needed"),
+        (changed(step="3"), "`step` is a text of 1 character; a whole number is needed"),
         (changed(step=3.0), "`step` is 3.0; a whole number is needed"),
         (changed(step=10**40), "`step` is a whole number of more than 128 bits"),
         (changed(is_first=0), "`is_first` is 0; true or false is needed"),
-        (changed(status="fine"), "`status` is 'fine'; one of 'ok', 'failed' is needed"),
+        (changed(status="fine"), "`status` is a text of 4 characters; one of 'ok', 'failed' is needed"),
         (changed(status=None), "`status` is None"),
         (changed(inner=[1]), "`inner` is a list of 1; an object with names is needed"),
-        (changed(inner={"name": "a", "value": "1"}), "`inner.value` is '1'; a number is needed"),
+        (
+            changed(inner={"name": "a", "value": "1"}),
+            "`inner.value` is a text of 1 character; a number is needed",
+        ),
         (changed(inner={"name": "a", "value": float("nan")}), "`inner.value` is nan; a finite number"),
         (changed(inner={"name": "a", "value": float("inf")}), "`inner.value` is inf; a finite number"),
         (changed(inner={"name": "a", "value": 1e200}), "`inner.value` is 1e.200; a finite number below"),
         (changed(inner={"name": "a"}), "it has no `value` in `inner`"),
         (changed(inner={"name": 5, "value": 1}), "`inner.name` is 5; a text is needed"),
-        (changed(by_name={"x y": {}}), r"it has no `name` in `by_name\['x y'\]`"),
+        (changed(by_name={"x y": {}}), r"it has no `name` in `by_name\[a name of 3 characters\]`"),
         (changed(by_name=[]), "`by_name` is a list of 0; an object"),
         (changed(by_name={1: {"name": "", "value": 1}}), "`by_name` is 1; names that are text"),
         (changed(numbers=5), "`numbers` is 5; a list is needed"),
-        (changed(numbers=[0.5, "1"]), r"`numbers\[1\]` is '1'; a number is needed"),
+        (changed(numbers=[0.5, "1"]), r"`numbers\[1\]` is a text of 1 character; a number is needed"),
         (changed(unheard="\x1b[2J"), "it has 'unheard', of which this release does not know"),
         (changed(memory=1), "it has 'memory', of which"),
         ({}, "it has no `step`"),
@@ -143,7 +148,7 @@ def test_lists_and_arrays_are_read_as_arrays():
         ({"counts": [1, 2.5]}, r"`counts\[1\]` is 2.5"),
         ({"counts": [1, 2**70]}, "numbers of 64 bits"),
         ({"counts": np.array([1, 2], dtype=np.int32)}, "`counts` is an array of int32"),
-        ({"counts": "12"}, "`counts` is '12'; an array of int64 with 1 dimensions"),
+        ({"counts": "12"}, "`counts` is a text of 2 characters; an array of int64 with 1 dimensions"),
         ({"table": TABLE[0]}, "`table` is an array of float64 with 1 dimensions"),
         ({"table": TABLE.tolist()}, "`table` is a list of 3; an array"),
         ({"shares": [float("nan"), 0.5]}, r"`shares\[0\]` is nan"),
@@ -201,3 +206,35 @@ def test_a_mapping_is_one_by_text():
     assert read_mapping({"a": 1}) == {"a": 1}
     with pytest.raises(ConfigurationError, match="`state` is a list of 0; an object with names"):
         read_mapping([], "state")
+
+
+SECRET = "My number is 42"
+
+
+@pytest.mark.parametrize("content", [{"schema": 1, "fingerprint": SECRET}, {"schema": 1, SECRET: []}, {}])
+@pytest.mark.parametrize("place", ["records", "record_ids", "is_member", "provenance", "details"])
+def test_no_error_about_a_file_of_canaries_says_what_a_record_says(tmp_path, content, place):
+    path = tmp_path / "canaries.json"
+    path.write_text(json.dumps({"schema": 1, "fingerprint": "0" * 16, place: SECRET} | content))
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_canaries(path)
+
+    assert "42" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"records": SECRET}, {"tiers": [SECRET]}, {"provenance": {SECRET: 1}}])
+def test_no_error_about_a_damaged_file_of_canaries_says_what_a_record_says(tmp_path, change):
+    path = tmp_path / "canaries.json"
+    save_canaries(CanarySet.from_lists([f"m {i}" for i in range(20)], [f"n {i}" for i in range(20)]), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_canaries(path)
+
+    assert "42" not in str(caught.value)
+
+
+def test_a_name_that_repeats_is_not_shown_where_it_may_be_a_text():
+    with pytest.raises(ConfigurationError, match="it names a name of 15 characters more than once"):
+        parse_json(json.dumps({SECRET: 1})[:-1] + f', "{SECRET}": 2' + "}")

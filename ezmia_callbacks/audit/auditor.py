@@ -83,7 +83,7 @@ from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.moment import Moment
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger, log_error
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits
 from ezmia_callbacks.scoring.projection import LogitsFunction
@@ -511,14 +511,19 @@ class PrivacyAuditor:
                 self._choose_subset()
                 result = self._measure(model, moment)
             except Exception as error:
-                result = self._failed(f"{type(error).__name__}: {error}", moment)
+                result = self._failed(describe_error(error), moment)
                 self._record(result)
                 self._weights.note_audited(result)
                 # Whatever `on_error` says: training cannot go on, or not with another model. On all or none.
                 is_lost = any(gather(isinstance(error, ModelChangedError | BrokenPassError)))
                 if self.settings.on_error == "raise" or is_lost:
                     raise
-                logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
+                log_error(
+                    logger,
+                    "The audit at step %d failed, and training goes on (%s).",
+                    step,
+                    error=error,
+                )
                 return result
             is_within = bool(result.decision.is_within_budget)
             if lost and not is_within:
@@ -541,7 +546,7 @@ class PrivacyAuditor:
         """Record that no audit could be made at this point: a gap in the curve, where leakage is unknown.
 
         Args:
-            reason: What went wrong.
+            reason: What went wrong. It is kept in the history, which is shown and passed on: quote no record.
             step: Optimizer steps done.
             epoch: Epochs done.
 
@@ -932,7 +937,12 @@ class PrivacyAuditor:
             self.rejected_folder = save_rejected(model, folder.rejected_weights, step=self.history[-1].step)
         except Exception as error:  # whatever a model's own `save_pretrained` raises: the stop must go on
             if is_main_process():
-                logger.error("The weights over the budget could not be written (%s) and are gone.", error)
+                log_error(
+                    logger,
+                    "The weights over the budget could not be written and are gone (%s).",
+                    error=error,
+                    level=logging.ERROR,
+                )
 
     def _sample(self, model: nn.Module) -> np.ndarray:
         """Log-probabilities of a few canaries' tokens, nats: the same ones, in the same batch, each time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -40,7 +39,7 @@ from ezmia_callbacks.distributed import (
     rank,
 )
 from ezmia_callbacks.errors import AuditError
-from ezmia_callbacks.files import private_folder, write_atomically
+from ezmia_callbacks.files import copy_private, private_folder, write_atomically
 from ezmia_callbacks.scoring.checksums import checksums, own_part
 
 __all__: list[str] = []
@@ -328,7 +327,7 @@ class KeptWeights:
             if any((self._folder / name).stat().st_nlink > 1 for name in kept.files):
                 names = self._new_names(step, len(kept.files))
                 for name, new in zip(kept.files, names, strict=True):
-                    shutil.copyfile(self._folder / name, self._folder / new)
+                    copy_private(self._folder / name, self._folder / new)
                 kept = replace(kept, files=tuple(names))
             self._commit(kept)
         self._committed = kept

@@ -9,7 +9,7 @@ from typing import Any
 
 from ezmia_callbacks.audit.run_state import LastAudit, RunState, SavedRun, step_of_last_audit
 from ezmia_callbacks.errors import AuditError, ReferenceMismatchError
-from ezmia_callbacks.files import check_writable
+from ezmia_callbacks.files import check_writable, remove_leftovers
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.results.trajectories import Trajectories
@@ -47,8 +47,10 @@ class RunFolder:
         return self.path / "over_budget"
 
     def check_writable(self) -> None:
-        """Raise OSError, saying what to do, unless files can be written."""
+        """Raise OSError, saying what to do, unless files can be written; what killed runs left is removed."""
         check_writable(self.path)
+        for folder in (self.path, self.kept_weights):
+            remove_leftovers(folder)
 
     def save_reference(self, state: RunState) -> None:
         """Write the reference's statistics, if there are any yet.

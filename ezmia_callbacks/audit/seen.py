@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ezmia_callbacks.audit.windows import WINDOW, WindowTable, mixed, powers, window_table
 from ezmia_callbacks.results.exposures import NEVER, Exposures, add_exposures, of_pairs
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger, log_error
 from ezmia_callbacks.scoring.rows import TokenRow
 
 if TYPE_CHECKING:
@@ -270,8 +270,8 @@ class SeenCanaries:
 
     def _fail(self, error: Exception) -> None:
         """Looking must never end a training: what was not looked at is unknown."""
-        self._problem = f"looking at a batch failed ({type(error).__name__}: {error})"
-        logger.warning("Batches cannot be looked at any more: %s.", self._problem)
+        self._problem = f"looking at a batch failed ({describe_error(error)})"
+        log_error(logger, "Batches cannot be looked at any more (%s).", error=error)
         self.unwatch()
 
 

@@ -21,7 +21,7 @@ from ezmia_callbacks.distributed import (
 )
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.results.result import AuditResult
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger, log_error
 
 __all__: list[str] = []
 
@@ -254,7 +254,7 @@ class AuditedWeights:
             raise
         except Exception as error:  # whoever restores must be able to say that it failed
             raise AuditError(
-                f"Writing the kept weights into the model failed ({type(error).__name__}: {error}): it may "
+                f"Writing the kept weights into the model failed ({describe_error(error)}): it may "
                 "hold the weights of no step at all."
             ) from error
         self._see(model)
@@ -298,4 +298,8 @@ class AuditedWeights:
         if self._on_error == "raise":
             raise error
         if is_main_process():
-            logger.warning("Weights could not be kept (%s): a stop would restore older ones.", error)
+            log_error(
+                logger,
+                "Weights could not be kept, and a stop would restore older ones (%s).",
+                error=error,
+            )

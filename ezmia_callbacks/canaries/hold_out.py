@@ -18,6 +18,7 @@ from ezmia_callbacks.canaries.records import (
 from ezmia_callbacks.canaries.sets import CanarySet, Provenance, RowsByNumber
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
+from ezmia_callbacks.safe_text import describe_columns
 
 __all__: list[str] = []
 
@@ -240,10 +241,10 @@ def _group(row: Any, group_by: GroupBy) -> Hashable:
     elif isinstance(row, Mapping) and group_by in row:
         group = row[group_by]
     else:
-        columns = sorted(map(str, row)) if isinstance(row, Mapping) else "none"
+        columns = describe_columns(row if isinstance(row, Mapping) else ())
         raise ConfigurationError(
             f"Got group_by={group_by!r}, which must be a column of each row, and a {type(row).__name__} with "
-            f"the columns {columns}: name one of them, or pass a function of the row."
+            f"{columns}: name one of them, or pass a function of the row."
         )
     # Tensors of equal value are not equal keys.
     if hasattr(group, "tolist"):
@@ -310,8 +311,7 @@ def checked_dataset(dataset: object) -> MapStyleDataset[Record]:
     name = type(dataset).__name__
     if isinstance(dataset, Mapping):
         raise ConfigurationError(
-            f"Got a {name} with the keys {list(dataset)[:5]}; one training set is needed: pass one "
-            "split, such as dataset['train']."
+            f"Got a {name}; one training set is needed: pass one split, such as dataset['train']."
         )
     # A streamed PyTorch dataset may have a length, and inherits a __getitem__ that only raises.
     is_streamed = any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ezmia_callbacks.canaries.records import Record, record_kind
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
+from ezmia_callbacks.safe_text import describe_columns
 
 __all__: list[str] = []
 
@@ -56,16 +57,23 @@ class RecordFile:
             except ConfigurationError:
                 raise ConfigurationError(
                     f"{str(self.path)!r}, row {number}: no column 'text', 'messages', 'prompt' and "
-                    f"'completion', 'chosen' and 'rejected', or 'input_ids'; it has {sorted(row)}. Name the "
-                    "column that holds the text: --text-column NAME."
+                    f"'completion', 'chosen' and 'rejected', or 'input_ids'; it has {describe_columns(row)}. "
+                    f"Name the column that holds the text: --text-column NAME.{self._hint}"
                 ) from None
         return list(self.rows)
+
+    @property
+    def _hint(self) -> str:
+        return (
+            " The first line of a CSV file names its columns." if self.path.suffix.lower() == ".csv" else ""
+        )
 
     def _text(self, index: int, column: str) -> str:
         row = self.rows[index]
         if column not in row:
             raise ConfigurationError(
-                f"{str(self.path)!r}, row {index + 1}: no column {column!r}; it has {sorted(row)}."
+                f"{str(self.path)!r}, row {index + 1}: no column {column!r}; it has {describe_columns(row)}."
+                f"{self._hint}"
             )
         text = row[column]
         if not isinstance(text, str):
@@ -197,9 +205,11 @@ def _read_parquet(path: Path, content: bytes) -> RecordFile:
     try:
         table = parquet.read_table(pyarrow.BufferReader(content))
         rows = tuple(table.to_pylist())
-    # Among them dates that Python does not know, and texts that are no UTF-8.
+    # Among them dates that Python does not know, and texts that are no UTF-8: messages may quote values.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{str(path)!r} is not a Parquet file: {_first_line(error)}") from error
+        raise ConfigurationError(
+            f"{str(path)!r} is not a Parquet file that can be read ({type(error).__name__}): write it again."
+        ) from error
 
     def content_of(kept: Sequence[int]) -> bytes:
         sink = io.BytesIO()
@@ -221,9 +231,12 @@ def _decoded(path: Path, content: bytes) -> tuple[bytes, str]:
 
 
 def _checked_header(path: Path, names: list[str]) -> list[str]:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConfigurationError(f"{str(path)!r}: the header names {repeated} more than once.")
+    for number, name in enumerate(names, start=1):
+        if (first := names.index(name) + 1) < number:
+            raise ConfigurationError(
+                f"{str(path)!r}: columns {first} and {number} have the same name: the first line has to name "
+                "each column once."
+            )
     return names
 
 
@@ -236,7 +249,3 @@ def _fields_of_any_length() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(limit)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, SupportsIndex, TypeAlias, cast
 
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.safe_text import describe_columns
 
 __all__: list[str] = []
 
@@ -75,7 +76,7 @@ def record_kind(record: Record) -> RecordKind:
             for kind, required in _REQUIRED_FIELDS.items():
                 if fields.issuperset(required):
                     return kind
-        got = f"a row with the keys {sorted(map(str, record))}"
+        got = f"a row with {describe_columns(record)}"
     else:
         got = f"a {type(record).__name__}"
     raise ConfigurationError(

@@ -27,11 +27,16 @@ from ezmia_callbacks.cli.terminal import (
     fail,
     messages_on_standard_error,
     quiet_libraries,
+    say_all,
     say_json,
+    says_all,
 )
-from ezmia_callbacks.safe_text import for_terminal
+from ezmia_callbacks.safe_text import describe_error, for_terminal, get_logger
 
 __all__: list[str] = []
+
+# By its name: the module may be run as `__main__`.
+logger = get_logger("ezmia_callbacks.cli.command")
 
 # What an interrupted command exits with.
 _INTERRUPTED = 130
@@ -56,12 +61,18 @@ def _commands(
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    is_debugged: Annotated[
+        bool,
+        typer.Option("--debug", help="Show all that errors say, with tracebacks: they may quote records."),
+    ] = False,
 ) -> None:
     """Measure how much a fine-tuned language model gives away about the records it was trained on.
 
     Before a run: doctor, plan, split. After it: audit, report, compare. During it: the callbacks of the
     Python package. To see it all in action: demo.
     """
+    if is_debugged:
+        say_all()
 
 
 @app.command()
@@ -113,26 +124,35 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code, after the error's line was printed."""
-    try:
-        with messages_on_standard_error():
+    with messages_on_standard_error():
+        try:
             code = app(prog_name="ezmia", standalone_mode=False)
-    except (NonFiniteLogitsError, AuditMemoryError) as error:
-        return fail(str(error), ExitCode.FAILED)
-    except (AuditError, OSError) as error:
-        return fail(str(error), ExitCode.BAD_INPUT)
-    except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted.", ExitCode.FAILED)
-        return _INTERRUPTED
-    except Exception as error:
-        # Usage errors of typer, whose class moved from click into typer.
-        if hasattr(error, "show"):
-            # It quotes arguments, and names of files among them.
-            error.message = for_terminal(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
-            error.show()
-            return ExitCode.BAD_INPUT
-        typer.echo(for_terminal(traceback.format_exc()), err=True)
-        return fail("this is a bug, please report it.", ExitCode.FAILED)
+        except (KeyboardInterrupt, typer.Abort):
+            fail("interrupted.", ExitCode.FAILED)
+            return _INTERRUPTED
+        except Exception as error:
+            logger.debug("All that the error says:", exc_info=error)
+            return _explain(error)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _explain(error: Exception) -> int:
+    """The exit code of an error, after its line was printed."""
+    if isinstance(error, NonFiniteLogitsError | AuditMemoryError):
+        return fail(str(error), ExitCode.FAILED)
+    if isinstance(error, AuditError | OSError):
+        return fail(str(error), ExitCode.BAD_INPUT)
+    # Usage errors of typer, whose class moved from click into typer.
+    if hasattr(error, "show"):
+        # It quotes arguments, and names of files among them.
+        error.message = for_terminal(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
+        error.show()
+        return ExitCode.BAD_INPUT
+    if not says_all():
+        # Where it happened, without what it says: that may quote a record, and reports of bugs are public.
+        typer.echo(for_terminal("".join(traceback.format_tb(error.__traceback__))), err=True, nl=False)
+    typer.echo(for_terminal(describe_error(error)), err=True)
+    return fail("this is a bug, please report it (`ezmia --debug ...` says more).", ExitCode.FAILED)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 from ezmia_callbacks.cli.figures import loss, verdict_of
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import FOR_OTHERS, write_atomically
 from ezmia_callbacks.results.consistency import CONTRADICTION, judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
@@ -192,7 +192,7 @@ def _write(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> 
     elif suffix == ".md":
         from ezmia_callbacks.report.markdown import summarize
 
-        write_atomically(path, summarize(histories), is_for_others=True)
+        write_atomically(path, summarize(histories), mode=FOR_OTHERS)
     else:
         _draw(histories, path)
 
@@ -208,7 +208,7 @@ def _draw(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> N
     axes.figure.savefig(  # type: ignore[union-attr]
         picture, format=path.suffix[1:].lower(), dpi=140
     )
-    write_atomically(path, picture.getvalue(), is_for_others=True)
+    write_atomically(path, picture.getvalue(), mode=FOR_OTHERS)
 
 
 def _say_document(histories: AuditHistory | Mapping[str, AuditHistory]) -> None:

@@ -49,7 +49,8 @@ def split(
 
     Train on the new file, and measure with canaries.json, during the run (`load_canaries`) or afterwards
     (`ezmia audit`). The same file and seed give the same split. Which records were held out is in
-    canaries.json, together with their text: keep it as you keep your data.
+    canaries.json, together with their text: keep it as you keep your data. Only you can read it; the training
+    file can be read by those who can read FILE.
 
     `ezmia plan` says how many canaries a budget needs; 500 members and 1000 non-members are a good start.
     """
@@ -68,7 +69,8 @@ def split(
     kept = _kept_rows(file, canaries)
     # The canaries first: a training file without them could not be audited any more.
     save_canaries(canaries, canaries_path)
-    write_atomically(train_path, file.content_of(kept), is_for_others=True)
+    # Whoever may read the records may read the training file: it holds nothing else.
+    write_atomically(train_path, file.content_of(kept), mode=data.stat().st_mode)
     if is_json:
         say_json(
             {

@@ -30,6 +30,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")
 ]
 
+_PACKAGE = logging.getLogger("ezmia_callbacks")
 # Wide enough for any table: in a pipe nothing is to be wrapped.
 _PIPE_WIDTH = 500
 
@@ -78,16 +79,26 @@ def show_progress() -> bool:
     return sys.stderr.isatty()
 
 
+def says_all() -> bool:
+    """Whether errors are to be shown with all that they say, which may quote records."""
+    return _PACKAGE.isEnabledFor(logging.DEBUG)
+
+
+def say_all() -> None:
+    """From here on, inside `messages_on_standard_error`, show all that errors say."""
+    _PACKAGE.setLevel(logging.DEBUG)
+
+
 @contextmanager
 def messages_on_standard_error() -> Iterator[None]:
     """Show the package's own warnings as one line each."""
-    package = logging.getLogger("ezmia_callbacks")
-    handler = _Handler()
-    package.addHandler(handler)
+    handler, level = _Handler(), _PACKAGE.level
+    _PACKAGE.addHandler(handler)
     try:
         yield
     finally:
-        package.removeHandler(handler)
+        _PACKAGE.removeHandler(handler)
+        _PACKAGE.setLevel(level)
 
 
 @contextmanager
@@ -150,12 +161,14 @@ def _no_standard_input() -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """One line a message: a traceback belongs into a log file."""
+    """One line a message, and a traceback where one was asked for."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING or says_all():
             message = for_terminal(" ".join(record.getMessage().split()))
             typer.echo(f"ezmia: {record.levelname.lower()}: {message}", err=True)
+            if record.exc_text:
+                typer.echo(record.exc_text, err=True)
 
 
 def _console() -> Console:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import remove_leftovers, write_atomically
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.typed_rows import parse_json, read_mapping, read_value
 
@@ -92,9 +92,7 @@ class CheckpointNotes:
         }
         for step, part in set(found) - needed:
             _file(self.folder, step, part).unlink(missing_ok=True)
-        # What a process left that was killed while it wrote one.
-        for left in self.folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
 
 
 @dataclass(frozen=True)

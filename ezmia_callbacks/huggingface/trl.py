@@ -19,6 +19,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     skips_preparation,
     tokenizer_of,
 )
+from ezmia_callbacks.safe_text import describe_columns, describe_error
 from ezmia_callbacks.shells.feed import PreparedRows, as_row
 
 __all__: list[str] = []
@@ -131,9 +132,9 @@ def prepared_by_trl(trainer: Trainer, records: Sequence[Record]) -> PreparedRows
         )
     except Exception as error:
         raise ConfigurationError(
-            f"The {type(trainer).__name__}'s preparation cannot process canaries with the columns "
-            f"{list(columns)}: {type(error).__name__}: {error}. Draw them from the "
-            "dataset that the trainer is given. If a `formatting_func` reads other columns, apply it before: "
+            f"The {type(trainer).__name__}'s preparation cannot process canaries with "
+            f"{describe_columns(columns)}: {describe_error(error)}. Draw them from the dataset that the "
+            "trainer is given. If a `formatting_func` reads other columns, apply it before: "
             "`dataset.map(lambda row: {'text': formatting_func(row)}, remove_columns=dataset.column_names)`."
         ) from error
     if "chosen_input_ids" in prepared.column_names:

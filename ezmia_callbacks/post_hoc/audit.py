@@ -22,7 +22,6 @@ from ezmia_callbacks.post_hoc.models import (
     Loader,
     Precision,
     autocast_of,
-    reason,
     release_memory,
     resolve_device,
 )
@@ -30,7 +29,7 @@ from ezmia_callbacks.post_hoc.reading import Reading, read_canaries
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import AuditResult, Finding
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger, log_error
 
 if TYPE_CHECKING:
     from ezmia_callbacks.audit.auditor import PrivacyAuditor
@@ -200,11 +199,9 @@ def _curve(
         except Exception as error:  # one bad checkpoint leaves a gap, not a lost curve
             if is_only or isinstance(error, MissingDependencyError):
                 raise
-            logger.warning("%s could not be audited: %s", checkpoint.path, reason(error))
+            log_error(logger, "%s could not be audited (%s).", checkpoint.path, error=error)
             if len(auditor.history) == n_before:
-                auditor.mark_failed(
-                    f"{type(error).__name__}: {reason(error)}", step=checkpoint.step, epoch=checkpoint.epoch
-                )
+                auditor.mark_failed(describe_error(error), step=checkpoint.step, epoch=checkpoint.epoch)
         for finding in found:
             logger.warning("%s: %s", checkpoint.path, finding.text)
         of_audits.append(tuple(found))

@@ -20,9 +20,9 @@ from ezmia_callbacks.canaries.records import record_kind
 from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.post_hoc.checkpoints import Checkpoint
-from ezmia_callbacks.post_hoc.models import Loader, reason
+from ezmia_callbacks.post_hoc.models import Loader
 from ezmia_callbacks.results.result import Finding
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger
 from ezmia_callbacks.scoring.rows import EncodedCanaries, Tokenizer, TokenRow, encode_canaries
 
 __all__: list[str] = []
@@ -158,7 +158,7 @@ def _difference(
     try:
         read = encode_canaries(canaries, other, max_length=max_length)
     except Exception as error:  # templates and tokenizers of others fail in ways of their own
-        return f"cannot read them ({reason(error)})"
+        return f"cannot read them ({describe_error(error)})"
     one, another = (dict(zip(rows.record_ids, rows.rows, strict=True)) for rows in (encoded, read))
     n_other = sum(
         name not in one or name not in another or not _are_equal(one[name], another[name])
@@ -180,7 +180,7 @@ def _encode(
         raise
     except Exception as error:  # no template for chats, or one that fails
         raise ConfigurationError(
-            f"The canaries cannot be read with {source}: {reason(error)} {_ADVICE}"
+            f"The canaries cannot be read with {source} ({describe_error(error)}). {_ADVICE}"
         ) from error
 
 

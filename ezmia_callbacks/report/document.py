@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import FOR_OTHERS, PRIVATE, write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
@@ -136,7 +136,7 @@ def write_json(
     document = to_document(histories, title=title, exposed=exposed, texts=texts)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     # With records named it says who was in the training set.
-    write_atomically(Path(path), text, is_for_others=exposed is None)
+    write_atomically(Path(path), text, mode=FOR_OTHERS if exposed is None else PRIVATE)
 
 
 def report_view(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ezmia_callbacks.errors import MissingDependencyError
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import FOR_OTHERS, PRIVATE, write_atomically
 from ezmia_callbacks.report.charts import Chart, forest, leakage_chart, loss_chart, marker_path
 from ezmia_callbacks.report.document import Document, report_view
 from ezmia_callbacks.report.labels import percent
@@ -70,7 +70,7 @@ def write_report(
     """
     view = report_view(histories, title=title, exposed=exposed, texts=texts)
     # With records named it says who was in the training set.
-    write_atomically(Path(path), _render(view), is_for_others=exposed is None)
+    write_atomically(Path(path), _render(view), mode=FOR_OTHERS if exposed is None else PRIVATE)
 
 
 def render_report(document: Document) -> str:

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Literal
 
+from ezmia_callbacks.results.command_line import without_values
+
 __all__: list[str] = []
 
 _PACKAGES = (
@@ -26,7 +28,6 @@ _PACKAGES = (
     "numpy",
     "scipy",
 )
-_SECRET = re.compile(r"(?i)(token|key|secret|password|credential)")
 # As `str` writes one: what is read is written again letter by letter.
 _DIGITS = "(0|[1-9][0-9]{0,17})"
 _NUMBER = re.compile(_DIGITS)
@@ -62,7 +63,8 @@ class RunMetadata:
         started: Start of the run, UTC, ISO 8601.
         python: Version of Python.
         machine: Operating system and processor architecture.
-        command: The command line, without its secrets.
+        command: The command line: its program and options, and of its values those that are known to be
+            harmless, such as numbers.
         packages: Version of each package that matters, by its name.
         canaries: Fingerprint of the scored records: 16 hexadecimal digits.
         reference: What the model is compared with.
@@ -103,12 +105,12 @@ class RunMetadata:
 
     @classmethod
     def of_this_process(cls) -> RunMetadata:
-        """Time, machine, versions of the packages that matter, and the command, without its secrets."""
+        """Time, machine, versions of the packages that matter, and the command, without its values."""
         return cls(
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             python=platform.python_version(),
             machine=f"{platform.system()} {platform.machine()}",
-            command=" ".join(_without_secrets(sys.argv)),
+            command=without_values(sys.argv),
             packages=_versions(),
         )
 
@@ -184,18 +186,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _without_secrets(arguments: list[str]) -> list[str]:
-    """The command line, with what follows an argument that is named like a secret left out."""
-    shown, is_hidden = [], False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if is_hidden:
-            shown.append("***")
-        elif _SECRET.search(name) and equals:
-            shown.append(f"{name}=***")
-        else:
-            shown.append(argument)
-        is_hidden = bool(_SECRET.search(name)) and not equals and name.startswith("-")
-    return shown

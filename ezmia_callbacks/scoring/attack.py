@@ -65,7 +65,7 @@ def checked_scores(scores: object, *, name: str, n_records: int) -> Float64[np.n
     try:
         array = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise AuditError(f"The attack {name!r} returned no numbers: {error}.") from error
+        raise AuditError(f"The attack {name!r} returned no numbers ({type(error).__name__}).") from error
     if array.shape != (n_records,) or not np.isfinite(array).all():
         raise AuditError(
             f"The attack {name!r} returned scores of shape {array.shape}, "

@@ -26,7 +26,7 @@ from ezmia_callbacks.errors import (
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
-from ezmia_callbacks.safe_text import get_logger
+from ezmia_callbacks.safe_text import describe_error, get_logger
 from ezmia_callbacks.scoring import dynamic_positions
 from ezmia_callbacks.scoring.left_as_found import Traces, can_copy_on_write, left_as_found
 from ezmia_callbacks.scoring.memory import is_out_of_memory
@@ -529,7 +529,7 @@ class _Passes:
         except Exception as error:
             if not self.is_shared:
                 raise
-            raise BrokenPassError(f"{type(error).__name__}: {error}") from error
+            raise BrokenPassError(describe_error(error)) from error
         self.n_made += 1
         return logits
 

@@ -12,6 +12,7 @@ import torch
 
 from ezmia_callbacks.canaries.records import FURTHER_INPUTS, IGNORED_LABEL, REJECTED_IDS, REJECTED_LABELS
 from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.safe_text import describe_columns, describe_error
 
 __all__: list[str] = []
 
@@ -70,10 +71,10 @@ def fed_row(row: Row, collate: Collate) -> FedRow:
     mask_name = "completion_mask" if is_pair else "labels"
     if "input_ids" not in columns or columns.get(mask_name) is None:
         raise ConfigurationError(
-            f"The trainer's collator returns no `labels` (got {sorted(columns)}): without them there is no "
-            "telling which tokens are trained. Use DataCollatorForLanguageModeling(tokenizer, mlm=False), "
-            "or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or newer) "
-            "and DPOTrainer (TRL 0.29 or newer) can be audited."
+            f"The trainer's collator returns no `labels` (got {describe_columns(columns)}): without them "
+            "there is no telling which tokens are trained. Use DataCollatorForLanguageModeling(tokenizer, "
+            "mlm=False), or give every row a `labels` column. Of TRL's trainers, SFTTrainer (TRL 0.17 or "
+            "newer) and DPOTrainer (TRL 0.29 or newer) can be audited."
         )
     if is_pair:
         # The trainer takes the batch apart, and what else is in it is its own.
@@ -144,11 +145,11 @@ def _columns(rows: Sequence[Row], collate: Collate) -> Mapping[str, Any]:
     try:
         batch = collate([dict(row) for row in rows])
     except Exception as error:
-        names = sorted({str(name) for row in rows for name in row})
+        columns = describe_columns({name for row in rows for name in row})
         n_canaries = "one canary" if len(rows) == 1 else f"{len(rows)} canaries"
         raise ConfigurationError(
-            f"The trainer's collator cannot make a batch of {n_canaries} with the columns {names}: "
-            f"{error}. Draw the canaries from the dataset that the trainer is given."
+            f"The trainer's collator cannot make a batch of {n_canaries} with {columns}: "
+            f"{describe_error(error)}. Draw the canaries from the dataset that the trainer is given."
         ) from error
     return batch if isinstance(batch, Mapping) else {}
 

@@ -1,7 +1,7 @@
 """One line per audit on the console of a script that configured no logging.
 
 Python shows warnings only, by default, and a progress bar would be torn by a plain handler. As soon as the
-user configures logging, theirs is used and this does nothing.
+user has a handler of their own, theirs is used and this does nothing.
 """
 
 import logging
@@ -28,9 +28,11 @@ class _TqdmHandler(logging.Handler):
 def show_audit_lines() -> None:
     """Let the package's INFO lines reach the console, unless logging was configured already."""
     package = logging.getLogger("ezmia_callbacks")
-    if package.handlers or logging.getLogger().handlers or package.level != logging.NOTSET:
+    if package.handlers or logging.getLogger().handlers:
         return
     handler = _TqdmHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     package.addHandler(handler)
-    package.setLevel(logging.INFO)
+    # A level that was chosen stays: DEBUG is how all that errors say is asked for.
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)

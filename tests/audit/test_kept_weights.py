@@ -1,5 +1,6 @@
 import os
 import re
+import stat
 import threading
 
 import pytest
@@ -634,12 +635,16 @@ def test_a_pinned_checkpoint_that_is_written_anew_after_a_restart_does_not_chang
     pinning.pin(model, checkpoint)
     pinning.settle()
 
+    (checkpoint / "model.safetensors").chmod(0o644)  # as trainers write it
+
     pinning.relabel(step=0)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in pinning._folder.iterdir()]
     (checkpoint / "model.safetensors").write_bytes(b"another run's")
     train(model)
     pinning.restore(model)
 
     assert differing(model, expected) == []
+    assert os.name != "posix" or set(modes) == {0o600}
 
 
 def test_a_checkpoint_that_was_expected_in_a_run_that_broke_off_is_forgotten(pinning):

@@ -130,6 +130,18 @@ def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):
         RunFolder(tmp_path / "file" / "run").check_writable()
 
 
+def test_what_a_killed_run_was_writing_is_gone_when_the_next_one_begins(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.kept_weights.mkdir()
+    left = [place / f".ezmia-{'0a' * 16}.tmp" for place in (tmp_path, folder.kept_weights)]
+    for path in left:
+        path.write_text("half a history")
+
+    folder.check_writable()
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_scores_of_the_records_are_written_whole(tmp_path):
     state = run_to(20)
     folder = written(tmp_path, state)

@@ -1,6 +1,7 @@
 import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -247,10 +248,10 @@ def test_streams_are_refused_with_the_way_out(stream: object) -> None:
     [
         (
             datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS["text"])),
-            r"DatasetDict with the keys \['train'\].*dataset\['train'\]",
+            r"DatasetDict; one training set.*dataset\['train'\]",
         ),
         ("one long text", "Got one str; a collection of records is needed"),
-        (datasets.Dataset.from_dict({"body": TEXTS, "id": TEXTS}), r"keys \['body', 'id'\]"),
+        (datasets.Dataset.from_dict({"body": TEXTS, "id": TEXTS}), "the columns 'body', 'id' as a record"),
         ([(1, 2)] * 60, "Got a tuple as a record"),
     ],
     ids=["splits", "string", "unknown columns", "tuples"],
@@ -443,9 +444,9 @@ def test_scalars_of_equal_value_are_one_group(make: Callable[[int], object]) -> 
 @pytest.mark.parametrize(
     ("rows", "group_by", "message"),
     [
-        (NOTES, "user", r"columns \['text', 'user_id'\]: name one of them"),
-        (datasets.Dataset.from_list(NOTES), "user", r"columns \['text', 'user_id'\]"),
-        (TEXTS, "user_id", "a str with the columns none: name one of them, or pass a function"),
+        (NOTES, "user", "columns 'text', 'user_id': name one of them"),
+        (datasets.Dataset.from_list(NOTES), "user", "columns 'text', 'user_id'"),
+        (TEXTS, "user_id", "a str with no columns: name one of them, or pass a function"),
         ([*NOTES, {"text": "Whose?", "user_id": None}], "user_id", "1 of 121 rows have no group, .* row 120"),
         ([*NOTES, {"text": "Whose?", "user_id": float("nan")}], "user_id", "1 of 121 rows have no group"),
         (NOTES, lambda row: [row["user_id"]], "Got a list as a group"),
@@ -455,3 +456,26 @@ def test_scalars_of_equal_value_are_one_group(make: Callable[[int], object]) -> 
 def test_rows_without_a_usable_group_are_refused(rows: object, group_by: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         hold_out_canaries(rows, n_members=10, n_non_members=10, group_by=group_by)  # type: ignore[call-overload]  # wrong use
+
+
+SECRET = "My number is 42"
+
+
+@pytest.mark.parametrize("group_by", [None, "user"])
+def test_columns_that_are_a_record_of_a_file_without_a_header_are_not_shown(
+    tmp_path: Path, group_by: str | None
+) -> None:
+    (tmp_path / "data.csv").write_text("".join(f"{SECRET}{end}\n" for end in range(90)))
+    dataset = datasets.Dataset.from_csv(str(tmp_path / "data.csv"), cache_dir=str(tmp_path / "cache"))
+
+    with pytest.raises(ConfigurationError) as caught:
+        hold_out_canaries(dataset, n_members=10, n_non_members=10, group_by=group_by)
+
+    assert SECRET not in str(caught.value)
+
+
+def test_keys_of_what_is_no_dataset_are_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        hold_out_canaries({SECRET: 7}, n_members=10, n_non_members=10)  # type: ignore[call-overload]  # wrong use
+
+    assert SECRET not in str(caught.value)

@@ -98,7 +98,7 @@ def test_records_are_recognized_by_their_columns_or_by_the_one_that_is_named(tmp
         ("data.jsonl", '{"text": "ä"}'.encode("latin-1"), r"not UTF-8 text \(byte 10\)"),
         ("data.csv", b"id,text\n1,a\n2,b,c\n", r"line 3: 3 fields, but the header names 2"),
         ("data.csv", b'id,text\n1,"a\n', "line 2: not CSV"),
-        ("data.csv", b"text,text\na,b\n", r"\['text'\] more than once"),
+        ("data.csv", b"text,text\na,b\n", "columns 1 and 2 have the same name"),
         ("data.csv", b"id,text\n", "contains no records"),
         ("data.csv", b"", "contains no records"),
         ("data.parquet", b"not parquet", "is not a Parquet file"),
@@ -121,8 +121,8 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "column", "message"),
     [
-        ({"body": "a"}, None, r"row 1: no column 'text'.*it has \['body'\].*--text-column"),
-        ({"body": "a"}, "text", r"row 1: no column 'text'; it has \['body'\]"),
+        ({"body": "a"}, None, r"row 1: no column 'text'.*it has the columns 'body'\..*--text-column"),
+        ({"body": "a"}, "text", r"row 1: no column 'text'; it has the columns 'body'"),
         ({"body": 1}, "body", r"row 1: column 'body' holds a int; text is needed"),
     ],
 )
@@ -145,3 +145,55 @@ def test_a_line_that_cannot_be_read_is_named(line, tmp_path):
 def test_a_path_that_no_file_can_have_is_refused():
     with pytest.raises(ConfigurationError, match="Cannot read"):
         read_record_file("a\x00b.jsonl")
+
+
+SECRET = "My number is 42"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        # A first line that is a record, and no header.
+        ("data.csv", f"{SECRET},7\nMy cat is ill,8\n".encode()),
+        ("data.csv", f"{SECRET}\nMy cat is ill\n".encode()),
+        ("data.csv", f"{SECRET},{SECRET}\nMy cat,is ill\n".encode()),
+        ("data.csv", f'{SECRET}\n"{SECRET}\n'.encode()),
+        ("data.csv", f"{SECRET},7\n{SECRET}\n".encode()),
+        ("data.jsonl", json.dumps({SECRET: 7}).encode()),
+        ("data.jsonl", json.dumps({"body": {SECRET: 7}}).encode()),
+        ("data.jsonl", json.dumps(SECRET).encode()),
+        ("data.jsonl", json.dumps({"body": SECRET}).encode()[:-1]),
+    ],
+)
+@pytest.mark.parametrize("column", [None, "text", "body"])
+def test_no_error_says_what_a_record_says(name, content, column, tmp_path):
+    path = written(tmp_path / name, content)
+
+    with pytest.raises(ConfigurationError) as caught:
+        read_record_file(path).records(text_column=column)
+
+    assert SECRET not in str(caught.value)
+    assert "42" not in str(caught.value)
+
+
+@pytest.mark.parametrize("texts", [{SECRET: ["a"]}, {"when": [2**62]}])
+def test_no_error_says_what_a_parquet_file_holds(texts, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table(texts)
+    if "when" in texts:
+        table = table.cast(pyarrow.schema([("when", pyarrow.timestamp("us"))]))
+    parquet.write_table(table, tmp_path / "data.parquet")
+
+    with pytest.raises(ConfigurationError) as caught:
+        read_record_file(tmp_path / "data.parquet").records()
+
+    assert SECRET not in str(caught.value)
+    assert "4611686" not in str(caught.value)
+
+
+def test_a_file_without_a_header_is_told_what_its_first_line_is_taken_for(tmp_path):
+    path = written(tmp_path / "data.csv", f"{SECRET},7\nMy cat is ill,8\n".encode())
+
+    with pytest.raises(ConfigurationError, match=r"2 columns with names of their own\..* first line"):
+        read_record_file(path).records()

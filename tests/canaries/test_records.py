@@ -97,7 +97,7 @@ def test_a_pair_with_nothing_to_score_on_one_side_is_empty(nothing: dict[str, li
 
 @pytest.mark.parametrize("record", [{"body": "a"}, {"prompt": "a"}, {"prompt": "a", "chosen": "b"}, {}])
 def test_unknown_keys_are_named(record: Record) -> None:
-    with pytest.raises(ConfigurationError, match=r"keys \[.*\] as a record; a record is a string"):
+    with pytest.raises(ConfigurationError, match=r"columns.* as a record; a record is a string"):
         record_kind(record)
 
 

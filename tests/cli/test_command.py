@@ -1,3 +1,5 @@
+import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +67,40 @@ def test_a_crash_is_never_taken_for_a_model_over_budget(monkeypatch):
 
     code, _, err = run_main(monkeypatch)
     assert code == 3
-    assert "ZeroDivisionError: a bug" in err
+    assert "ZeroDivisionError in tests.cli.test_command.fail, line" in err
+    assert "please report it" in err
+
+
+SECRET = "My number is 42"
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize("is_debugged", [False, True])
+def test_what_an_error_says_of_records_is_shown_only_if_it_is_asked_for(is_own, is_debugged, monkeypatch):
+    def quoting():
+        return json.loads(f'"{SECRET}"')
+
+    def fail(data, **options):
+        try:
+            raise KeyError(quoting())
+        except KeyError as error:
+            if is_own:
+                raise ConfigurationError("The records cannot be read.") from error
+            raise
+
+    monkeypatch.setattr("ezmia_callbacks.cli.split.read_record_file", fail)
+    options = ["--debug"] if is_debugged else []
+
+    code, out, err = run_main(monkeypatch, *options, "split", "x.csv", "--coins", 60, "-o", "out")
+
+    assert (code, out) == (2 if is_own else 3, "")
+    assert (f"KeyError: '{SECRET}'" in err) == is_debugged
+    assert (SECRET in err) == is_debugged
+    if is_own:
+        assert err.splitlines()[-1] == "ezmia: The records cannot be read."
+    else:
+        assert "KeyError in tests.cli.test_command.fail, line" in err
+    assert not logging.getLogger("ezmia_callbacks").isEnabledFor(logging.DEBUG)
 
 
 def test_an_interrupt_is_never_taken_for_a_model_over_budget(monkeypatch):

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 
 import pytest
 from command_line import refusal, write_jsonl
@@ -34,6 +36,21 @@ def test_a_split_can_be_drawn_again_and_differs_by_its_seed(call, data, tmp_path
     for file in ("train.jsonl", "canaries.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert load_canaries(tmp_path / "a" / "canaries.json").provenance.has_independent_coins
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize("readers", [0o600, 0o640, 0o644, 0o755])
+def test_who_cannot_read_the_source_cannot_read_what_a_split_writes(call, data, tmp_path, readers):
+    before = os.umask(0)
+    try:
+        data.chmod(readers)
+        code, _, _ = call("split", data, "--coins", 60, "-o", tmp_path / "out")
+    finally:
+        os.umask(before)
+
+    assert code == 0
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {"train.jsonl": 0o666 & readers, "canaries.json": 0o600}
 
 
 def test_a_split_is_not_overwritten_unless_told_to(call, data, tmp_path):

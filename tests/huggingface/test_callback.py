@@ -919,6 +919,28 @@ def test_other_logging_set_up_by_the_user_is_left_alone(monkeypatch):
     assert package.handlers == []
 
 
+@pytest.mark.parametrize("level", ["DEBUG", "WARNING"])
+def test_a_level_that_the_user_chose_is_kept_and_what_it_lets_through_is_shown(monkeypatch, capsys, level):
+    import logging
+
+    from ezmia_callbacks.shells import console
+
+    package = logging.getLogger("ezmia_callbacks")
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    before = package.level
+    package.setLevel(level)
+    try:
+        console.show_audit_lines()
+        for name in ("debug", "info", "warning"):
+            getattr(package, name)("a line of the level %s", name)
+    finally:
+        package.setLevel(before)
+
+    shown = capsys.readouterr().err
+    assert shown.count("a line of the level") == (3 if level == "DEBUG" else 1)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_weights_of_which_deepspeed_has_copies_that_cannot_be_restored_are_refused(precision):
     kind = SimpleNamespace(name="DEEPSPEED")

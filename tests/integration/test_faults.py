@@ -235,7 +235,7 @@ def test_an_exception_in_an_audit_is_a_gap_when_errors_warn(tmp_path):
     trainer.train()
 
     assert [result.status for result in audit.history] == ["ok", "failed", "failed"]
-    assert audit.history[-1].error == "ValueError: a kernel broke"
+    assert re.fullmatch(r"ValueError in \S+, line \d+", audit.history[-1].error)
     assert trainer.state.global_step == 16
 
 
@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
         "trajectories.safetensors",
     ]
     assert "The audit history could not be written" in caplog.text
-    assert "Weights could not be kept ([Errno 28] No space left on device)" in caplog.text
+    assert "(OSError: No space left on device" in caplog.text
 
 
 def train_until_killed(folder, n_writes, moment):

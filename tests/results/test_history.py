@@ -354,7 +354,10 @@ def saved(path, history, change):
         (lambda rows: rows.insert(3, rows.pop(2)), "the audit of step 10 comes after that of step 20"),
         (lambda rows: rows.append(rows[1]), "after that of step 30 is a second baseline"),
         (lambda rows: rows.insert(2, rows[1]), "after that of step 0 is a second baseline"),
-        (lambda rows: rows[2].update(step="10"), r"`audits\[1\].step` is '10'; a whole number is needed"),
+        (
+            lambda rows: rows[2].update(step="10"),
+            r"`audits\[1\].step` is a text of 2 characters",
+        ),
         (lambda rows: rows[2].update(n_members=True), r"`audits\[1\].n_members` is True"),
         (lambda rows: rows[2].pop("metrics"), r"it has no `metrics` in `audits\[1\]`"),
         (lambda rows: rows[2].update(leak=0), r"it has 'leak' in `audits\[1\]`"),

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 
 from ezmia_callbacks.results.metadata import RunMetadata
@@ -52,20 +50,3 @@ def test_what_a_file_says_becomes_typed_and_is_written_the_same_way_in_the_same_
 )
 def test_nothing_that_a_file_says_is_lost(texts):
     assert RunMetadata.from_dict(texts).to_dict() == texts
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["--lr", "1e-4"], "train.py --lr 1e-4"),
-        (["--hub_token", "hf_abc"], "train.py --hub_token ***"),
-        (["--hub-token=hf_abc"], "train.py --hub-token=***"),
-        (["--api_key", "k", "--lr", "1"], "train.py --api_key *** --lr 1"),
-        (["WANDB_API_KEY=k"], "train.py WANDB_API_KEY=***"),
-        (["keys.json", "x"], "train.py keys.json x"),
-    ],
-)
-def test_the_command_is_shown_without_its_secrets(monkeypatch, arguments, shown):
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-
-    assert RunMetadata.of_this_process().command == shown

@@ -43,7 +43,7 @@ def test_a_row_that_is_not_in_a_batch_is_taken_as_it_is():
     ("batch", "message"),
     [
         ([{"input_ids": [1, 2]}], "returns no `labels`"),
-        ({"input_ids": [[1, 2]]}, r"returns no `labels` \(got \['input_ids'\]\)"),
+        ({"input_ids": [[1, 2]]}, r"returns no `labels` \(got the columns 'input_ids'\)"),
         ({"input_ids": [[1, 2]] * 3, "labels": [[1, 2]] * 3}, r"array of shape \(3, 2\) of one record"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_collator_that_fails_is_named_with_the_columns():
     def collate(rows):
         raise KeyError("pixels")
 
-    with pytest.raises(ConfigurationError, match=r"with the columns \['input_ids'\]: 'pixels'"):
+    with pytest.raises(ConfigurationError, match=r"columns 'input_ids': KeyError in \S+\.collate, line"):
         collated({"input_ids": [1, 2]}, collate)
 
 

@@ -229,8 +229,8 @@ def _conversation(like: Any, prompt: str, text: str) -> list[dict[str, Any]]:
     assistants = [turn for turn in like if turn["role"] == "assistant"]
     if not assistants:
         raise ConfigurationError(
-            f"Got a conversation with the roles {sorted({str(turn['role']) for turn in like})}; a canary is "
-            "placed in the last turn with the role 'assistant': rename the roles."
+            f"Got a conversation of {len(like)} turns, none with the role 'assistant'; a canary is placed in "
+            "the last one that has it: rename the roles."
         )
     return [_turn(_first_user(like), prompt), _turn(assistants[-1], text)]
 
