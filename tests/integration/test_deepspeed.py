@@ -1,0 +1,94 @@
+"""Whole runs of two real processes on DeepSpeed's engine (gloo, no GPU); `make test-engines` runs them."""
+
+from importlib.util import find_spec
+
+import pytest
+from processes import run_processes
+
+pytestmark = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs DeepSpeed, which `make test-engines` brings along"
+)
+
+WHOLE = [
+    "zero_1_in_float32",
+    "zero_1_in_bfloat16",
+    "zero_2_in_float32",
+    "zero_2_in_bfloat16",
+    "zero_2_offloaded",
+    "zero_2_with_an_adapter",
+]
+IN_PARTS = [
+    "zero_3_in_float32",
+    "zero_3_in_bfloat16",
+    "zero_3_with_persistent_parameters",
+    "zero_3_offloaded",
+    "zero_3_with_an_adapter",
+]
+
+
+def run(names, folder):
+    import deepspeed_bodies as bodies
+
+    return run_processes([getattr(bodies, name) for name in names], 2, folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(WHOLE, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def in_parts(tmp_path_factory):
+    return run(IN_PARTS, tmp_path_factory.mktemp("in_parts"))
+
+
+@pytest.fixture
+def outcomes(request):
+    name = request.param
+    return request.getfixturevalue("whole" if name in WHOLE else "in_parts")[name]
+
+
+each_case = pytest.mark.parametrize("outcomes", WHOLE + IN_PARTS, indirect=True)
+
+
+@each_case
+def test_a_stop_leaves_the_kept_weights_wherever_the_engine_has_them(outcomes, request):
+    stage = "_Stage3" if "zero_3" in request.node.name else ""
+    for outcome in outcomes:
+        # Without this the run may be plain data parallelism: accelerate says nothing.
+        assert outcome["kind"] == "DEEPSPEED"
+        assert outcome["engine"] == f"DeepSpeedEngine DeepSpeedZeroOptimizer{stage}"
+        assert outcome["types"] == ["float32" if "float32" in request.node.name else "bfloat16"]
+        assert outcome["n_failed"] == 0
+        assert 0 < outcome["kept_step"] < outcome["stopped_at"] < 60
+        assert outcome["over"] > 1e-3
+        # In memory, as a forward pass gets them, saved, by DeepSpeed's script of a checkpoint, after a step.
+        places = ("memory", "in_use", "saved", "converted", "stepped")
+        assert {place: outcome[place] for place in places} == dict.fromkeys(places, 0.0)
+    assert len({(outcome["kept_step"], outcome["stopped_at"]) for outcome in outcomes}) == 1
+
+
+@each_case
+def test_what_the_optimizer_remembers_of_undone_steps_is_forgotten(outcomes):
+    for outcome in outcomes:
+        assert outcome["n_moments_before"] > 100
+        assert outcome["n_moments"] == 0
+
+
+@each_case
+def test_a_run_goes_on_from_its_last_checkpoint_and_from_one_saved_after_the_stop(outcomes):
+    for outcome in outcomes:
+        kept = outcome["kept_step"]
+        assert outcome["checkpoints"] == [kept - 2, kept]
+        assert outcome["resumed_audits"] == [kept, kept + 2]
+        places = ("resumed", "loaded", "loaded_and_stepped")
+        assert {place: outcome[place] for place in places} == dict.fromkeys(places, 0.0)
+
+
+@pytest.mark.parametrize("outcomes", IN_PARTS, indirect=True)
+def test_each_process_keeps_its_own_part_of_what_is_trained_and_nobody_the_whole(outcomes, request):
+    for outcome in outcomes:
+        needed, n_bytes_of_header = outcome["n_bytes_trained"], 130 * 40
+        assert needed <= sum(outcome["n_bytes_kept"]) < needed + n_bytes_of_header
+        if "adapter" in request.node.name:
+            assert needed < outcome["n_bytes"] / 4
