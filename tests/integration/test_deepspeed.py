@@ -25,6 +25,13 @@ IN_PARTS = [
     "zero_3_with_an_adapter",
 ]
 
+OTHERS = [
+    "zero_2_is_neutral",
+    "zero_3_is_neutral",
+    "an_unproven_setting_is_refused",
+    "a_loop_stops_and_puts_back",
+]
+
 
 def run(names, folder):
     import deepspeed_bodies as bodies
@@ -40,6 +47,11 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_parts(tmp_path_factory):
     return run(IN_PARTS, tmp_path_factory.mktemp("in_parts"))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return run(OTHERS, tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture
@@ -92,3 +104,30 @@ def test_each_process_keeps_its_own_part_of_what_is_trained_and_nobody_the_whole
         assert needed <= sum(outcome["n_bytes_kept"]) < needed + n_bytes_of_header
         if "adapter" in request.node.name:
             assert needed < outcome["n_bytes"] / 4
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_training_ends_with_the_same_bits_with_and_without_the_callback(others, stage):
+    for outcome in others[f"zero_{stage}_is_neutral"]:
+        assert outcome["difference"] == 0.0
+        assert outcome["n_audits"] == 2
+        without, with_callback = outcome["logs"]
+        assert len(without) == 6
+        assert without == with_callback
+
+
+def test_a_loop_that_hands_over_the_engine_alone_stops_with_the_kept_weights_everywhere(others):
+    for outcome in others["a_loop_stops_and_puts_back"]:
+        assert outcome["engine"] == "DeepSpeedEngine DeepSpeedZeroOptimizer_Stage3"
+        assert 0 < outcome["kept_step"] < outcome["stopped_at"] < 20
+        assert outcome["over"] > 1e-3
+        assert (outcome["in_use"], outcome["stepped"]) == (0.0, 0.0)
+
+
+def test_what_no_test_has_put_back_is_refused_before_the_first_step_on_every_process(others):
+    message = (
+        "step 0: DeepSpeed with `bf16` without ZeRO keeps weights where they were never seen to be restored "
+        "whole: pass `restore=False` and keep checkpoints to return to, or train without it."
+    )
+
+    assert others["an_unproven_setting_is_refused"] == [[message, message]] * 2

@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 from huggingface_tiny import draw, make_trainer
 from tiny import make_model
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback
+from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
+from ezmia_callbacks.errors import ConfigurationError
 
 NEVER_CROSSED = LeakageBudget(limit=0.99, rule="point")
 
@@ -34,8 +36,8 @@ def run_on_cpu() -> None:
     import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
-def make_deepspeed_trainer(folder: Path, rows, callbacks=(), *, zero: dict[str, Any], **arguments):
-    config = {
+def deepspeed_config(zero: dict[str, Any]) -> dict[str, Any]:
+    return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
@@ -45,7 +47,10 @@ def make_deepspeed_trainer(folder: Path, rows, callbacks=(), *, zero: dict[str, 
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }
-    settings = {"use_cpu": False, "ddp_backend": "gloo", "deepspeed": config} | arguments
+
+
+def make_deepspeed_trainer(folder: Path, rows, callbacks=(), *, zero: dict[str, Any], **arguments):
+    settings = {"use_cpu": False, "ddp_backend": "gloo", "deepspeed": deepspeed_config(zero)} | arguments
     return make_trainer(folder, rows, callbacks, **settings)
 
 
@@ -277,3 +282,100 @@ def zero_3_offloaded(rank: int, folder: Path) -> dict[str, Any]:
 
 def zero_3_with_an_adapter(rank: int, folder: Path) -> dict[str, Any]:
     return stop_and_look(folder, zero=SOME_WHOLE, bf16=True, make=with_adapter, limit=0.92)
+
+
+def is_neutral(folder: Path, *, zero: dict[str, Any]) -> dict[str, Any]:
+    """Dropout and accumulation, with and without the callback."""
+    run_on_cpu()
+    rows, canaries = draw()
+    weights, logs, n_audits = [], [], 0
+    for name in ("without", "with"):
+        audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every=3)
+        trainer = make_deepspeed_trainer(
+            folder / name,
+            rows,
+            [audit] if name == "with" else [],
+            zero=zero,
+            model=make_model(dropout=0.2),
+            gradient_accumulation_steps=2,
+            logging_steps=1,
+            bf16=True,
+        )
+        trainer.train()
+        n_audits = len(audit.history.audits_after_baseline)
+        weights.append(own_parts(trainer.model))
+        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    return {"difference": difference(*weights), "logs": logs, "n_audits": n_audits}
+
+
+def zero_2_is_neutral(rank: int, folder: Path) -> dict[str, Any]:
+    return is_neutral(folder, zero={"stage": 2})
+
+
+def zero_3_is_neutral(rank: int, folder: Path) -> dict[str, Any]:
+    return is_neutral(folder, zero=SOME_WHOLE)
+
+
+def an_unproven_setting_is_refused(rank: int, folder: Path) -> list[str]:
+    """By the callback, and by an auditor that is given the engine."""
+    run_on_cpu()
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED)
+    trainer = make_deepspeed_trainer(folder, rows, [audit], zero={"stage": 0}, bf16=True)
+    auditor = PrivacyAuditor(canaries, budget=NEVER_CROSSED, n_audits=3)
+    errors = []
+    for begin in (trainer.train, lambda: auditor.begin(trainer.model_wrapped)):
+        try:
+            begin()
+        except ConfigurationError as error:
+            errors.append(f"step {trainer.state.global_step}: {error}")
+    return errors
+
+
+def a_loop_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
+    """As users of Accelerate write it: the engine is the model, and no optimizer is handed over."""
+    run_on_cpu()
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
+
+    # The runs before this one were Trainer's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    rows, canaries = draw()
+    plugin = DeepSpeedPlugin(
+        hf_ds_config=deepspeed_config(SOME_WHOLE) | {"train_micro_batch_size_per_gpu": 4},
+        gradient_accumulation_steps=1,
+    )
+    accelerator = Accelerator(mixed_precision="bf16", deepspeed_plugin=plugin)
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(ids, batch_size=4, shuffle=True, generator=generator, collate_fn=torch.stack)
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    budget = LeakageBudget(limit=0.8, rule="point")
+    auditor = PrivacyAuditor(canaries, budget=budget, n_audits=20, output_dir=folder)
+    auditor.begin(model)
+    auditor.watch(model)
+    within = {0: own_parts(model)}
+    for epoch in range(20):
+        for batch in loader:
+            accelerator.backward(model(input_ids=batch, labels=batch).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        before = own_parts(model)
+        result = auditor.audit(model, epoch=epoch + 1)
+        if result.decision.stop:
+            break
+        within[result.step] = before
+    kept = auditor.restore_within_budget(model).step
+    found = {
+        "engine": f"{type(model).__name__} {type(model.optimizer).__name__}",
+        "kept_step": kept,
+        "stopped_at": auditor.history[-1].step,
+        "over": difference(before, within[kept]),
+        "in_use": difference(in_use(model), whole(model, within[kept])),
+    }
+    for group in model.optimizer.param_groups:
+        group["lr"] = 0.0
+    accelerator.backward(model(input_ids=batch, labels=batch).loss)
+    return found | {"stepped": difference(in_use(model), whole(model, within[kept]))}
