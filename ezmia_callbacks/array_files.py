@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class ArrayFile:
             digested: Names of the metadata that the digest covers, as `save_arrays` got them.
         """
         covered = {name: self.metadata[name] for name in digested}
-        return bool(self.metadata["sha256"] == _digest(self.arrays, covered))
+        return bool(self.metadata["sha256"] == digest_of(self.arrays, covered))
 
 
 def save_arrays(
@@ -57,7 +58,7 @@ def save_arrays(
         digested: Names of the metadata that the digest covers besides the arrays.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    digest = _digest(arrays, {name: metadata[name] for name in digested})
+    digest = digest_of(arrays, {name: metadata[name] for name in digested})
     content = save(arrays, metadata={_KEY: json.dumps({**metadata, "sha256": digest})})
     write_atomically(path, content)
 
@@ -89,9 +90,15 @@ def load_arrays(
         return ArrayFile({name: file.get_tensor(name) for name in found}, metadata)
 
 
-def _digest(arrays: Mapping[str, np.ndarray], covered: Mapping[str, Any]) -> str:
+def digest_of(arrays: Mapping[str, np.ndarray], covered: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """SHA-256, as hexadecimal digits, of arrays, their names, types and shapes, and of texts beside them.
+
+    Args:
+        arrays: The arrays, by name; the order counts.
+        covered: What else it covers, as JSON holds it.
+    """
     digest = hashlib.sha256(json.dumps(covered).encode() if covered else b"")
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

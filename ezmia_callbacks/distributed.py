@@ -3,18 +3,36 @@
 Without `torch.distributed` every function does what one process alone would do.
 """
 
+from __future__ import annotations
+
+import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ezmia_callbacks.errors import AuditError
+from ezmia_callbacks.errors import AuditError, BrokenPassError
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
+logger = get_logger(__name__)
+
 T = TypeVar("T")
+
+# Longer than any default group waits: what broke a pass is told after that.
+_SIDE_PATIENCE = timedelta(hours=2)
+
+# Seconds; the default patience of process groups is ten minutes or more.
+_TURN = 30.0
+
+
+# The default group, and the one that answers for it.
+_side_group: tuple[object, dist.ProcessGroup] | None = None
 
 
 def n_processes() -> int:
@@ -40,7 +58,7 @@ def broadcast_from_main(value: T) -> T:
     if n_processes() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]
 
 
@@ -60,8 +78,47 @@ def gather(value: T) -> list[T]:
     if n_processes() == 1:
         return [value]
     values: list[T] = [value] * n_processes()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_group())
     return values
+
+
+def talk_beside_the_model(model: nn.Module) -> None:
+    """Have the processes of a sharded model agree in a group of their own; each of them must call this.
+
+    Its forward pass is made of collectives. One process that fails in the middle of it would meet the others'
+    exchange of weights with its exchange of errors, which ends all of them.
+
+    Args:
+        model: The model.
+    """
+    global _side_group
+    if n_processes() > 1 and is_sharded(model) and _group() is None:
+        _side_group = (dist.group.WORLD, dist.new_group(backend="gloo", timeout=_SIDE_PATIENCE))
+
+
+def _group() -> dist.ProcessGroup | None:
+    """The group in which processes agree; None for the default one."""
+    # A default group that was made anew has another.
+    if _side_group is None or _side_group[0] is not dist.group.WORLD:
+        return None
+    return _side_group[1]
+
+
+class _Failure(NamedTuple):
+    """An error of one process; the first one is the smallest."""
+
+    seconds: float
+    process: int
+    text: str
+    is_broken_pass: bool
+
+    @classmethod
+    def of(cls, error: Exception | None) -> _Failure | None:
+        if error is None:
+            return None
+        is_broken_pass = isinstance(error, BrokenPassError)
+        text = str(error) if is_broken_pass else f"{type(error).__name__}: {error}"
+        return cls(time.time(), rank(), text, is_broken_pass)
 
 
 def on_all_ranks(run: Callable[[], T]) -> T:
@@ -76,19 +133,53 @@ def on_all_ranks(run: Callable[[], T]) -> T:
     Raises:
         Exception: what `run` raised here.
         AuditError: if it failed on another process; says which, and why.
+        BrokenPassError: if it was in the middle of a pass through a sharded model, whose processes do not
+            agree any more.
     """
     value, own_error = None, None
     try:
         value = run()
     except Exception as error:  # told to the other processes before it is raised here
         own_error = error
-    failures = gather("" if own_error is None else f"{type(own_error).__name__}: {own_error}")
+        if isinstance(error, BrokenPassError):
+            # The others may be ended, by a watchdog, before they can hear of it.
+            logger.error("A pass through the sharded model broke off on process %d (%s).", rank(), error)
+    failures = [each for each in gather(_Failure.of(own_error)) if each is not None]
+    if any(each.is_broken_pass for each in failures):
+        # The others were left alone in the middle of it, and noticed only later.
+        first = min(failures)
+        raise BrokenPassError(
+            f"A pass through the sharded model broke off on process {first.process} ({first.text}): training "
+            "cannot go on with these processes. Resume from the last checkpoint; if memory ran out, pass a "
+            "smaller `batch_size` to the audit."
+        ) from own_error
     if own_error is not None:
         raise own_error
-    for process, failure in enumerate(failures):
-        if failure:
-            raise AuditError(f"The audit failed on process {process}: {failure}")
+    for each in failures:
+        raise AuditError(f"The audit failed on process {each.process}: {each.text}")
     return value  # type: ignore[return-value]  # set where nothing failed
+
+
+def on_all_ranks_in_turns(run: Callable[[], T]) -> T:
+    """`on_all_ranks` for what may take as long as a disk takes: nobody waits for it in a collective.
+
+    A process group gives up after some minutes, and large weights can take longer. What is done here is done
+    in a thread of its own, while all processes tell each other twice a minute that it is not over yet.
+
+    Args:
+        run: What to do; must not wait for other processes itself.
+
+    Raises:
+        Exception: what `run` raised here.
+        AuditError: if it failed on another process; says which, and why.
+    """
+    if n_processes() == 1:
+        return run()
+    with ThreadPoolExecutor(1, thread_name_prefix="ezmia-files") as executor:
+        future = executor.submit(run)
+        while not all(gather(not wait([future], timeout=_TURN).not_done)):
+            pass
+        return on_all_ranks(future.result)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@
     │   └── TooFewCanariesError                 too few records for the figure that was asked for
     ├── UnsupportedModelError    (TypeError)    a model whose token log-probabilities cannot be read
     │   └── ModelChangedError               an audit changed the model, and it could not be put back
+    ├── BrokenPassError                         a pass through a sharded model broke off on a process
     ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed
     ├── AuditMemoryError         (MemoryError)  one record alone does not fit into memory
     ├── ReferenceMismatchError                  the reference is missing or belongs to another run
@@ -19,6 +20,7 @@ Each message says what was got, what is needed, and what to do.
 __all__ = [
     "AuditError",
     "AuditMemoryError",
+    "BrokenPassError",
     "CanaryError",
     "ConfigurationError",
     "EmptyRecordError",
@@ -64,6 +66,13 @@ class ModelChangedError(UnsupportedModelError):
     """An audit changed the model and could not put it back: raised whatever `on_error` says.
 
     Training that went on would train another model, and save it.
+    """
+
+
+class BrokenPassError(AuditError):
+    """A pass through a sharded model broke off on a process: raised whatever `on_error` says.
+
+    The processes do not agree any more what they exchange, so that no training can go on with them.
     """
 
 

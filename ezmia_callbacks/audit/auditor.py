@@ -21,10 +21,12 @@ from ezmia_callbacks.audit.feeding import (
     scored_otherwise,
     why_not_seen,
 )
+from ezmia_callbacks.audit.folder_lock import FolderLock
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.rejected import save_rejected
 from ezmia_callbacks.audit.run_folder import RunFolder
+from ezmia_callbacks.audit.run_id import new_run_id
 from ezmia_callbacks.audit.run_state import RunState
 from ezmia_callbacks.audit.seen import SeenCanaries
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
@@ -37,10 +39,13 @@ from ezmia_callbacks.distributed import (
     is_main_process,
     n_processes,
     on_all_ranks,
+    on_all_ranks_in_turns,
+    talk_beside_the_model,
     unwrapped,
 )
 from ezmia_callbacks.errors import (
     AuditError,
+    BrokenPassError,
     ConfigurationError,
     ModelChangedError,
     OverlappingCanariesError,
@@ -63,6 +68,7 @@ from ezmia_callbacks.reference.sources import (
     reference_label,
 )
 from ezmia_callbacks.reference.statistics import reference_statistics
+from ezmia_callbacks.results.consistency import CONTRADICTION
 from ezmia_callbacks.results.exposures import (
     Exposures,
     add_exposures,
@@ -227,6 +233,7 @@ class PrivacyAuditor:
         self._watch = Stopwatch()
         # Absolute: a script may change its folder while it trains.
         self._folder = None if output_dir is None else RunFolder(Path(output_dir).absolute())
+        self._lock = None if self._folder is None else FolderLock(self._folder.path)
         self._weights = AuditedWeights(
             self._no_kept_weights() if settings.keeps_weights else None,
             sample=self._sample,
@@ -241,6 +248,9 @@ class PrivacyAuditor:
         self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only, n_scores)
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
+
+    def __repr__(self) -> str:
+        return f"PrivacyAuditor({self.canaries!r}, {self.history!r})"
 
     @property
     def history(self) -> AuditHistory:
@@ -356,7 +366,7 @@ class PrivacyAuditor:
         moment = Moment(step or 0, epoch, is_baseline=True)
         self._watch = Stopwatch()
         with self._watch.audit():
-            self._check_surroundings()
+            self._check_surroundings(model)
             if self._state.is_resumed:
                 self._go_on(model, step=step)
                 return self.history[-1]
@@ -370,6 +380,7 @@ class PrivacyAuditor:
         step: int,
         exposures: Mapping[str, Any] | None = None,
         judged_by: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
     ) -> None:
         """Go on with an interrupted run: its audits up to `step`, and its reference from `output_dir`.
 
@@ -383,10 +394,12 @@ class PrivacyAuditor:
                 then members count once they are fed again.
             judged_by: What they were judged by, as `AuditHistory.judged_by` gave it; None if that is unknown.
                 Under another budget they are judged anew.
+            run_id: Name of the run, as `history.run_metadata.run_id` gave it; None if that is lost: then the
+                files in `output_dir` need only belong together.
 
         Raises:
             ReferenceMismatchError: if the reference is missing, damaged, made for other canaries, or another
-                run's.
+                run's, or if the canaries are said to have been drawn otherwise.
             ConfigurationError: if there is no `output_dir` to read it from, the score is another one, or
                 something is not what it should be: names the place.
         """
@@ -395,9 +408,11 @@ class PrivacyAuditor:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
         results = read_audits(history)
         with self._watch.audit():
-            self._check_surroundings()
+            self._check_surroundings(model)
             saved = broadcast_from_main(
-                on_all_ranks(lambda: folder.load(results, state) if is_main_process() else None)
+                on_all_ranks_in_turns(
+                    lambda: folder.load(results, state, run_id=run_id) if is_main_process() else None
+                )
             )
             if saved is not None:  # the main process's, on every one
                 if exposures is not None:
@@ -441,6 +456,7 @@ class PrivacyAuditor:
             model: The model, with the weights that the new run starts from.
             n_audits: Number of audits that the new run will make.
         """
+        self._take_folder()
         self._weights.start_over(unwrapped(model))
         self._judge = replace(self._judge, n_audits=n_audits)
         self._move_to(self._state.restarted())
@@ -485,6 +501,7 @@ class PrivacyAuditor:
         with self._watch.audit():
             model = unwrapped(model)
             try:
+                self._hold_folder()
                 lost = self._weights.look(model)
                 if self._seen is not None:
                     self._look_back(self._seen)
@@ -494,9 +511,9 @@ class PrivacyAuditor:
                 result = self._failed(f"{type(error).__name__}: {error}", moment)
                 self._record(result)
                 self._weights.note_audited(result)
-                # Whatever `on_error` says: training must not go on with another model. On all or on none.
-                is_changed = any(gather(isinstance(error, ModelChangedError)))
-                if self.settings.on_error == "raise" or is_changed:
+                # Whatever `on_error` says: training cannot go on, or not with another model. On all or none.
+                is_lost = any(gather(isinstance(error, ModelChangedError | BrokenPassError)))
+                if self.settings.on_error == "raise" or is_lost:
                     raise
                 logger.warning("The audit at step %d failed; training goes on.", step, exc_info=error)
                 return result
@@ -619,6 +636,8 @@ class PrivacyAuditor:
         if len(self.history):
             self._state = replace(self._state, history=replace(self.history, is_complete=True))
             self._save_audits(may_raise=False)
+        if self._lock is not None:
+            self._lock.release()
 
     def _before_training(self, tokenizer: Tokenizer | None, metadata: RunMetadata) -> RunState:
         """The canaries as rows, and an empty history."""
@@ -654,16 +673,28 @@ class PrivacyAuditor:
             power=self._judge.describe_power(subset),
         )
 
-    def _check_surroundings(self) -> None:
+    def _check_surroundings(self, model: nn.Module) -> None:
         """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        talk_beside_the_model(unwrapped(model))
         folder = self._folder
         if folder is not None:
-            on_all_ranks(lambda: folder.check_writable() if is_main_process() else None)
+            on_all_ranks_in_turns(lambda: folder.check_writable() if is_main_process() else None)
+        self._take_folder()
         if len(set(gather(self._state.fingerprint))) > 1:
             raise ConfigurationError(
                 "The processes hold different canaries: draw them from the whole dataset with the same seed "
                 "in every process, before it is divided among them."
             )
+
+    def _take_folder(self) -> None:
+        """Nobody else writes into the run's folder from here on."""
+        lock = self._lock
+        on_all_ranks(lambda: lock.take() if lock is not None and is_main_process() else None)
+
+    def _hold_folder(self) -> None:
+        """Refuse to go on where a later run has taken the folder."""
+        lock = self._lock
+        on_all_ranks(lambda: lock.hold() if lock is not None and is_main_process() else None)
 
     def _start(self, model: nn.Module, moment: Moment) -> AuditResult:
         """The baseline of a run that starts here."""
@@ -674,8 +705,9 @@ class PrivacyAuditor:
         self._log_power()
         self._log_adapters(model)
         result = self._measure(model, moment)
+        self._name_run()
         self._check_split()
-        on_all_ranks(self._save_reference)
+        on_all_ranks_in_turns(self._save_reference)
         with self._watch.keeping():
             self._record(result)
             self._weights.note_audited(result)
@@ -683,19 +715,27 @@ class PrivacyAuditor:
         self._watch_batches(called, step=moment.step)
         return result
 
+    def _name_run(self) -> None:
+        """From here on all that the run writes says to which run it belongs."""
+        reference = self._state.reference
+        if reference is not None:
+            self._state = self._state.named(broadcast_from_main(new_run_id(self._state.subset, reference)))
+            self._weights.name(self._state.run_id)
+
     def _go_on(self, model: nn.Module, *, step: int | None) -> None:
         """The interrupted run has its model again, at this step or, if None, at its last audit."""
         called, model = model, unwrapped(model)
         self._weights.begin(model)
-        folder = self._folder
+        self._weights.name(self._state.run_id)
+        self._weights.take_over(self.history)
+        folder, state = self._folder, self._state
         if folder is not None:
-            results = self.history.results
-            on_all_ranks(lambda: folder.refuse_another_run(results) if is_main_process() else None)
+            on_all_ranks_in_turns(lambda: folder.refuse_another_run(state) if is_main_process() else None)
         self._prepare(model)
         if step is not None:
             self._move_to(self._state.at_step(step))
         self._say_where_it_stands()
-        on_all_ranks(self._save_reference)
+        on_all_ranks_in_turns(self._save_reference)
         within = self.history.last_within_budget
         if step is None:
             step = self.history[-1].step
@@ -704,12 +744,20 @@ class PrivacyAuditor:
             is_within = (
                 within is not None and within.step == step and self._is_what_was_audited(model, within)
             )
-        self._weights.take_up(model, step=step, is_within=is_within, is_within_at=self.history.is_within_at)
+        self._weights.take_up(
+            model,
+            step=step,
+            is_within=is_within,
+            is_within_at=lambda step, weights: self.history.is_within_at(step, weights=weights),
+        )
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
 
     def _say_where_it_stands(self) -> None:
-        """Name, where the run goes on, a last audit that this budget does not let pass."""
+        """Name verdicts that were edited, and a last audit that this budget does not let pass."""
+        edited = [f for result in self.history for f in result.findings if f.name == CONTRADICTION]
+        if edited and is_main_process():
+            logger.error("%s", edited[-1].text)
         judged = [result for result in self.history.audits_after_baseline if result.status == "ok"]
         if self.settings.budget is None or not judged or judged[-1].decision.is_within_budget:
             return
@@ -857,7 +905,7 @@ class PrivacyAuditor:
 
     def _is_what_was_audited(self, model: nn.Module, audit: AuditResult) -> bool:
         """Whether the checkpoint that a run goes on with holds the weights of its audit; says if not."""
-        if not self.settings.keeps_weights:
+        if not self.settings.keeps_weights or audit.weights == self._weights.digest:
             return True
         is_same = self._weights.holds(model, step=audit.step)
         if is_same is None:
@@ -1005,6 +1053,7 @@ class PrivacyAuditor:
                 else "",
             ),
             batch_size=self._scorer.batch_size,
+            weights=self._weights.digest,
         )
         about_feeding = (
             ()
@@ -1073,13 +1122,16 @@ class PrivacyAuditor:
                     logger.warning("%s", finding.text)
         # Before the first step a folder that cannot be written is the user's to mend.
         may_raise = result.is_baseline or self.settings.on_error == "raise"
-        on_all_ranks(lambda: self._save_audits(may_raise=may_raise))
+        on_all_ranks_in_turns(lambda: self._save_audits(may_raise=may_raise))
 
     def _save_audits(self, *, may_raise: bool) -> None:
-        if self._folder is None or not is_main_process():
+        if self._folder is None or self._lock is None or not is_main_process():
             return
         try:
+            self._lock.hold()
             self._folder.save_audits(self._state)
+        except ConfigurationError as error:
+            logger.warning("The audit is not written: %s", error)
         except OSError as error:
             if may_raise:
                 raise
@@ -1093,7 +1145,7 @@ class PrivacyAuditor:
         """Look for what would make the figures say something else than leakage, before it is too late."""
         state, settings = self._state, self.settings
         report = broadcast_from_main(
-            on_all_ranks(
+            on_all_ranks_in_turns(
                 lambda: (
                     check_split(
                         state.subset.units.canaries,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from ezmia_callbacks.audit.zero import held_part
-from ezmia_callbacks.distributed import gather
+from ezmia_callbacks.distributed import gather, n_processes
 from ezmia_callbacks.scoring.checksums import checksums
 
 __all__: list[str] = []
@@ -55,6 +55,48 @@ class Imprint:
         """Names of the tensors that are others there, or are only here or only there."""
         names = self.checksums.keys() | other.checksums.keys()
         return sorted(name for name in names if self.checksums.get(name) != other.checksums.get(name))
+
+
+def is_same_on_all_ranks(model: nn.Module, present: Imprint) -> bool:
+    """Whether all processes hold the same parameters: seen from their values, not guessed from types.
+
+    Buffers may differ: data-parallel training takes the main process's. Each process must call this.
+
+    Args:
+        model: The model.
+        present: Its weights now.
+    """
+    return n_processes() == 1 or len(set(gather(_of_parameters(model, present).digest))) == 1
+
+
+def digest_on_all_ranks(model: nn.Module, present: Imprint) -> str:
+    """One text for the weights of all processes together; each of them must call this.
+
+    It is that of the main process where all hold the same parameters.
+
+    Args:
+        model: The model.
+        present: Its weights now.
+    """
+    if n_processes() == 1:
+        return present.digest
+    found = gather((_of_parameters(model, present).digest, present.digest))
+    is_same = len({parameters for parameters, _ in found}) == 1
+    return found[0][1] if is_same else digest_of_parts([whole for _, whole in found])
+
+
+def digest_of_parts(digests: Iterable[str]) -> str:
+    """One text for the parts of a model that several processes hold.
+
+    Args:
+        digests: Digest of each one's imprint, by rank.
+    """
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _of_parameters(model: nn.Module, present: Imprint) -> Imprint:
+    names = {name for name, _ in named_tensors(model)} - {name for name, _ in named_buffers(model)}
+    return Imprint({name: present.checksums[name] for name in names})
 
 
 def _adapters(model: nn.Module) -> str:

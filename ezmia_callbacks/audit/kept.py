@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ezmia_callbacks.audit.imprint import Imprint, named_tensors
-from ezmia_callbacks.audit.weight_files import Form, as_form, read_tensors
+from ezmia_callbacks.audit.weight_files import Form, as_form, of_form, read_tensors
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.scoring.checksums import checksums, own_part
-from ezmia_callbacks.typed_rows import parse_json, read_value
+from ezmia_callbacks.typed_rows import parse_json, read_mapping, read_value
 
 __all__: list[str] = []
 
@@ -28,6 +29,7 @@ _FILE = re.compile(r"[0-9]+-[0-9]+-[0-9]+\.safetensors")
 class _Row:
     """What is written beside the files."""
 
+    run_id: str
     step: int
     is_everybodys: bool
     checksums: Mapping[str, int]
@@ -35,6 +37,7 @@ class _Row:
     forms: Mapping[str, tuple[str, tuple[int, ...]]]
     sample: tuple[float, ...]
     files: tuple[str, ...]
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,7 @@ class Kept:
         sample: Log-probabilities of some tokens under the model of that moment, nats.
         files: Names of the files that hold them; none in memory.
         tensors: The tensors; None if they are in files alone.
+        run_id: Name of the run that kept them.
         late: Tensors that were frozen at that moment, and still were the same when they began to be trained.
     """
 
@@ -59,6 +63,7 @@ class Kept:
     sample: tuple[float, ...] = ()
     files: tuple[str, ...] = ()
     tensors: Mapping[str, Tensor] | None = None
+    run_id: str = ""
     late: dict[str, Tensor] = field(default_factory=dict)
 
     def lacks(self, model: nn.Module, present: Imprint) -> str:
@@ -84,8 +89,9 @@ class Kept:
 
     def to_json(self) -> str:
         """What is written beside the files."""
-        return json.dumps(
+        content = json.dumps(
             {
+                "run_id": self.run_id,
                 "step": self.step,
                 "is_everybodys": self.is_everybodys,
                 "checksums": dict(self.imprint.checksums),
@@ -95,6 +101,7 @@ class Kept:
                 "files": self.files,
             }
         )
+        return json.dumps({**json.loads(content), "sha256": _digest(content)})
 
     @classmethod
     def from_json(cls, text: str) -> Kept:
@@ -103,7 +110,10 @@ class Kept:
         Raises:
             ConfigurationError: if it is damaged, or names files of other folders.
         """
-        row = read_value(_Row, parse_json(text))
+        content = read_mapping(parse_json(text))
+        row = read_value(_Row, content)
+        if row.sha256 != _digest(json.dumps({name: content[name] for name in content if name != "sha256"})):
+            raise ConfigurationError("it is not what was written")
         if outside := [name for name in row.files if not _FILE.fullmatch(name)]:
             raise ConfigurationError(f"{outside[0]!r:.80} is no file of kept weights")
         return cls(
@@ -113,6 +123,7 @@ class Kept:
             forms={name: Form(*form) for name, form in row.forms.items()},
             sample=row.sample,
             files=row.files,
+            run_id=row.run_id,
         )
 
     def put_back(self, model: nn.Module, folder: Path | None) -> None:
@@ -158,9 +169,7 @@ class Kept:
         differing = []
 
         def compare(name: str, tensor: Tensor) -> None:
-            # Types that the format does not know come as bytes: they are compared when they are in the model.
-            is_bytes = tensor.dtype == torch.uint8 and Form.of(tensor) != self.forms[name]
-            if not is_bytes and checksums({name: tensor})[name] != self.imprint.checksums[name]:
+            if checksums({name: of_form(tensor, self.forms[name])})[name] != self.imprint.checksums[name]:
                 differing.append(name)
 
         read_tensors([folder / name for name in self.files], self.forms, compare)
@@ -169,6 +178,10 @@ class Kept:
                 f"The kept weights of step {self.step} are damaged: {len(differing)} tensors are not what "
                 f"they were (first: {differing[0]})."
             )
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _without_repetitions(tensor: Tensor, *, like: Tensor | None = None) -> Tensor:

@@ -15,7 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ezmia_callbacks.audit.imprint import Imprint, named_buffers, named_tensors
+from ezmia_callbacks.audit.imprint import (
+    Imprint,
+    digest_of_parts,
+    is_same_on_all_ranks,
+    named_tensors,
+)
 from ezmia_callbacks.audit.kept import Kept
 from ezmia_callbacks.audit.masters import masters
 from ezmia_callbacks.audit.weight_files import (
@@ -31,8 +36,8 @@ from ezmia_callbacks.distributed import (
     broadcast_tensors_from_main,
     gather,
     is_main_process,
-    n_processes,
     on_all_ranks,
+    on_all_ranks_in_turns,
     rank,
 )
 from ezmia_callbacks.errors import AuditError
@@ -63,9 +68,14 @@ class KeptWeights:
 
     Args:
         folder: Folder to hold the weights of all processes; None for memory.
+
+    Attributes:
+        run_id: Name of the run that keeps them, set once it has one: those of another are not taken for its
+            own.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        self.run_id = ""
         self._folder = folder
         self._index = None if folder is None else folder / f"index-{rank()}.json"
         self._committed: Kept | None = None
@@ -155,38 +165,44 @@ class KeptWeights:
         self._expected = None
         present = Imprint.of(model) if present is None else present
         tensors = self._to_keep(model)
-        is_everybodys = _is_same_everywhere(model, present)
+        is_everybodys = is_same_on_all_ranks(model, present)
+        is_in_background = True
         if is_everybodys and not is_main_process():
-            self.discard()
-            return
-        kept = Kept(
-            step=step,
-            is_everybodys=is_everybodys,
-            imprint=present,
-            forms={name: Form.of(tensor) for name, tensor in tensors.items()},
-            sample=tuple(sample),
-        )
-        n_bytes = _n_bytes(tensors)
+            self._forget()
+        else:
+            kept = Kept(
+                step=step,
+                is_everybodys=is_everybodys,
+                imprint=present,
+                forms={name: Form.of(tensor) for name, tensor in tensors.items()},
+                sample=tuple(sample),
+                run_id=self.run_id,
+            )
+            is_in_background = self._keep(kept, tensors)
+        if not all(gather(is_in_background)):
+            # Not `settle`: the other processes may have the memory, or nothing to write.
+            on_all_ranks_in_turns(self.wait)
+
+    def _keep(self, kept: Kept, tensors: Mapping[str, Tensor]) -> bool:
+        """Begin to write tensors; False if training has to wait for it, without room for a copy of them."""
         if self._folder is None:
             self._committed = replace(kept, tensors=_copies(tensors))
-            return
-        # Without room for a copy training waits for the write.
+            return True
+        n_bytes = _n_bytes(tensors)
         is_in_background = has_memory_for(n_bytes)
         copies = _copies(tensors) if is_in_background else tensors
-        (name,) = self._new_names(step, 1)
+        (name,) = self._new_names(kept.step, 1)
         are_in_memory = is_in_background and n_bytes <= _SMALL
         self._pending = replace(kept, files=(name,), tensors=copies if are_in_memory else None)
         folder, pending = self._folder, self._pending
 
         def write() -> None:
             write_tensors(private_folder(folder) / name, copies)
-            if is_everybodys:
+            if pending.is_everybodys:
                 self._commit(pending)
 
         self._background.start(write)
-        if not is_in_background:
-            # Not `settle`: the other processes may have the memory, or nothing to write.
-            self.wait()
+        return is_in_background
 
     def settle(self) -> None:
         """Wait for what is being written; from here on it is what is kept.
@@ -197,7 +213,7 @@ class KeptWeights:
         """
         pending = self._pending
         try:
-            on_all_ranks(self._background.wait)
+            on_all_ranks_in_turns(self._background.wait)
         except Exception:
             self._pending = None
             if pending is not None and self._folder is not None:
@@ -229,11 +245,11 @@ class KeptWeights:
             OSError: if what was kept last could not be written.
         """
         # Whether it could be done before is known to the main process alone.
-        if not broadcast_from_main(self._can_pin) or not _is_same_everywhere(model, present):
+        if not broadcast_from_main(self._can_pin) or not is_same_on_all_ranks(model, present):
             self.save(model, step=step, present=present, sample=sample)
             return
         self.settle()
-        self._expected = Kept(step, True, present, {}, tuple(sample))
+        self._expected = Kept(step, True, present, {}, tuple(sample), run_id=self.run_id)
 
     def save_expected(self, model: nn.Module) -> None:
         """Save what a checkpoint was expected to hold, if none has come; before the model changes.
@@ -279,7 +295,7 @@ class KeptWeights:
             return
         self._expected = None
         if not is_main_process():
-            self.discard()
+            self._forget()
             return
         kept = replace(expected, files=tuple(names), forms=needed)
         self._commit(kept)
@@ -327,8 +343,22 @@ class KeptWeights:
         Raises:
             AuditError: if the file is damaged.
         """
-        if (broadcast_from_main(self.step) or 0) > step:
+        kept = broadcast_from_main(on_all_ranks(lambda: self.step))
+        if (kept or 0) > step:
             self.discard()
+
+    def digest(self) -> str | None:
+        """What `digest_on_all_ranks` said of the weights that are kept; None if there are none.
+
+        Raises:
+            AuditError: if the file is damaged, or another run's.
+        """
+        kept = on_all_ranks(self._newest)
+        found = gather(None if kept is None else (kept.is_everybodys, kept.imprint.digest))
+        if found[0] is None:
+            return None
+        is_everybodys, of_main = found[0]
+        return of_main if is_everybodys else digest_of_parts([each[1] for each in found if each is not None])
 
     def restore(self, model: nn.Module, *, optimizer: Any = None) -> Kept:
         """Write the kept weights back into the model, in place, and see that they are there; returns them.
@@ -351,7 +381,7 @@ class KeptWeights:
             raise AuditError("There are no weights to restore: no audit within the budget kept any.")
         is_needed = is_main_process() or not known.is_everybodys
         of_optimizer = masters(optimizer, model)
-        on_all_ranks(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
+        on_all_ranks_in_turns(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
         if known.is_everybodys:
             written = set() if loaded is None else loaded.forms.keys() | loaded.late.keys()
             names = broadcast_from_main(sorted(written))
@@ -370,6 +400,14 @@ class KeptWeights:
 
     def discard(self) -> None:
         """Forget the kept weights and remove their files; waits for no other process."""
+        self._forget()
+        # Another process's part may still be there.
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.rmdir()
+
+    def _forget(self) -> None:
+        """Forget this process's part; the folder stays, for another may be about to write into it."""
         # Whatever could not be written: nothing is to be kept any more.
         with suppress(Exception):
             self._background.wait()
@@ -377,12 +415,11 @@ class KeptWeights:
         self._is_loaded = True
         if self._folder is None or self._index is None:
             return
-        # A training is never lost for what cannot be removed; another process's part may still be there.
+        # A training is never lost for what cannot be removed.
         with suppress(OSError):
             self._index.unlink(missing_ok=True)
             for path in self._folder.glob(f"{rank()}-*.safetensors"):
                 path.unlink(missing_ok=True)
-            self._folder.rmdir()
 
     def _newest(self) -> Kept | None:
         """What is kept, or about to be."""
@@ -395,9 +432,19 @@ class KeptWeights:
         if self._index is None or not self._index.exists():
             return None
         try:
-            return Kept.from_json(self._index.read_text())
+            kept = Kept.from_json(self._index.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise AuditError(f"The kept weights at {self._index} are damaged: {error}") from error
+            raise AuditError(
+                f"The kept weights at {self._index} are damaged: {error}. Remove {self._folder} to go on "
+                "without them: until an audit is within the budget, a stop has nothing to restore then."
+            ) from error
+        if kept.run_id != self.run_id:
+            raise AuditError(
+                f"The weights kept in {self._folder} are those of the run {kept.run_id or 'without a name'}, "
+                f"not of {self.run_id or 'one without a name'}: resume in the folder of the run, or remove "
+                "these."
+            )
+        return kept
 
     def _commit(self, kept: Kept) -> None:
         """Have the folder say that these are the kept weights; files of others go."""
@@ -476,15 +523,3 @@ def _n_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: own_part(tensor).to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def _is_same_everywhere(model: nn.Module, present: Imprint) -> bool:
-    """Whether all processes hold the same parameters: seen from their values, not guessed from types.
-
-    Buffers may differ: data-parallel training takes the main process's.
-    """
-    if n_processes() == 1:
-        return True
-    names = {name for name, _ in named_tensors(model)} - {name for name, _ in named_buffers(model)}
-    own = Imprint({name: present.checksums[name] for name in names})
-    return len(set(gather(own.digest))) == 1

@@ -8,7 +8,13 @@ from torch import nn
 
 from ezmia_callbacks.audit.imprint import named_tensors
 from ezmia_callbacks.audit.weight_files import write_tensors
-from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, is_sharded, on_all_ranks, rank
+from ezmia_callbacks.distributed import (
+    broadcast_from_main,
+    is_main_process,
+    is_sharded,
+    on_all_ranks_in_turns,
+    rank,
+)
 from ezmia_callbacks.files import private_folder, write_atomically
 
 __all__: list[str] = []
@@ -65,5 +71,5 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
             return
         write_tensors(into / f"weights-{rank()}.safetensors", dict(named_tensors(model)))
 
-    on_all_ranks(save)
+    on_all_ranks_in_turns(save)
     return into

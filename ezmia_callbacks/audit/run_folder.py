@@ -68,34 +68,33 @@ class RunFolder:
         state.history.save(self.path / _HISTORY)
         state.trajectories.save(self.path / _TRAJECTORIES)
         if (last := state.last_audit) is not None:
-            fingerprint = _of_step(state.fingerprint, last.step)
+            fingerprint = _of_step(state.fingerprint, last.step, run_id=state.run_id)
             save_statistics(self.path / _LAST_AUDIT, last.statistics, fingerprint=fingerprint)
 
     def rows(self) -> list[dict[str, Any]]:
         """The audits in the history file, as plain dicts; none if it cannot be read."""
-        try:
-            return AuditHistory.load(self.path / _HISTORY).to_dicts()
-        except AuditError:
-            return []
+        history = self._history()
+        return [] if history is None else history.to_dicts()
 
-    def refuse_another_run(self, results: Sequence[AuditResult]) -> None:
-        """See that a run which goes on here is the one that wrote here last: both began with one baseline.
+    def refuse_another_run(self, state: RunState) -> None:
+        """See that a run which goes on here is the one that wrote here last.
 
         Args:
-            results: The audits of the run that goes on.
+            state: The run that goes on.
 
         Raises:
             ReferenceMismatchError: if another run did: its reference and its kept weights are here.
         """
-        found = [AuditResult.from_dict(row) for row in self.rows()[:1]]
-        starts = [_start(result) for result in (*found, *results[:1]) if result.is_baseline]
+        found = self._history()
+        if found is None or not len(found):
+            return
+        self._check_run(found, state.run_id)
+        # Runs of the first version have no name, and are known by their start.
+        starts = [_start(each[0]) for each in (found, state.history) if len(each) and each[0].is_baseline]
         if len(starts) == 2 and starts[0] != starts[1]:
-            raise ReferenceMismatchError(
-                f"The reference in {self.path} is that of another run: pass the `output_dir` of the run that "
-                "is resumed, and give every run its own."
-            )
+            raise self._of_another_run("that began otherwise")
 
-    def load(self, results: Sequence[AuditResult], state: RunState) -> SavedRun:
+    def load(self, results: Sequence[AuditResult], state: RunState, *, run_id: str | None) -> SavedRun:
         """What an interrupted run left here, with its audits from elsewhere.
 
         Without a history or trajectories that can be read the run goes on all the same, with a warning.
@@ -103,36 +102,70 @@ class RunFolder:
         Args:
             results: Its audits, as the checkpoint that it resumes from has them.
             state: The run that goes on, before any audit: says which canaries and reference must match.
+            run_id: Name of the run, as the checkpoint has it; None if it has none: then the files here must
+                belong together.
 
         Raises:
-            ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries.
+            ReferenceMismatchError: if the reference is missing, damaged, or made for other canaries, or the
+                files are another run's.
         """
-        saved = SavedRun(
-            tuple(results), load_statistics(self.path / _REFERENCE, fingerprint=state.fingerprint)
-        )
+        reference = load_statistics(self.path / _REFERENCE, fingerprint=state.fingerprint)
+        saved = SavedRun(tuple(results), reference, run_id=run_id or "")
         try:
             found = AuditHistory.load(self.path / _HISTORY)
-            saved = replace(saved, findings=found.findings, caveat=found.caveat)
-            fingerprint = state.trajectories.fingerprint
-            trajectories = Trajectories.load(self.path / _TRAJECTORIES, fingerprint=fingerprint)
-            saved = replace(saved, trajectories=trajectories)
         except AuditError as error:
             logger.warning("What an earlier part of the run found is lost: %s", error)
+        else:
+            if run_id is not None:
+                self._check_run(found, run_id)
+            saved = replace(
+                saved,
+                findings=found.findings,
+                caveat=found.caveat,
+                run_id=found.run_metadata.run_id or "",
+                trajectories=self._trajectories(state, run_id=found.run_metadata.run_id or ""),
+            )
         step = step_of_last_audit(results)
         if step is None:
             return saved
         try:
-            fingerprint = _of_step(state.fingerprint, step)
+            fingerprint = _of_step(state.fingerprint, step, run_id=saved.run_id)
             statistics = load_statistics(self.path / _LAST_AUDIT, fingerprint=fingerprint)
         except ReferenceMismatchError:
             # Missing, damaged or of another step: the figure that needs it does without.
             return saved
         return replace(saved, last_audit=LastAudit(step, statistics))
 
+    def _history(self) -> AuditHistory | None:
+        try:
+            return AuditHistory.load(self.path / _HISTORY)
+        except AuditError:
+            return None
 
-def _of_step(fingerprint: str, step: int) -> str:
-    """A fingerprint of statistics that belong to one step as well."""
-    return f"{fingerprint}-step-{step}"
+    def _trajectories(self, state: RunState, *, run_id: str) -> Trajectories | None:
+        """The trajectories of a run; None, with a warning, if they cannot be read or are another run's."""
+        fingerprint = state.trajectories.fingerprint
+        try:
+            return Trajectories.load(self.path / _TRAJECTORIES, fingerprint=fingerprint, run_id=run_id)
+        except AuditError as error:
+            logger.warning("What an earlier part of the run found is lost: %s", error)
+            return None
+
+    def _check_run(self, found: AuditHistory, run_id: str) -> None:
+        own = found.run_metadata.run_id or ""
+        if own != run_id:
+            raise self._of_another_run(f"({own or 'of an older release'}, not {run_id or 'an unnamed one'})")
+
+    def _of_another_run(self, which: str) -> ReferenceMismatchError:
+        return ReferenceMismatchError(
+            f"The files in {self.path} are those of another run {which}: pass the `output_dir` of the run "
+            "that is resumed, and give every run its own."
+        )
+
+
+def _of_step(fingerprint: str, step: int, *, run_id: str) -> str:
+    """A fingerprint of statistics that belong to one run and one step as well."""
+    return f"{fingerprint}-run-{run_id}-step-{step}"
 
 
 def _start(baseline: AuditResult) -> tuple[Any, ...]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ezmia_callbacks.audit.judge import Judge
+from ezmia_callbacks.audit.run_id import check_run_id
 from ezmia_callbacks.errors import ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.measuring.subset import CanarySubset
+from ezmia_callbacks.results.consistency import judged_anew
 from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory, JudgedBy, read_audits
 from ezmia_callbacks.results.result import AuditResult, Finding
@@ -51,6 +53,7 @@ class SavedRun:
         exposures: What it was fed of each canary; None if that is lost.
         judged_by: `AuditHistory.judged_by` of it; None if that is not known.
         last_audit: The model at the last of its audits; None if that is lost.
+        run_id: Name of the run; empty for one of the first version.
     """
 
     results: tuple[AuditResult, ...]
@@ -61,6 +64,7 @@ class SavedRun:
     exposures: Exposures | None = None
     judged_by: Mapping[str, Any] | None = None
     last_audit: LastAudit | None = None
+    run_id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +131,17 @@ class RunState:
             fingerprint=self.fingerprint,
             score_names=self.trajectories.score_names,
             chooses_subset=self.chooses_subset,
-        )
+        ).named("")
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run; empty before its reference is known, and for runs of the first version."""
+        return self.history.run_metadata.run_id or ""
+
+    def named(self, run_id: str) -> RunState:
+        """The run has this name."""
+        named = replace(self, trajectories=replace(self.trajectories, run_id=run_id))
+        return named.with_metadata(run_id=run_id or None)
 
     @cached_property
     def reference_of_subset(self) -> TokenStatistics | None:
@@ -218,6 +232,8 @@ class RunState:
         share = _chosen_share(saved.results)
         everything = self.subset.of_share(1.0 if share is None else share)
         results = judge.rejudged(saved.results, everything, judged_by=saved.judged_by)
+        # A verdict that the figures do not lead to would put weights over the budget back.
+        results = judged_anew(replace(self.history, results=results)).results
         return self._going_on(replace(saved, results=results))
 
     def _check(self, saved: SavedRun) -> None:
@@ -244,6 +260,7 @@ class RunState:
                 "or another run's."
             )
         check_numbers(saved.reference)
+        check_run_id(saved.run_id, self.subset, saved.reference)
         if saved.judged_by is not None:
             read_value(JudgedBy, saved.judged_by, name="judged_by")
 
@@ -255,10 +272,13 @@ class RunState:
         share = _chosen_share(history.results)
         subset = self.subset.of_share(1.0 if share is None else share)
         trajectories = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        trajectories = replace(trajectories, run_id=saved.run_id)
         # A subset that was chosen after this step will be chosen again.
         kept = saved.trajectories
-        is_of_these = kept is not None and kept.score_names == trajectories.score_names
-        if kept is not None and is_of_these and kept.record_ids == trajectories.record_ids:
+        if kept is not None and all(
+            getattr(kept, name) == getattr(trajectories, name)
+            for name in ("score_names", "record_ids", "run_id")
+        ):
             trajectories = kept if step is None else kept.up_to_step(step)
         # The model of an audit that never happened is nobody's checkpoint.
         last_audit, last_step = saved.last_audit, step_of_last_audit(history.results)
@@ -272,6 +292,7 @@ class RunState:
             is_subset_chosen=share is not None,
             is_resumed=True,
         )
+        resumed = resumed.with_metadata(run_id=saved.run_id or None)
         return resumed.with_exposures(saved.exposures or Exposures.none(len(subset.all_encoded.rows)))
 
     def at_step(self, step: int) -> RunState:
@@ -280,7 +301,8 @@ class RunState:
 
     def restarted(self) -> RunState:
         """The run starts over with trained weights: reference, checks and baseline stay what they were."""
-        results = tuple(result for result in self.history if result.is_baseline)
+        # Which weights it starts from now, no audit has seen.
+        results = tuple(replace(result, weights="") for result in self.history if result.is_baseline)
         trajectories = self.trajectories.up_to_step(results[-1].step if results else -1)
         history = replace(self.history, results=results, is_complete=False)
         return replace(self, history=history, trajectories=trajectories, last_audit=None)
@@ -298,11 +320,13 @@ class RunState:
             exposures=self.exposures,
             judged_by=self.history.judged_by,
             last_audit=self.last_audit,
+            run_id=self.run_id,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What has to be kept for the run to go on, as plain Python and arrays."""
         return {
+            "run_id": self.run_id,
             "fingerprint": self.fingerprint,
             "history": self.history.to_dicts(),
             "findings": [asdict(finding) for finding in self.history.findings],
@@ -324,7 +348,7 @@ class RunState:
             ConfigurationError: if its audits were judged by another score, or something in it is not what
                 `to_dict` writes; names the place.
         """
-        found = read_value(_StateDict, state, newer={"exposures", "judged_by", "last_audit"})
+        found = read_value(_StateDict, state, newer={"exposures", "judged_by", "last_audit", "run_id"})
         if found.reference is None:
             return self
         if found.fingerprint != self.fingerprint:
@@ -342,7 +366,7 @@ class RunState:
         # The first version kept those of one score, as an array.
         if not isinstance(found.trajectories.get("scores"), np.ndarray):
             kept = read_value(_Scores, found.trajectories, name="trajectories")
-            trajectories = replace(empty, **vars(kept))
+            trajectories = replace(empty, run_id=found.run_id, **vars(kept))
         saved = SavedRun(
             results=results,
             reference=statistics_of(found.reference, name="reference"),
@@ -357,6 +381,7 @@ class RunState:
                 found.last_audit.step,
                 statistics_of(found.last_audit.statistics, name="last_audit"),
             ),
+            run_id=found.run_id,
         )
         return self.resumed(saved, judge)
 
@@ -393,8 +418,9 @@ class _StateDict:
     trajectories: Mapping[str, object]
     exposures: Exposures | None = None
     judged_by: Mapping[str, object] | None = None
-    # The first version did not keep it.
+    # The first version kept neither.
     last_audit: _LastAuditRow | None = None
+    run_id: str = ""
 
 
 def step_of_last_audit(results: Sequence[AuditResult]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -148,6 +149,20 @@ def forms_in(path: Path) -> dict[str, Form]:
 def as_form(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that was read, in the type and shape of another; types that the format lacks come as bytes."""
     return tensor if tensor.dtype == like.dtype else tensor.view(like.dtype).view(like.shape)
+
+
+def of_form(tensor: Tensor, form: Form) -> Tensor:
+    """A tensor that was read, as it was written; what is of another form stays as it is.
+
+    Args:
+        tensor: The tensor.
+        form: Type and shape of the one that was written.
+    """
+    dtype = getattr(torch, form.dtype, None)
+    if not isinstance(dtype, torch.dtype) or dtype in _NAMES or tensor.dtype != torch.uint8:
+        return tensor
+    is_whole = tensor.numel() == math.prod(form.shape) * dtype.itemsize
+    return tensor.view(dtype).view(form.shape) if is_whole else tensor
 
 
 class Background:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,16 @@ import numpy as np
 from torch import nn
 
 from ezmia_callbacks.audit.checkpoint_check import other_weights_in
-from ezmia_callbacks.audit.imprint import Imprint
+from ezmia_callbacks.audit.imprint import Imprint, digest_on_all_ranks
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.settings import OnError
 from ezmia_callbacks.audit.zero import refuse_unproven
-from ezmia_callbacks.distributed import broadcast_from_main, gather, is_main_process, on_all_ranks
+from ezmia_callbacks.distributed import (
+    broadcast_from_main,
+    gather,
+    is_main_process,
+    on_all_ranks_in_turns,
+)
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.safe_text import get_logger
@@ -36,6 +41,9 @@ class AuditedWeights:
         kept: Keeps the weights of the last audit within the budget; None where nothing is to be restored.
         sample: Log-probabilities of some tokens under a model, nats.
         on_error: What an error does after the first step.
+
+    Attributes:
+        digest: Stands for the weights of all processes that `begin` or `look` saw last.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class AuditedWeights:
         self._on_error = on_error
         self._audited: dict[str, AuditResult] = {}
         self._present: Imprint | None = None
+        self.digest = ""
 
     @property
     def are_kept(self) -> bool:
@@ -58,7 +67,7 @@ class AuditedWeights:
         Raises:
             ConfigurationError: if weights are to be kept that are not in memory, or not known to be restored.
         """
-        self._present = present = Imprint.of(model)
+        present = self._see(model)
         self._audited = {}
         if self._kept is None:
             return
@@ -69,6 +78,11 @@ class AuditedWeights:
                 "restored: pass `restore=False`, or audit checkpoints afterwards."
             )
         self._kept.begin(model, present)
+
+    def name(self, run_id: str) -> None:
+        """The run has this name; before anything is kept."""
+        if self._kept is not None:
+            self._kept.run_id = run_id
 
     def keep_start(self, model: nn.Module, *, step: int) -> None:
         """Keep the weights before the first step, and wait until they are on the disk.
@@ -88,24 +102,30 @@ class AuditedWeights:
             Why what is kept cannot be put back whole any more; empty if it can, or nothing is kept.
         """
         self._settle()
-        self._present = Imprint.of(model)
-        return "" if self._kept is None else self._kept.look(model, self._present)
+        present = self._see(model)
+        return "" if self._kept is None else self._kept.look(model, present)
 
     def note_audited(self, result: AuditResult) -> None:
         """The weights that `begin` or `look` saw last have these figures."""
-        if self._present is None:
-            return
-        before = self._audited.get(self._present.digest)
+        if self.digest:
+            self._note(self.digest, result)
+
+    def _note(self, digest: str, result: AuditResult) -> None:
+        before = self._audited.get(digest)
         # The same weights again without a verdict: what was found of them before still holds.
         is_undecided = before is None or before.decision.is_within_budget is None
         if is_undecided or result.decision.is_within_budget is not None:
-            self._audited[self._present.digest] = result
+            self._audited[digest] = result
+
+    def take_over(self, results: Iterable[AuditResult]) -> None:
+        """Audits of before the run was interrupted, which say themselves what weights they saw."""
+        for result in results:
+            if result.weights:
+                self._note(result.weights, result)
 
     def audit_of(self, model: nn.Module) -> AuditResult | None:
         """The last audit that saw the very weights that the model holds; None if none did."""
-        found = self._audited.get(Imprint.of(model).digest)
-        is_known = all(gather(found is not None))
-        return found if is_known else None
+        return self._audited.get(digest_on_all_ranks(model, Imprint.of(model)))
 
     def keep(self, model: nn.Module, *, step: int, checkpoint_follows: bool = False) -> None:
         """Keep the weights that the model holds.
@@ -138,7 +158,9 @@ class AuditedWeights:
         """
         audited = self._present or Imprint.of(model)
         differing = broadcast_from_main(
-            on_all_ranks(lambda: other_weights_in(folder, model, audited) if is_main_process() else [])
+            on_all_ranks_in_turns(
+                lambda: other_weights_in(folder, model, audited) if is_main_process() else []
+            )
         )
         if self._kept is not None:
             try:
@@ -164,7 +186,7 @@ class AuditedWeights:
             self._kept.wait()
 
     def take_up(
-        self, model: nn.Module, *, step: int, is_within: bool, is_within_at: Callable[[int], bool]
+        self, model: nn.Module, *, step: int, is_within: bool, is_within_at: Callable[[int, str], bool]
     ) -> None:
         """Go on with what an interrupted run has kept.
 
@@ -172,14 +194,16 @@ class AuditedWeights:
             model: The model.
             step: Optimizer steps done.
             is_within: Whether it is within the budget now.
-            is_within_at: Whether it was at a step, by the budget of the run that goes on.
+            is_within_at: Whether an audit at a step found weights, by their `digest`, within the budget of
+                the run that goes on.
         """
         kept = self._kept
         if kept is None:
             return
         kept.discard_after(step)
-        kept_step = broadcast_from_main(kept.step)
-        if kept_step is not None and not is_within_at(kept_step):
+        kept_digest, kept_step = kept.digest(), broadcast_from_main(kept.step)
+        is_known = kept_step is None or kept_digest is None or is_within_at(kept_step, kept_digest)
+        if not is_known:
             kept.discard()
             if is_main_process():
                 logger.warning(
@@ -203,11 +227,11 @@ class AuditedWeights:
         kept.forget_expected()
         self._settle()
         if self.are_kept:
-            on_all_ranks(lambda: kept.relabel(step=0))
+            on_all_ranks_in_turns(lambda: kept.relabel(step=0))
             return
         audit = self.audit_of(model)
         if audit is not None and audit.decision.is_within_budget:
-            self._present = Imprint.of(model)
+            self._see(model)
             self.keep(model, step=0)
         elif is_main_process():
             logger.warning(
@@ -235,7 +259,7 @@ class AuditedWeights:
                 f"Writing the kept weights into the model failed ({type(error).__name__}: {error}): it may "
                 "hold the weights of no step at all."
             ) from error
-        self._present = kept.imprint
+        self._see(model)
         expected = np.array(kept.sample)
         found = self._sample(model)
         difference = np.abs(found - expected).mean() if found.shape == expected.shape else np.inf
@@ -258,6 +282,11 @@ class AuditedWeights:
         if self._kept is not None:
             self._kept.unwatch()
             self._kept.discard()
+
+    def _see(self, model: nn.Module) -> Imprint:
+        self._present = present = Imprint.of(model)
+        self.digest = digest_on_all_ranks(model, present)
+        return present
 
     def _settle(self) -> None:
         if self._kept is None:

@@ -18,8 +18,8 @@ from ezmia_callbacks.typed_rows import parse_json, read_rest, read_value
 
 __all__: list[str] = []
 
-# Of the file; another schema is refused, not guessed at.
-_SCHEMA = 1
+# Of the file; another schema is refused, not guessed at. The fingerprint of the first one covered less.
+_SCHEMA = 2
 
 
 def save_canaries(canaries: CanarySet, path: str | Path) -> None:
@@ -61,8 +61,8 @@ def load_canaries(path: str | Path) -> CanarySet:
         raise ConfigurationError(f"{str(path)!r} is not a file of canaries: {_reason(error)}.") from error
     if canaries.fingerprint != fingerprint:
         raise ConfigurationError(
-            f"{str(path)!r} was changed since it was saved: records, order or membership do not match its "
-            "fingerprint. Split again, or restore the file."
+            f"{str(path)!r} was changed since it was saved: records, membership, ids, groups or how the "
+            "split was drawn do not match its fingerprint. Split again, or restore the file."
         )
     return canaries
 

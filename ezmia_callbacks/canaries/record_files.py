@@ -35,7 +35,7 @@ class RecordFile:
     """
 
     path: Path
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False)
     content_of: Callable[[Sequence[int]], bytes] = field(repr=False)
 
     def records(self, *, text_column: str | None = None) -> list[Record]:

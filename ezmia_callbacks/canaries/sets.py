@@ -1,8 +1,10 @@
 """The canaries of one audit: the records, which of them are trained on, and who decided it."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from html import escape
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,6 +33,15 @@ SplitMethod: TypeAlias = Literal[
     "hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs", "user_lists", "trainer_datasets"
 ]
 _RANDOMIZED_METHODS = ("hold_out", "hold_out_coins", "inserted_coins", "inserted_pairs")
+# How a split came about, in a few words.
+_DRAWN: dict[SplitMethod, str] = {
+    "hold_out": "drawn at random",
+    "hold_out_coins": "drawn by coins",
+    "inserted_coins": "inserted by coins",
+    "inserted_pairs": "inserted in pairs by coins",
+    "user_lists": "from two lists",
+    "trainer_datasets": "from a trainer's datasets",
+}
 _COIN_METHODS = ("hold_out_coins", "inserted_coins", "inserted_pairs")
 
 
@@ -255,6 +266,17 @@ class CanarySet:
         # Pickle and deepcopy bring arrays back writable.
         self.is_member.setflags(write=False)
 
+    def __repr__(self) -> str:
+        # Not the records: notebooks, logs and tracebacks show what this returns.
+        source = self.provenance
+        seed = "" if source.seed is None else f", seed {source.seed}"
+        groups = "" if self.groups is None else f", in {len(set(self.groups))} groups"
+        sizes = f"{self.n_members} members, {self.n_non_members} non-members"
+        return f"CanarySet({sizes}{groups}, {_DRAWN[source.method]}{seed})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.describe())}</p>"
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -352,19 +374,22 @@ class CanarySet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the exact records, their order and their membership.
+        """16 hex digits that stand for the exact records, their order, and all that is said of them.
 
         Case, labels and masks count here: statistics saved for one set must not be read for
         another that only looks alike after normalization.
         """
-        pairs = zip(self.records, self.is_member, strict=True)
-        keys = [f"{exact_key(record)}:{int(member)}" for record, member in pairs]
-        # Without details and groups nothing is added, so that files of earlier versions still match.
-        if self.details is not None:
-            keys = [f"{key}:{d.describe()}:{d.pair_id}" for key, d in zip(keys, self.details, strict=True)]
-        if self.groups is not None:
-            keys = [f"{key}:group {group}" for key, group in zip(keys, self.groups, strict=True)]
-        return fingerprint(keys)
+        return fingerprint([self.split_fingerprint, *map(exact_key, self.records)])
+
+    @cached_property
+    def split_fingerprint(self) -> str:
+        """16 hex digits that stand for membership, ids, groups, details, and how the split came about.
+
+        What figures may claim rests on these: a lower bound of epsilon on the word that coins were flipped.
+        """
+        details = None if self.details is None else [asdict(detail) for detail in self.details]
+        said = (asdict(self.provenance), self.record_ids, self.is_member.tolist(), self.groups, details)
+        return fingerprint(json.dumps(each, sort_keys=True, default=str) for each in said)
 
     @property
     def tiers(self) -> tuple[int, ...]:

@@ -1,22 +1,10 @@
 """Figures of an audit as cells of a table."""
 
-from ezmia_callbacks.results.result import AuditResult, Measurement
+from ezmia_callbacks.results.result import AuditResult
 
 __all__: list[str] = []
 
 _NOTHING = "-"
-
-
-def figure(measurement: Measurement | None) -> str:
-    """A figure with its band, or why there is none; never a bare number without one."""
-    if measurement is None:
-        return _NOTHING
-    if measurement.value is None:
-        return "not resolved"
-    bounds = measurement.band or measurement.interval
-    if bounds is None:
-        return f"{measurement.value:.3f} (no interval)"
-    return f"{measurement.value:.3f} [{bounds.lower:.3f}, {bounds.upper:.3f}]"
 
 
 def loss(value: float | None) -> str:

@@ -18,7 +18,12 @@ from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.audit.zero import refuse_unproven
 from ezmia_callbacks.canaries import CanarySet
-from ezmia_callbacks.distributed import broadcast_from_main, is_main_process, on_all_ranks
+from ezmia_callbacks.distributed import (
+    broadcast_from_main,
+    is_main_process,
+    on_all_ranks,
+    on_all_ranks_in_turns,
+)
 from ezmia_callbacks.errors import AuditError, ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_of
@@ -275,6 +280,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
                     step=state.global_step,
                     exposures=saved.get("exposures"),
                     judged_by=saved.get("judged_by"),
+                    run_id=saved.get("run_id"),
                 )
             self.auditor.watch(called_by_loop(trainer))
             return
@@ -508,16 +514,21 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             return
         self._noted_step = state.global_step
         self.auditor.look_back()
-        if is_main_process():
+        notes, auditor = self._notes, self.auditor
+
+        def write() -> None:
+            if not is_main_process():
+                return
             steps = map(step_of, checkpoints_in(run_folder(self._find_trainer())))
             note = {
+                "run_id": self.history.run_metadata.run_id,
                 "history": self.history.to_dicts(),
-                "exposures": self.auditor.exposures_of_all.to_dict(),
+                "exposures": auditor.exposures_of_all.to_dict(),
                 "judged_by": self.history.judged_by,
             }
-            self._notes.write(
-                state.global_step, note, checkpoints={step for step in steps if step is not None}
-            )
+            notes.write(state.global_step, note, checkpoints={step for step in steps if step is not None})
+
+        on_all_ranks_in_turns(write)
 
     def _saved(self, state: TrainerState) -> Mapping[str, Any]:
         """What was kept for the checkpoint that training goes on from."""
@@ -538,7 +549,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             note = CheckpointNotes(folder / "checkpoints", part).read(state.global_step)
             return {"history": RunFolder(folder).rows()} if note is None else note
 
-        return broadcast_from_main(on_all_ranks(lambda: read() if is_main_process() else {}))
+        return broadcast_from_main(on_all_ranks_in_turns(lambda: read() if is_main_process() else {}))
 
     def _veto_save(self, control: TrainerControl) -> None:
         if self._is_past_budget:

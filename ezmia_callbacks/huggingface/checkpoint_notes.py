@@ -23,7 +23,7 @@ __all__: list[str] = []
 logger = get_logger(__name__)
 
 _STEP = re.compile("[0-9]+")
-_NAMES = ("history", "exposures", "judged_by")
+_NAMES = ("run_id", "history", "exposures", "judged_by")
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         if self.auditor is None:
             return {}
         return {
+            "run_id": self.history.run_metadata.run_id,
             "history": self.history.to_dicts(),
             "weights_step": self._restored_step,
             "exposures": self.auditor.exposures_of_all.to_dict(),
@@ -554,7 +555,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
     def _resume(
         self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]
     ) -> None:
-        newer = {"exposures", "judged_by"}
+        newer = {"exposures", "judged_by", "run_id"}
         found = read_value(_Saved, saved, newer=newer, name="the callback's state in the checkpoint")
         step = trainer.global_step if found.weights_step is None else found.weights_step
         auditor.resume(
@@ -563,6 +564,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             step=step,
             exposures=found.exposures,
             judged_by=found.judged_by,
+            run_id=found.run_id,
         )
         auditor.watch(self._called_in_training(pl_module))
 
@@ -700,6 +702,7 @@ class _Saved:
     weights_step: int | None
     exposures: Mapping[str, object] | None = None
     judged_by: Mapping[str, object] | None = None
+    run_id: str | None = None
 
 
 @contextmanager

@@ -5,14 +5,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import NEWER_FIELDS, AuditResult, Finding
+from ezmia_callbacks.results.tables import data_frame, html_table, plain_table
 from ezmia_callbacks.typed_rows import parse_json, read_rest, read_value
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__: list[str] = []
 
@@ -44,6 +48,31 @@ class AuditHistory:
     caveat: str = ""
     run_metadata: RunMetadata = field(default_factory=RunMetadata)
     is_complete: bool | None = None
+
+    def __repr__(self) -> str:
+        if not self.results:
+            return "AuditHistory(no audits)"
+        return f"AuditHistory({len(self)} audits, the last: {self.results[-1]!r})"
+
+    def _repr_html_(self) -> str:
+        n_audits = len(self.audits_after_baseline)
+        return html_table(self.results, caption=f"Privacy audits, {n_audits} after the baseline")
+
+    def table(self) -> str:
+        """The audits as text, one line each.
+
+        >>> print(AuditHistory().table())
+        epoch  step  AUC  by  members seen  held-out loss  verdict
+        """
+        return plain_table(self.results)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The audits as a pandas data frame, one row each: step, epoch, verdict, and what trackers get.
+
+        Raises:
+            MissingDependencyError: if pandas is not installed.
+        """
+        return data_frame(self.results)
 
     @property
     def band_confidence(self) -> float:
@@ -105,9 +134,18 @@ class AuditHistory:
                 return result
         return None
 
-    def is_within_at(self, step: int) -> bool:
-        """Whether an audit at this step found the model within the budget."""
-        return any(result.step == step and result.decision.is_within_budget for result in self.results)
+    def is_within_at(self, step: int, *, weights: str) -> bool:
+        """Whether an audit at this step found these very weights within the budget.
+
+        Args:
+            step: Optimizer steps done.
+            weights: What an audit would call the weights, see `AuditResult.weights`. Older audits did not
+                note theirs: these count by the step alone.
+        """
+        return any(
+            result.step == step and result.decision.is_within_budget and result.weights in ("", weights)
+            for result in self.results
+        )
 
     @property
     def is_past_budget(self) -> bool:

@@ -35,6 +35,7 @@ _AFTER_THE_FACT = re.compile(f"after the fact, from {_DIGITS} saved models")
 
 # Fields that are written as they are, by the names that files and readers know.
 _TEXTS = {
+    "run_id": "run",
     "started": "started",
     "python": "python",
     "machine": "machine",
@@ -56,6 +57,8 @@ class RunMetadata:
     """What the figures of a run were made with. A field that was not recorded is None, or empty.
 
     Attributes:
+        run_id: Name of the run, drawn at its start: 8 random hexadecimal digits, then 16 each that stand for
+            the canaries and for the reference. Its files carry it, so that those of two runs are never mixed.
         started: Start of the run, UTC, ISO 8601.
         python: Version of Python.
         machine: Operating system and processor architecture.
@@ -77,6 +80,7 @@ class RunMetadata:
         others: Anything else that a file says, by its name there.
     """
 
+    run_id: str | None = None
     started: str | None = None
     python: str | None = None
     machine: str | None = None
@@ -116,7 +120,7 @@ class RunMetadata:
         """
         planned = {} if self.n_planned_audits is None else {"audits planned": str(self.n_planned_audits)}
         return {
-            **self._texts("started", "python", "machine", "command"),
+            **self._texts("run_id", "started", "python", "machine", "command"),
             **self.packages,
             **self._texts("canaries", "reference", "score"),
             **planned,

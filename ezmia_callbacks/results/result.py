@@ -31,6 +31,7 @@ NEWER_FIELDS = frozenset(
         "n_members_seen",
         "n_records",
         "reversed",
+        "weights",
         # Of a decision; that of a result itself has no default.
         "score",
     }
@@ -149,6 +150,8 @@ class AuditResult:
             of the training between them; None before the first step. Counted by each process since it began.
         share: Share of the canaries that was scored, in (0, 1]; see `max_overhead` of the callbacks.
         batch_size: Records in a forward pass; smaller than asked for where memory ran out, None if unknown.
+        weights: SHA-256, as hexadecimal digits, of a checksum of each tensor of the model, by which it is
+            known again; empty where the audit failed, and in older files.
         scores: float64, (n_records,): the deciding score of each record; kept in memory only.
         scores_beside: float64, (n_records,) each: the other scores that are judged; kept in memory only.
         step_scores: float64, (n_records,): EZ against the audit before; kept in memory only.
@@ -185,6 +188,7 @@ class AuditResult:
     overhead: float | None = None
     share: float = 1.0
     batch_size: int | None = None
+    weights: str = ""
     scores: Float64[np.ndarray, " n_records"] | None = field(default=None, repr=False, compare=False)
     scores_beside: Mapping[str, Float64[np.ndarray, " n_records"]] = field(
         default_factory=dict, repr=False, compare=False
@@ -204,6 +208,27 @@ class AuditResult:
                 f"The score {self.decided_by!r:.80} decides, and is judged beside itself: give its figures "
                 "as `metrics` alone."
             )
+
+    def __repr__(self) -> str:
+        auc = self.metrics.get("auc")
+        figure = "" if auc is None or auc.value is None else f", AUC {auc.value:.3f} by {self.decided_by}"
+        return f"AuditResult(step {self.step}{figure}, {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        from ezmia_callbacks.results.tables import html_table
+
+        return html_table([self], caption=f"Privacy audit, step {self.step}")
+
+    @property
+    def verdict(self) -> Literal["baseline", "within budget", "over budget", "not judged", "failed"]:
+        """What was found, as every place calls it."""
+        if self.status == "failed":
+            return "failed"
+        if self.is_baseline:
+            return "baseline"
+        if self.decision.is_within_budget is None:
+            return "not judged"
+        return "within budget" if self.decision.is_within_budget else "over budget"
 
     @property
     def judged(self) -> dict[str, Mapping[str, Measurement]]:

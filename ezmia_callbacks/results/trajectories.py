@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-# Of the file; another schema is refused, not guessed at. The first one held a single score.
-_SCHEMA = 2
+# Of the file; another schema is refused, not guessed at. The first held a single score, the second no run.
+_SCHEMA = 3
 _ARRAYS = ("steps", "epochs", "is_baseline", "is_member")
 _STEP_SCORES = "step_scores"
-_NAMES = ("score_names", "record_ids", "fingerprint")
+_NAMES = ("score_names", "record_ids", "fingerprint", "run_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,7 @@ class Trajectories:
             member.
         step_scores: float64, (n_audits, n_records): EZ of each audit against the one before it that did not
             fail, for `functional.checkpoint_holder_score`; 0.5 at the baseline, which has none before it.
+        run_id: Name of the run; empty where it has none.
 
     Raises:
         ConfigurationError: if the arrays do not belong together, or there is no score.
@@ -69,6 +70,7 @@ class Trajectories:
     is_baseline: Bool[np.ndarray, " n_audits"]
     scores: Mapping[str, Float64[np.ndarray, "n_audits n_records"]]
     step_scores: Float64[np.ndarray, "n_audits n_records"]
+    run_id: str = ""
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""
@@ -84,6 +86,10 @@ class Trajectories:
         is_number = not any(np.isnan(scores).any() for scores in self.scores.values())
         if not is_number or np.isinf(self.epochs).any() or np.any(np.diff(self.steps) < 0):
             raise ConfigurationError("Scores and epochs must be numbers, and steps must not fall.")
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_members} members and {self.n_non_members} non-members"
+        return f"Trajectories({self.n_audits} audits of {sizes}, scores {', '.join(self.scores)})"
 
     @classmethod
     def empty(
@@ -227,15 +233,19 @@ class Trajectories:
         save_arrays(Path(path), arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
 
     @classmethod
-    def load(cls, path: str | Path, *, fingerprint: str | None = None) -> Trajectories:
+    def load(
+        cls, path: str | Path, *, fingerprint: str | None = None, run_id: str | None = None
+    ) -> Trajectories:
         """The trajectories that `save` wrote.
 
         Args:
             path: The file.
             fingerprint: Of the canaries that they must belong to; None takes any.
+            run_id: Name of the run that they must belong to; None takes any.
 
         Raises:
-            ConfigurationError: if the file is missing, damaged, of another schema or of other canaries.
+            ConfigurationError: if the file is missing, damaged, of another schema, or of other canaries or
+                another run.
         """
         try:
             file = load_arrays(
@@ -259,6 +269,11 @@ class Trajectories:
                 f"The trajectories in {path} belong to other canaries (fingerprint "
                 f"{found.fingerprint:.40}, these have {fingerprint}): use the folder of the run that they "
                 "were drawn for."
+            )
+        if run_id is not None and found.run_id != run_id:
+            raise ConfigurationError(
+                f"The trajectories in {path} belong to the run {found.run_id or 'without a name'!r:.60}, not "
+                f"to {run_id or 'one without a name'!r}: give each run a folder of its own."
             )
         return found
 

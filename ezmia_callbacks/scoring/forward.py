@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ezmia_callbacks.canaries.records import IGNORED_LABEL
+from ezmia_callbacks.distributed import is_sharded
 from ezmia_callbacks.errors import (
+    BrokenPassError,
     ConfigurationError,
     NonFiniteLogitsError,
     UnsupportedModelError,
@@ -422,7 +424,7 @@ def token_statistics(
         rows: Token rows.
         batch_size: Rows in a forward pass.
         n_batches: Forward passes to make at least: processes that share a model's weights must make the
-            same number of them. The last batch is run again, for nothing, until they are made.
+            same number of them. A short one is made, for nothing, until they are.
         projection: How the logits are computed, from `check_model`; found out first if None.
         traces: Those of the model, from `traces_of`; none if None.
         logits_fn: How to get logits out of the model.
@@ -435,6 +437,7 @@ def token_statistics(
         ModelChangedError: if the model could not be left as it was found.
     """
     traces = traces or Traces()
+    passes = _Passes(logits_fn, is_shared=is_sharded(model))
     batches = batches_of(rows, batch_size=batch_size)
     n_scored = np.array([row.n_scored for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_scored)]).astype(np.int64)
@@ -461,22 +464,25 @@ def token_statistics(
             delay=2.0,
             disable=not show_progress,
         ):
-            batch = _collate([rows[i] for i in chosen], device)
-            # What the model remembers of one batch must not show in the figures of the next.
-            if traces.is_restless:
-                put_back()
-            dynamic_positions.forget(model)
-            with autocast():
-                pieces = scored_logits(
-                    model,
-                    batch.input_ids,
-                    batch.attention_mask,
-                    batch.positions,
-                    projection=projection,
-                    logits_fn=logits_fn,
-                    inputs=batch.inputs,
-                )
-                reduced = _reduce(pieces, batch.targets)
+            with passes.to_be_finished():
+                batch = _collate([rows[i] for i in chosen], device)
+                # What the model remembers of one batch must not show in the figures of the next.
+                if traces.is_restless:
+                    put_back()
+                dynamic_positions.forget(model)
+                with autocast():
+                    pieces = scored_logits(
+                        model,
+                        batch.input_ids,
+                        batch.attention_mask,
+                        batch.positions,
+                        projection=projection,
+                        logits_fn=passes.logits_fn,
+                        inputs=batch.inputs,
+                    )
+                    reduced = _reduce(pieces, batch.targets)
+            if passes.failure is not None:
+                break
             position = 0
             for i in chosen:
                 into, out = slice(offsets[i], offsets[i + 1]), slice(position, position + n_scored[i])
@@ -485,11 +491,59 @@ def token_statistics(
                 means[into] = reduced.means[out]
                 deviations[into] = reduced.standard_deviations[out]
                 position += int(n_scored[i])
-        for _ in range(len(batches), n_batches):
+        for _ in range(passes.n_made, max(len(batches), n_batches)):
+            probe = _probe(rows, device)
             with autocast():
-                logits_fn(model, batch.input_ids, batch.attention_mask, **batch.inputs)
+                passes.logits_fn(model, probe.input_ids, probe.attention_mask, **probe.inputs)
+    if passes.failure is not None:
+        raise passes.failure
     traces.is_proven = True
     return TokenStatistics(log_probs, is_correct, means, deviations, offsets)
+
+
+class _Passes:
+    """The forward passes over one set of rows.
+
+    Processes that hold parts of a model make each pass together, so that one which fails between two passes
+    makes the others all the same, for nothing, and tells afterwards.
+
+    Args:
+        logits_fn: How to get logits out of the model.
+        is_shared: Whether processes hold parts of the model.
+
+    Attributes:
+        n_made: Passes made.
+        failure: What went wrong between two passes.
+    """
+
+    def __init__(self, logits_fn: LogitsFunction, *, is_shared: bool) -> None:
+        self._logits_fn = logits_fn
+        self.is_shared = is_shared
+        self.n_made = 0
+        self.failure: Exception | None = None
+
+    def logits_fn(self, model: nn.Module, *args: Any, **inputs: Any) -> Tensor:
+        """The logits; an error here breaks off what all processes do together."""
+        try:
+            logits = self._logits_fn(model, *args, **inputs)
+        except Exception as error:
+            if not self.is_shared:
+                raise
+            raise BrokenPassError(f"{type(error).__name__}: {error}") from error
+        self.n_made += 1
+        return logits
+
+    @contextmanager
+    def to_be_finished(self) -> Iterator[None]:
+        """What may fail here and nowhere else, and must not keep the others waiting."""
+        try:
+            yield
+        except BrokenPassError:
+            raise
+        except Exception as error:
+            if not self.is_shared:
+                raise
+            self.failure = error
 
 
 class _Batch(NamedTuple):

@@ -78,6 +78,10 @@ class TokenRow:
     record_id: str = ""
     rejected: TokenRow | None = None
 
+    def __repr__(self) -> str:
+        # Not the tokens: they are the record's text.
+        return f"TokenRow({self.record_id!r}, {self.n_tokens} tokens)"
+
     @property
     def sides(self) -> tuple[TokenRow, ...]:
         """What is scored of the record: the row, and the rejected side where there is one."""
@@ -168,6 +172,9 @@ class EncodedCanaries:
     record_ids: tuple[str, ...]
     n_dropped: int
     n_compressed_bytes: Int64[np.ndarray, " n_records"] | None
+
+    def __repr__(self) -> str:
+        return f"EncodedCanaries({self.n_members} members, {self.n_non_members} non-members)"
 
     @property
     def n_members(self) -> int:

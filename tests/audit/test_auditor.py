@@ -343,7 +343,13 @@ def test_finish_removes_the_kept_weights_and_nothing_else(tmp_path):
 
     auditor.finish()
 
-    left = ["history.jsonl", "last_audit.safetensors", "reference.safetensors", "trajectories.safetensors"]
+    left = [
+        ".lock",
+        "history.jsonl",
+        "last_audit.safetensors",
+        "reference.safetensors",
+        "trajectories.safetensors",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 

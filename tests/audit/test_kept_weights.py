@@ -332,6 +332,28 @@ def test_weights_on_disk_outlive_the_object(tmp_path, monkeypatch, small):
     assert differing(model, expected) == []
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_a_process_that_keeps_nothing_leaves_the_folder_to_the_one_that_is_about_to_write(
+    tmp_path, monkeypatch, is_pinned
+):
+    """Removed between the main process's making of the folder and its opening of a file, it is not there."""
+    snapshot, model, folder = KeptWeights(tmp_path / "kept"), make_model(), tmp_path / "kept"
+    if is_pinned:
+        snapshot.expect_checkpoint(model, step=1, present=Imprint.of(model))
+    # As the second of two processes that hold the same weights.
+    monkeypatch.setattr(kept_weights, "is_main_process", lambda: False)
+    monkeypatch.setattr(kept_weights, "rank", lambda: 1)
+    monkeypatch.setattr(kept_weights, "broadcast_from_main", lambda value: True)
+    folder.mkdir(exist_ok=True)
+
+    if is_pinned:
+        snapshot.pin(model, tmp_path)
+    else:
+        snapshot.save(model, step=1)
+
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_files_are_the_owners_alone(tmp_path):
     snapshot = KeptWeights(tmp_path / "kept")
     snapshot.save(make_model(), step=3)
@@ -700,12 +722,12 @@ def test_what_is_written_beside_the_files_comes_back():
     model = make_model()
     imprint = Imprint({"0.bias": -(2**62), "0.weight": 2**63 - 1}, "['default']")
     forms = {"0.bias": weight_files.Form.of(model[0].bias)}
-    written = Kept(7, True, imprint, forms, (-1.5, 0.1), ("0-7-0.safetensors",))
+    written = Kept(7, True, imprint, forms, (-1.5, 0.1), ("0-7-0.safetensors",), run_id="a")
 
     read = Kept.from_json(written.to_json())
 
     assert read.imprint.digest == imprint.digest
-    assert (read.step, read.is_everybodys, read.forms) == (7, True, forms)
+    assert (read.step, read.is_everybodys, read.forms, read.run_id) == (7, True, forms, "a")
     assert (read.sample, read.files, read.tensors) == ((-1.5, 0.1), ("0-7-0.safetensors",), None)
 
 
@@ -714,11 +736,13 @@ def test_what_is_written_beside_the_files_comes_back():
 )
 def test_kept_weights_are_never_read_from_another_folder(name):
     imprint = Imprint({"w": 1})
-    text = Kept(1, True, imprint, {}, (), ("0-1-0.safetensors",)).to_json()
 
-    assert Kept.from_json(text).files == ("0-1-0.safetensors",)
+    def text(name):
+        return Kept(1, True, imprint, {}, (), (name,)).to_json()
+
+    assert Kept.from_json(text("0-1-0.safetensors")).files == ("0-1-0.safetensors",)
     with pytest.raises(AuditError, match="is no file of kept weights"):
-        Kept.from_json(text.replace("0-1-0.safetensors", name))
+        Kept.from_json(text(name))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"step": 1}', '{"step": NaN}'])

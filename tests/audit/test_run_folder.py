@@ -19,6 +19,10 @@ def written(path, state):
     return folder
 
 
+def load(folder, results, state, *, run_id=""):
+    return folder.load(results, state, run_id=run_id)
+
+
 def resumed(saved):
     """Under the same budget: what judged the audits comes with them, from the checkpoint."""
     return fresh().resumed(replace(saved, judged_by=begun().history.judged_by), JUDGE)
@@ -28,7 +32,7 @@ def test_what_is_written_comes_back(tmp_path):
     interrupted = run_to(20)
     folder = written(tmp_path / "run", interrupted)
 
-    saved = folder.load(interrupted.history.results, fresh())
+    saved = load(folder, interrupted.history.results, fresh())
 
     assert_carries_the_same(resumed(saved), interrupted)
 
@@ -36,7 +40,7 @@ def test_what_is_written_comes_back(tmp_path):
 def test_the_audits_are_those_of_the_checkpoint_not_of_the_folder(tmp_path):
     folder = written(tmp_path, run_to(20))
 
-    saved = folder.load(run_to(10).history.results, fresh())
+    saved = load(folder, run_to(10).history.results, fresh())
 
     assert len(saved.results) == 2
     assert_carries_the_same(resumed(saved).at_step(10), run_to(10))
@@ -46,7 +50,7 @@ def test_a_lost_history_is_named_and_costs_the_findings_alone(tmp_path, caplog):
     folder = written(tmp_path, run_to(10))
     (tmp_path / "history.jsonl").unlink()
 
-    saved = folder.load(run_to(10).history.results, fresh())
+    saved = load(folder, run_to(10).history.results, fresh())
 
     assert "What an earlier part of the run found is lost" in caplog.text
     assert saved.findings == ()
@@ -57,7 +61,7 @@ def test_lost_trajectories_leave_the_findings(tmp_path, caplog):
     folder = written(tmp_path, run_to(10))
     (tmp_path / "trajectories.safetensors").write_bytes(b"damaged")
 
-    saved = folder.load(run_to(10).history.results, fresh())
+    saved = load(folder, run_to(10).history.results, fresh())
 
     assert "is not a file of audit trajectories" in caplog.text
     assert (saved.findings, saved.trajectories) == ((CHECK,), None)
@@ -68,19 +72,19 @@ def test_a_lost_reference_is_refused(tmp_path):
     (tmp_path / "reference.safetensors").unlink()
 
     with pytest.raises(ReferenceMismatchError, match="the trained weights cannot stand in"):
-        folder.load([], fresh())
+        load(folder, [], fresh())
 
 
 def test_the_reference_of_other_canaries_is_refused(tmp_path):
     folder = written(tmp_path, run_to(10))
 
     with pytest.raises(ReferenceMismatchError, match="belong to other canaries"):
-        folder.load([], fresh(seed=1))
+        load(folder, [], fresh(seed=1))
 
 
 def test_the_run_that_wrote_here_last_may_go_on(tmp_path):
-    written(tmp_path, run_to(20)).refuse_another_run(run_to(10).history.results)
-    RunFolder(tmp_path / "empty").refuse_another_run(run_to(10).history.results)
+    written(tmp_path, run_to(20)).refuse_another_run(run_to(10))
+    RunFolder(tmp_path / "empty").refuse_another_run(run_to(10))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +92,14 @@ def test_the_run_that_wrote_here_last_may_go_on(tmp_path):
 )
 def test_a_run_that_began_otherwise_than_the_one_here_is_refused(tmp_path, different):
     folder = written(tmp_path, run_to(20))
-    baseline, *later = run_to(10).history.results
+    state = run_to(10)
+    baseline, *later = state.history.results
+    history = replace(state.history, results=(replace(baseline, **different), *later))
 
-    with pytest.raises(ReferenceMismatchError, match="is that of another run: pass the `output_dir`"):
-        folder.refuse_another_run([replace(baseline, **different), *later])
+    with pytest.raises(
+        ReferenceMismatchError, match="are those of another run that began otherwise: pass the `output_dir`"
+    ):
+        folder.refuse_another_run(replace(state, history=history))
 
 
 def test_no_reference_is_written_before_there_is_one(tmp_path):
@@ -126,7 +134,7 @@ def test_scores_of_the_records_are_written_whole(tmp_path):
     state = run_to(20)
     folder = written(tmp_path, state)
 
-    saved = folder.load(state.history.results, fresh())
+    saved = load(folder, state.history.results, fresh())
 
     np.testing.assert_equal(saved.trajectories.scores, state.trajectories.scores)
 
@@ -135,7 +143,7 @@ def test_the_last_audit_comes_back_with_its_step(tmp_path):
     state = run_to(20)
     folder = written(tmp_path, state)
 
-    saved = folder.load(state.history.results, fresh())
+    saved = load(folder, state.history.results, fresh())
 
     assert saved.last_audit.step == 20
     np.testing.assert_array_equal(saved.last_audit.statistics.means, state.last_audit.statistics.means)
@@ -144,7 +152,7 @@ def test_the_last_audit_comes_back_with_its_step(tmp_path):
 def test_the_last_audit_of_another_step_is_left_alone(tmp_path):
     folder = written(tmp_path, run_to(20))
 
-    assert folder.load(run_to(10).history.results, fresh()).last_audit is None
+    assert load(folder, run_to(10).history.results, fresh()).last_audit is None
 
 
 @pytest.mark.parametrize("content", [None, b"damaged"])
@@ -156,7 +164,7 @@ def test_a_lost_last_audit_costs_nothing_else(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
 
-    saved = folder.load(state.history.results, fresh())
+    saved = load(folder, state.history.results, fresh())
 
     assert saved.last_audit is None
     assert resumed(saved).trajectories.n_audits == 3

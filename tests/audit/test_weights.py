@@ -153,7 +153,7 @@ def test_kept_weights_that_this_budget_does_not_let_pass_are_discarded(tmp_path,
     weights = make_weights(folder=tmp_path)
     weights.begin(model)
 
-    weights.take_up(model, step=3, is_within=False, is_within_at=lambda step: False)
+    weights.take_up(model, step=3, is_within=False, is_within_at=lambda step, weights: False)
 
     assert not weights.are_kept
     assert "weights of step 0, which the interrupted run kept, are not known to be within" in caplog.text

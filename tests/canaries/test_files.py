@@ -89,7 +89,7 @@ def changed(path, change):
             lambda c: c.update(is_member=[not m for m in c["is_member"]]),
             "was changed since it was saved",
         ),
-        (lambda c: c.update(schema=2), "its schema is not 1"),
+        (lambda c: c.update(schema=1), "its schema is not 2"),
         (lambda c: c.pop("provenance"), "provenance"),
         (lambda c: c["provenance"].update(method="user_lists"), "is_randomized=True"),
         (lambda c: c.update(is_member=[1] * 30), r"`is_member\[0\]` is 1; true or false is needed"),

@@ -6,7 +6,7 @@ from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes
 
 
 def note(n):
-    return {"history": [], "exposures": {"n": n}, "judged_by": {}}
+    return {"run_id": "a", "history": [], "exposures": {"n": n}, "judged_by": {}}
 
 
 def n_of(notes, step):

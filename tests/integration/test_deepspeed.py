@@ -106,6 +106,18 @@ def test_each_process_keeps_its_own_part_of_what_is_trained_and_nobody_the_whole
             assert needed < outcome["n_bytes"] / 4
 
 
+def test_a_process_that_fails_in_a_pass_of_zero_3_ends_all_with_its_message(tmp_path):
+    outcomes = run(["a_process_fails_in_the_middle_of_a_pass"], tmp_path)
+
+    for outcome in outcomes["a_process_fails_in_the_middle_of_a_pass"]:
+        assert outcome["raised"].startswith(
+            "BrokenPassError: A pass through the sharded model broke off on process 1 (ValueError: a kernel "
+            "failed): training cannot go on with these processes. Resume from the last checkpoint"
+        )
+        assert outcome["checkpoints"] == ["checkpoint-2", "checkpoint-4"]
+        assert outcome["seconds"] < 60
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_training_ends_with_the_same_bits_with_and_without_the_callback(others, stage):
     for outcome in others[f"zero_{stage}_is_neutral"]:

@@ -74,7 +74,8 @@ def without_later(rows):
     assert all(row[name] is None for row in rows for name in SINCE)
     # A single score was judged, which decided by itself.
     assert all((row["decided_by"], row["judged_beside"]) == (row["score"], {}) for row in rows)
-    later = (*SINCE, "decided_by", "judged_beside")
+    assert all(row["weights"] == "" for row in rows)
+    later = (*SINCE, "decided_by", "judged_beside", "weights")
     told = [without_directions({k: v for k, v in row.items() if k not in later}) for row in rows]
     assert all(row["decision"].pop("score") == "" for row in told)
     return told
@@ -192,7 +193,7 @@ def test_a_state_dict_has_the_names_that_it_had():
 
     auditor.load_state_dict(state)
 
-    assert auditor.state_dict().keys() == {*state, "exposures", "judged_by", "last_audit"}
+    assert auditor.state_dict().keys() == {*state, "exposures", "judged_by", "last_audit", "run_id"}
     assert auditor.state_dict()["reference"].keys() == state["reference"].keys()
     later = {"step_scores"}
     assert auditor.state_dict()["trajectories"].keys() - later == state["trajectories"].keys()

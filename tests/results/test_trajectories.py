@@ -220,10 +220,10 @@ def test_what_is_no_such_file_is_refused(tmp_path, content):
 
 def test_a_file_of_another_schema_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 3)
+        patched.setattr("ezmia_callbacks.results.trajectories._SCHEMA", 4)
         trajectories().save(tmp_path / "file")
 
-    with pytest.raises(ConfigurationError, match="its schema is not 2"):
+    with pytest.raises(ConfigurationError, match="its schema is not 3"):
         Trajectories.load(tmp_path / "file")
 
 

@@ -1,6 +1,8 @@
 """Runs of two processes on DeepSpeed's own engine, without a GPU, for `test_deepspeed.py`."""
 
+import datetime
 import os
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ import torch
 import torch.distributed as dist
 from huggingface_tiny import draw, make_trainer
 from tiny import make_model
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
 from ezmia_callbacks.errors import ConfigurationError
+
+# Seconds.
+_GROUP_WAITS = 10
 
 NEVER_CROSSED = LeakageBudget(limit=0.99, rule="point")
 
@@ -379,3 +385,30 @@ def a_loop_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
         group["lr"] = 0.0
     accelerator.backward(model(input_ids=batch, labels=batch).loss)
     return found | {"stepped": difference(in_use(model), whole(model, within[kept]))}
+
+
+def a_process_fails_in_the_middle_of_a_pass(rank: int, folder: Path) -> dict[str, Any]:
+    """Where the others wait for its part of the next weights; errors are to be gaps."""
+    run_on_cpu()
+    _set_pg_timeout(datetime.timedelta(seconds=_GROUP_WAITS), dist.group.WORLD)
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every=2, on_error="warn")
+    arguments = {"save_strategy": "steps", "save_steps": 2, "bf16": True}
+    trainer = make_deepspeed_trainer(folder / "run", rows, [audit], zero=PARTS, **arguments)
+    block = trainer.model.transformer.h[0].mlp
+
+    def fail(*args):
+        is_third_audit = trainer.state.global_step == 6 and not block.training
+        if rank == 1 and is_third_audit:
+            raise ValueError("a kernel failed")
+
+    block.register_forward_pre_hook(fail)
+    started = time.monotonic()
+    try:
+        trainer.train()
+    except Exception as error:
+        raised = f"{type(error).__name__}: {error}"
+    else:
+        raised = "not raised"
+    checkpoints = sorted(path.name for path in (folder / "run").glob("checkpoint-*"))
+    return {"raised": raised, "seconds": time.monotonic() - started, "checkpoints": checkpoints}

@@ -1,17 +1,27 @@
 """What each process does in the tests of `test_distributed.py`."""
 
+import datetime
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from tiny import make_model, make_rows, make_texts
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from writing_models import times
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditor, hold_out_canaries
-from ezmia_callbacks.audit import kept_weights
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor, distributed, hold_out_canaries
+from ezmia_callbacks.audit import kept_weights, rejected
 from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.distributed import gather
 from ezmia_callbacks.errors import AuditError, ConfigurationError
+
+# Seconds that processes wait for each other there; as much as a busy machine needs besides.
+_GROUP_WAITS = 10
 
 N_MEMBERS, N_NON_MEMBERS, BATCH_SIZE = 31, 60, 8
 
@@ -80,15 +90,8 @@ def audit_wrapped(rank: int, folder: Path) -> dict[str, Any]:
 
 def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     """Under FSDP2, where every forward pass is a collective operation."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = make_model()
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    model = _sharded()
     outcome = audit_twice(None, model)
     is_sharded_again = all(hasattr(parameter, "to_local") for parameter in model.parameters())
     snapshot = KeptWeights(folder / "kept")
@@ -107,6 +110,18 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
         "step": step,
         "files": sorted(path.name for path in (folder / "kept").iterdir()),
     }
+
+
+def _sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = make_model()
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:
@@ -159,6 +174,49 @@ def _fail(rank: int, folder: Path, on_error: str) -> dict[str, Any]:
     return {"status": result.status, "error": result.error}
 
 
+def fail_between_passes_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process finds NaN where the others do not: in what its own pass returned."""
+    model, calls = _sharded(), iter(range(1_000))
+
+    def logits_fn(model, input_ids, attention_mask):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        is_ill = rank == 1 and calls_of_audit and next(calls) == 2
+        return logits * float("nan") if is_ill else logits
+
+    calls_of_audit: list[bool] = []
+    auditor = PrivacyAuditor(make_canaries(), n_audits=2, logits_fn=logits_fn, batch_size=BATCH_SIZE)
+    auditor.begin(model)
+    calls_of_audit.append(True)
+    return {"statuses": [auditor.audit(model).status for _ in range(2)], "error": auditor.history[1].error}
+
+
+def fail_in_a_pass_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process fails between the exchanges of weights of two layers, although errors shall only warn."""
+    _set_pg_timeout(datetime.timedelta(seconds=_GROUP_WAITS), dist.group.WORLD)
+    model = _sharded()
+    auditor = PrivacyAuditor(make_canaries(), n_audits=2, on_error="warn", batch_size=BATCH_SIZE)
+    auditor.begin(model)
+
+    def fail(module, args):
+        raise ValueError("a kernel failed")
+
+    if rank == 1:
+        model.transformer.h[1].mlp.register_forward_pre_hook(fail)
+    started = time.monotonic()
+    try:
+        auditor.audit(model)
+    except AuditError as error:
+        told = f"{type(error).__name__}: {error}"
+    else:
+        told = "nothing"
+    return {
+        "told": told,
+        "seconds": time.monotonic() - started,
+        "status": auditor.history[-1].status,
+        "is_sharded": all(hasattr(parameter, "to_local") for parameter in model.parameters()),
+    }
+
+
 def differ_in_canaries(rank: int, folder: Path) -> str:
     auditor = PrivacyAuditor(make_canaries(seed=rank), n_audits=1)
     try:
@@ -186,7 +244,31 @@ def keep_without_room_for_a_copy(rank: int, folder: Path) -> dict[str, Any]:
         kept_weights.has_memory_for = has_memory_for
 
 
-def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict[str, Any]:
+def keep_on_a_slow_disk(rank: int, folder: Path) -> dict[str, Any]:
+    """The first write of each kind takes longer than the processes wait for each other in a collective."""
+    _set_pg_timeout(datetime.timedelta(seconds=_GROUP_WAITS), dist.group.WORLD)
+    distributed._TURN = 1.0
+    writes = ((kept_weights, "write_tensors"), (RunFolder, "save_audits"), (rejected, "write_atomically"))
+    with ExitStack() as stack:
+        for owner, name in writes:
+            stack.enter_context(patch.object(owner, name, _slow_once(getattr(owner, name))))
+        return _keep_and_put_back(rank, folder, folder / "audit", keep_rejected=True)
+
+
+def _slow_once(write):
+    is_slow = iter([True])
+
+    def slow(*args, **kwargs):
+        if next(is_slow, False):
+            time.sleep(_GROUP_WAITS + 4)
+        return write(*args, **kwargs)
+
+    return slow
+
+
+def _keep_and_put_back(
+    rank: int, folder: Path, output_dir: Path | None, *, keep_rejected: bool = False
+) -> dict[str, Any]:
     """Replicated weights: an audit inside the budget, one over it, and back."""
     model = make_model()
     auditor = PrivacyAuditor(
@@ -194,6 +276,7 @@ def _keep_and_put_back(rank: int, folder: Path, output_dir: Path | None) -> dict
         budget=LeakageBudget(limit=0.9, rule="point"),
         n_audits=2,
         output_dir=output_dir,
+        keep_rejected=keep_rejected,
         assume_seen=True,
     )
     auditor.begin(model)

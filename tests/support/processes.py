@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ezmia_callbacks.distributed import gather
+
 # Seconds that a process waits for another one, and that a test waits for all: a hang fails, it does not hang.
 _PATIENCE = 90
 _LIMIT = 400
@@ -84,7 +86,7 @@ def _run(rank: int, n: int, folder: Path, bodies: Sequence[Body]) -> None:
     torch.save(returned, folder / f"returned-{rank}.pt")
     # Whoever closes its connections first makes the threads of the others throw: all arrive, then all leave,
     # and without the interpreter's own end, in which those threads still run.
-    dist.barrier()
+    gather(None)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
