@@ -54,7 +54,7 @@ test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
 
 test-engines: $(INSTALLED) $(ENGINES)/.installed ## Run the tests of DeepSpeed, two processes without a GPU
-	PYTHONPATH=$(ENGINES) $(BIN)/python -m pytest -q tests/integration/test_deepspeed.py
+	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q tests/integration/test_deepspeed.py
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py

@@ -29,6 +29,8 @@ OTHERS = [
     "zero_2_is_neutral",
     "zero_3_is_neutral",
     "an_unproven_setting_is_refused",
+    "a_copy_of_parts_is_refused",
+    "rejected_weights_are_kept_in_parts",
     "a_loop_stops_and_puts_back",
 ]
 
@@ -143,3 +145,17 @@ def test_what_no_test_has_put_back_is_refused_before_the_first_step_on_every_pro
     )
 
     assert others["an_unproven_setting_is_refused"] == [[message, message]] * 2
+
+
+def test_a_copy_as_the_reference_is_refused_where_each_process_has_a_part(others):
+    message = (
+        "step 0: ConfigurationError: reference='copy' needs a model that can be copied, and of "
+        "GPT2LMHeadModel this process holds a part alone: use reference='auto', the same start without a "
+        "second model."
+    )
+
+    assert others["a_copy_of_parts_is_refused"] == [message] * 2
+
+
+def test_weights_over_the_budget_are_written_by_each_process_that_has_a_part(others):
+    assert others["rejected_weights_are_kept_in_parts"] == [{"difference": 0.0}] * 2

@@ -338,6 +338,31 @@ def an_unproven_setting_is_refused(rank: int, folder: Path) -> list[str]:
     return errors
 
 
+def a_copy_of_parts_is_refused(rank: int, folder: Path) -> str:
+    run_on_cpu()
+    rows, canaries = draw()
+    audit = PrivacyAuditCallback(canaries, reference="copy")
+    trainer = make_deepspeed_trainer(folder, rows, [audit], zero=PARTS, bf16=True)
+    try:
+        trainer.train()
+    except Exception as error:
+        return f"step {trainer.state.global_step}: {type(error).__name__}: {error}"
+    return "not refused"
+
+
+def rejected_weights_are_kept_in_parts(rank: int, folder: Path) -> dict[str, Any]:
+    run_on_cpu()
+    from safetensors.torch import load_file
+
+    rows, canaries = draw()
+    watched = Watched(canaries, budget=LeakageBudget(limit=0.8, rule="point"), every=2, keep_rejected=True)
+    arguments = {"learning_rate": 2e-2, "num_train_epochs": 20, "bf16": True}
+    trainer = make_deepspeed_trainer(folder, rows, [watched.callback], zero=PARTS, **arguments)
+    trainer.train()
+    (file,) = watched.callback.auditor.rejected_folder.glob(f"*-{rank}.safetensors")
+    return {"difference": difference(watched.over, load_file(file))}
+
+
 def a_loop_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
     """As users of Accelerate write it: the engine is the model, and no optimizer is handed over."""
     run_on_cpu()
