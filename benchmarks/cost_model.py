@@ -13,7 +13,10 @@ PROCESSES = [1, 8, 64]
 
 # Of a scored token: true-token log-probability, mean and deviation in float32, and one flag.
 BYTES_PER_TOKEN = 13
-BYTES_PER_WEIGHT = 2  # bfloat16
+# A weight as it is kept: as training holds it, not as it computes. FSDP2 with a mixed-precision policy, and
+# autocast, compute in bfloat16 and hold float32.
+BYTES_PER_WEIGHT = {"bfloat16": 2, "float32, or a mixed policy": 4}
+N_SHARDS = 8
 
 
 def n_forwards(n_canaries: int, *, n_processes: int) -> int:
@@ -29,6 +32,11 @@ def flop_of_audit(n_parameters: float, n_tokens: int) -> float:
 def flop_of_training(n_parameters: float, n_tokens: float) -> float:
     """Six per parameter and token: forward pass, and a backward pass that costs twice as much."""
     return 6 * n_parameters * n_tokens
+
+
+def bytes_of_kept_weights(n_parameters: float, *, held_in: str, n_shards: int = 1) -> float:
+    """What each process that keeps a part writes, for weights that are all trained."""
+    return n_parameters * BYTES_PER_WEIGHT[held_in] / n_shards
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -59,11 +67,27 @@ def model_table() -> str:
     rows = []
     for name, n_parameters in MODELS.items():
         flops = [f"{flop_of_audit(n_parameters, n * length) / 1e15:.3g}" for n, length in CANARY_SETS]
-        kept = n_parameters * BYTES_PER_WEIGHT / 1e9
-        rows.append([name, *flops, f"{kept:.3g} GB", f"{kept / 8:.2g} GB"])
-    header = ["PFLOP of an audit", *(f"{n:,} of {length}" for n, length in CANARY_SETS)]
-    return table([*header, "kept weights", "one of 8 shards"], rows)
+        rows.append([name, *flops])
+    return table(["PFLOP of an audit", *(f"{n:,} of {length}" for n, length in CANARY_SETS)], rows)
+
+
+def kept_table() -> str:
+    """Files of kept weights; the older ones stay until the new ones are whole."""
+    rows = []
+    for name, n_parameters in MODELS.items():
+        cells = []
+        for held_in in BYTES_PER_WEIGHT:
+            whole = bytes_of_kept_weights(n_parameters, held_in=held_in) / 1e9
+            shard = bytes_of_kept_weights(n_parameters, held_in=held_in, n_shards=N_SHARDS) / 1e9
+            cells += [f"{whole:.3g} GB", f"{shard:.2g} GB", f"{2 * whole:.3g} GB"]
+        rows.append([name, *cells])
+    header = [
+        f"{held_in}: {what}"
+        for held_in in BYTES_PER_WEIGHT
+        for what in ("whole", f"one of {N_SHARDS} shards", "at most on the disk")
+    ]
+    return table(["kept weights", *header], rows)
 
 
 if __name__ == "__main__":
-    print(canary_table(), model_table(), sep="\n\n")
+    print(canary_table(), model_table(), kept_table(), sep="\n\n")

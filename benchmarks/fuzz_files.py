@@ -38,6 +38,7 @@ from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_o
 from ezmia_callbacks.report import render_report, summarize, to_document
 from ezmia_callbacks.report.view import from_plain, to_plain
 from ezmia_callbacks.results import Trajectories, most_exposed
+from ezmia_callbacks.results.consistency import CONTRADICTION
 from ezmia_callbacks.results.result import NEWER_FIELDS
 from ezmia_callbacks.safe_text import for_document
 from ezmia_callbacks.scoring.rows import encode_canaries
@@ -358,7 +359,12 @@ def mixed_canaries() -> tuple[CanarySet, CanarySet]:
 
 def read_history(path: Path) -> tuple[Any, Any]:
     history = AuditHistory.load(path)
-    said = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    # Half a line at the end is what a killed process leaves.
+    with suppress(ValueError):
+        json.loads(last)
+        lines.append(last)
+    said = [json.loads(line) for line in lines if line]
     if len(history):
         summarize(history)
         render_report(to_document(history))
@@ -394,6 +400,7 @@ def kinds(folder: Path) -> list[Kind]:
     save_canaries(mixed, folder / "mixed.json")
     save_canaries(synthetic, folder / "synthetic.json")
     note = {
+        "run_id": history.run_metadata.run_id,
         "history": history.to_dicts(),
         "exposures": auditor.exposures_of_all.to_dict(),
         "judged_by": history.judged_by,
@@ -403,9 +410,14 @@ def kinds(folder: Path) -> list[Kind]:
     def resume(note: Any) -> tuple[Any, Any]:
         resumed = make_auditor(canaries, run)
         resumed.resume(
-            model, note["history"], step=30, exposures=note["exposures"], judged_by=note["judged_by"]
+            model,
+            note["history"],
+            step=30,
+            exposures=note["exposures"],
+            judged_by=note["judged_by"],
+            run_id=note["run_id"],
         )
-        return resumed.history.to_dicts(), note["history"]
+        return _as_told(resumed.history.to_dicts(), note["history"]), note["history"]
 
     def read_note(path: Path) -> tuple[Any, Any]:
         notes = path.parent / "notes"
@@ -525,13 +537,29 @@ def kinds(folder: Path) -> list[Kind]:
 
 
 def _resumed(note: Any, resume: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    names = {"history", "exposures", "judged_by"}
+    names = {"run_id", "history", "exposures", "judged_by"}
     # The caller's own names.
     return resume(note) if isinstance(note, dict) and note.keys() == names else (None, None)
 
 
+def _as_told(found: list[dict[str, Any]], said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Audits as they were told where a finding names what was made of that: a verdict judged anew."""
+    return [
+        {**row, "decision": other["decision"], "findings": row["findings"][:-1]}
+        if row["findings"] and row["findings"][-1]["name"] == CONTRADICTION
+        else row
+        for row, other in zip(found, said, strict=True)
+    ]
+
+
 def _without_decisions(state: dict[str, Any]) -> dict[str, Any]:
-    rows = [{name: row[name] for name in row if name != "decision"} for row in state["history"]]
+    rows = [
+        {
+            **{name: row[name] for name in row if name != "decision"},
+            "findings": [each for each in row["findings"] if each["name"] != CONTRADICTION],
+        }
+        for row in state["history"]
+    ]
     return {**state, "history": rows}
 
 

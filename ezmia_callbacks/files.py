@@ -1,4 +1,7 @@
-"""Writing files: a killed process leaves old content or new, and others cannot read what is private."""
+"""Writing files: a killed process leaves old content or new, and others cannot read what is private.
+
+Only `append` can leave a piece of what is new, at the end: whoever reads the file has to know its last line.
+"""
 
 import os
 from pathlib import Path
@@ -28,6 +31,26 @@ def write_atomically(path: Path, content: bytes | str, *, is_for_others: bool = 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, content: str) -> None:
+    """Write at the end of a file that is there: all or, unless the process is killed, nothing.
+
+    Args:
+        path: File to write to.
+        content: Text to be written as UTF-8.
+    """
+    left = memoryview(content.encode(errors="backslashreplace"))
+    # Without a buffer: what failed must not be written again when the file is cut or closed.
+    with path.open("r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def open_private(path: Path) -> BinaryIO:

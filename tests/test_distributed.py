@@ -22,6 +22,7 @@ AGREEING = (
     bodies.keep_on_disk,
     bodies.keep_without_room_for_a_copy,
     bodies.fail_to_keep,
+    bodies.be_on_a_mesh_of_two_dimensions,
 )
 
 
@@ -142,6 +143,11 @@ def test_a_write_that_takes_longer_than_a_process_group_waits_breaks_nothing(tmp
     outcomes = run_processes([bodies.keep_on_a_slow_disk], 2, tmp_path)["keep_on_a_slow_disk"]
 
     assert [(outcome["step"], outcome["is_back"]) for outcome in outcomes] == [(1, True)] * 2
+
+
+def test_a_mesh_of_two_dimensions_is_refused_before_the_first_step(two):
+    for told in two["be_on_a_mesh_of_two_dimensions"]:
+        assert told.startswith("The model's weights lie on a mesh of 2 dimensions, as with HSDP")
 
 
 @pytest.fixture(scope="module")

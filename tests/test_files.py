@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ezmia_callbacks import files
-from ezmia_callbacks.files import check_writable, write_atomically
+from ezmia_callbacks.files import append, check_writable, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path):
@@ -41,6 +41,38 @@ def test_a_failing_write_keeps_the_old_content_and_cleans_up(tmp_path, monkeypat
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_appended_stands_at_the_end_of_the_same_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "é\n")
+    before = path.stat()
+
+    append(path, "ü\n")
+    append(path, "")
+
+    assert path.read_text(encoding="utf-8") == "é\nü\n"
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_what_cannot_be_appended_leaves_the_file_as_it_was(tmp_path, monkeypatch, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(_descriptor):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
+        append(path, "new")
+
+    assert path.read_text() == "old"
+
+
+def test_nothing_is_appended_to_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        append(tmp_path / "file", "new")
 
 
 @pytest.mark.parametrize(("survives", "expected"), [(False, "old"), (True, "new")])

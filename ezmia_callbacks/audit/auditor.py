@@ -40,6 +40,7 @@ from ezmia_callbacks.distributed import (
     n_processes,
     on_all_ranks,
     on_all_ranks_in_turns,
+    refuse_meshes,
     talk_beside_the_model,
     unwrapped,
 )
@@ -244,7 +245,9 @@ class PrivacyAuditor:
         self._said: set[str] = set()
         self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
-        n_scores = len(self._state.trajectories.score_names)
+        # As it is in the folder, if this process wrote it there.
+        self._saved: RunState | None = None
+        n_scores = len(self._state.blocks.score_names)
         self._judge = Judge(budget, settings.band_confidence, n_audits, judge_only, n_scores)
         self._judge.check_resolvable(self._state.subset)
         self._move_to(self._state)
@@ -675,6 +678,7 @@ class PrivacyAuditor:
 
     def _check_surroundings(self, model: nn.Module) -> None:
         """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        refuse_meshes(unwrapped(model))
         talk_beside_the_model(unwrapped(model))
         folder = self._folder
         if folder is not None:
@@ -1017,14 +1021,13 @@ class PrivacyAuditor:
         self, target: TokenStatistics, own_scores: Mapping[str, np.ndarray], moment: Moment
     ) -> AuditResult:
         settings, history, attack = self.settings, self.history, self.settings.attack
-        trained = self.trajectories.trained()
         counted = None if moment.is_baseline else self._counted()
         is_fair = attack is None or not attack.is_trained_on_membership
         measured = figures(
             target,
             self.reference or target,
             self._state.subset,
-            judged=self._state.trajectories.score_names,
+            judged=self._state.blocks.score_names,
             strongest_of=self._judge.strongest_of,
             own_scores=own_scores,
             fpr_levels=settings.reported_fpr_levels,
@@ -1033,7 +1036,7 @@ class PrivacyAuditor:
             has_epsilon=is_fair and not moment.is_baseline,
             counted=counted,
             previous=None if moment.is_baseline else self._state.previous_of_subset,
-            earlier_steps=trained.step_scores,
+            earlier_steps=self._state.blocks.earlier_steps,
         )
         result = AuditResult(
             **vars(moment),
@@ -1111,14 +1114,16 @@ class PrivacyAuditor:
         return {"seconds": watch.seconds, "overhead": watch.overhead, "share": self._state.subset.share}
 
     def _record(self, result: AuditResult) -> None:
-        known = {finding.name for earlier in self.history for finding in earlier.findings}
+        earlier = self.history
         self._state = self._state.with_result(result, self._target)
         if is_main_process():
             logger.info("%s", result.describe())
             for finding in result.findings:
                 # Of the baseline's, the caveat says all.
-                is_new = finding.name not in known and finding.name != CONTAMINATION
-                if is_new and not result.is_baseline:
+                if result.is_baseline or finding.name == CONTAMINATION:
+                    continue
+                # What was found before is mostly found soon: not all audits are looked through.
+                if all(finding.name != other.name for before in earlier for other in before.findings):
                     logger.warning("%s", finding.text)
         # Before the first step a folder that cannot be written is the user's to mend.
         may_raise = result.is_baseline or self.settings.on_error == "raise"
@@ -1127,15 +1132,20 @@ class PrivacyAuditor:
     def _save_audits(self, *, may_raise: bool) -> None:
         if self._folder is None or self._lock is None or not is_main_process():
             return
+        # What fails may leave anything: the next audit writes all anew.
+        saved, self._saved = self._saved, None
         try:
             self._lock.hold()
-            self._folder.save_audits(self._state)
+            self._folder.save_audits(self._state, after=saved)
         except ConfigurationError as error:
             logger.warning("The audit is not written: %s", error)
         except OSError as error:
             if may_raise:
                 raise
             logger.warning("The audit history could not be written: %s", error)
+        else:
+            # Its statistics are large, and no longer needed.
+            self._saved = replace(self._state, last_audit=None)
 
     def _save_reference(self) -> None:
         if self._folder is not None and is_main_process():

@@ -76,7 +76,9 @@ class Judge:
 
     def band(self, history: AuditHistory) -> EndShares:
         """How often the ends of the next audit's bands may miss, so that all bands hold together."""
-        alpha = self._alpha(len(history.audits_after_baseline) + 1)
+        # The baseline comes first, and spends nothing: whoever looked for it would look through all audits.
+        n_before = len(history) - sum(result.is_baseline for result in history.results[:1])
+        alpha = self._alpha(n_before + 1)
         return end_shares(self.budget, failure_probability=alpha, n_scores=self.n_scores)
 
     def strongest_of(self, judged: Mapping[str, Mapping[str, Measurement]]) -> str:

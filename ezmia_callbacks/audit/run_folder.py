@@ -59,14 +59,19 @@ class RunFolder:
         if state.reference is not None:
             save_statistics(self.path / _REFERENCE, state.reference, fingerprint=state.fingerprint)
 
-    def save_audits(self, state: RunState) -> None:
-        """Write the audits, the records' scores and the last audit's statistics, each file whole or not.
+    def save_audits(self, state: RunState, *, after: RunState | None = None) -> None:
+        """Write the audits, the records' scores and the last audit's statistics.
+
+        Args:
+            state: The run.
+            after: The run as this process saved it here last: of what is the same since, little is written
+                again. None writes every file anew.
 
         Raises:
             OSError: if they cannot be written.
         """
-        state.history.save(self.path / _HISTORY)
-        state.trajectories.save(self.path / _TRAJECTORIES)
+        state.history.save(self.path / _HISTORY, after=None if after is None else after.history)
+        state.blocks.save(self.path / _TRAJECTORIES, after=None if after is None else after.blocks)
         if (last := state.last_audit) is not None:
             fingerprint = _of_step(state.fingerprint, last.step, run_id=state.run_id)
             save_statistics(self.path / _LAST_AUDIT, last.statistics, fingerprint=fingerprint)
@@ -144,7 +149,7 @@ class RunFolder:
 
     def _trajectories(self, state: RunState, *, run_id: str) -> Trajectories | None:
         """The trajectories of a run; None, with a warning, if they cannot be read or are another run's."""
-        fingerprint = state.trajectories.fingerprint
+        fingerprint = state.subset.all_encoded.fingerprint
         try:
             return Trajectories.load(self.path / _TRAJECTORIES, fingerprint=fingerprint, run_id=run_id)
         except AuditError as error:

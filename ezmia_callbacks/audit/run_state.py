@@ -18,6 +18,7 @@ from ezmia_callbacks.results.exposures import Exposures
 from ezmia_callbacks.results.history import AuditHistory, JudgedBy, read_audits
 from ezmia_callbacks.results.result import AuditResult, Finding
 from ezmia_callbacks.results.trajectories import Trajectories
+from ezmia_callbacks.results.trajectory_blocks import TrajectoryBlocks
 from ezmia_callbacks.scoring.statistics import TokenStatistics, arrays_of, check_numbers, statistics_of
 from ezmia_callbacks.typed_rows import read_value
 
@@ -75,7 +76,7 @@ class RunState:
         fingerprint: Of the canaries and the source of the reference: sources are never mixed in a run.
         subset: The canaries that audits score.
         history: The audits so far.
-        trajectories: Scores of the subset's records at these audits.
+        blocks: Scores of the subset's records at these audits.
         exposures: What all processes together were fed of each canary, as far as it is known.
         reference: Statistics of the reference, of all canaries; None until the baseline was measured.
         last_audit: The model at the last audit that did not fail; None if there is none, or it is lost.
@@ -87,7 +88,7 @@ class RunState:
     fingerprint: str
     subset: CanarySubset
     history: AuditHistory
-    trajectories: Trajectories
+    blocks: TrajectoryBlocks
     exposures: Exposures
     reference: TokenStatistics | None = None
     last_audit: LastAudit | None = None
@@ -118,7 +119,7 @@ class RunState:
             fingerprint=fingerprint,
             subset=subset,
             history=history,
-            trajectories=_no_trajectories(subset, score_names=score_names),
+            blocks=TrajectoryBlocks.of(_no_trajectories(subset, score_names=score_names)),
             exposures=Exposures.none(len(subset.all_encoded.rows)),
             chooses_subset=chooses_subset,
         )
@@ -129,7 +130,7 @@ class RunState:
             replace(self.subset, share=1.0, cut_to=None),
             replace(self.history, results=(), findings=(), caveat="", is_complete=False),
             fingerprint=self.fingerprint,
-            score_names=self.trajectories.score_names,
+            score_names=self.blocks.score_names,
             chooses_subset=self.chooses_subset,
         ).named("")
 
@@ -140,8 +141,13 @@ class RunState:
 
     def named(self, run_id: str) -> RunState:
         """The run has this name."""
-        named = replace(self, trajectories=replace(self.trajectories, run_id=run_id))
-        return named.with_metadata(run_id=run_id or None)
+        blocks = TrajectoryBlocks.of(replace(self.trajectories, run_id=run_id))
+        return replace(self, blocks=blocks).with_metadata(run_id=run_id or None)
+
+    @property
+    def trajectories(self) -> Trajectories:
+        """Scores of the subset's records at all audits."""
+        return self.blocks.whole
 
     @cached_property
     def reference_of_subset(self) -> TokenStatistics | None:
@@ -184,15 +190,15 @@ class RunState:
             self,
             last_audit=last_audit,
             history=replace(self.history.with_result(result), is_complete=False),
-            trajectories=self.trajectories.with_result(result),
+            blocks=self.blocks.with_result(result),
         )
 
     def with_subset(self, subset: CanarySubset) -> RunState:
         """Audits score this subset from here on, as if there had never been more."""
-        trajectories = self.trajectories
+        blocks = self.blocks
         if subset.share != self.subset.share:
-            trajectories = trajectories.of_records(subset.is_chosen)
-        return replace(self, subset=subset, trajectories=trajectories, is_subset_chosen=True)
+            blocks = blocks.of_records(subset.is_chosen)
+        return replace(self, subset=subset, blocks=blocks, is_subset_chosen=True)
 
     def with_exposures(self, exposures: Exposures) -> RunState:
         """So much is known by now of what training was fed; canaries that it cuts are cut, too."""
@@ -271,7 +277,7 @@ class RunState:
             history = history.up_to_step(step)
         share = _chosen_share(history.results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        trajectories = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        trajectories = _no_trajectories(subset, score_names=self.blocks.score_names)
         trajectories = replace(trajectories, run_id=saved.run_id)
         # A subset that was chosen after this step will be chosen again.
         kept = saved.trajectories
@@ -286,7 +292,7 @@ class RunState:
             self,
             subset=subset,
             history=replace(history, is_complete=False),
-            trajectories=trajectories,
+            blocks=TrajectoryBlocks.of(trajectories),
             reference=saved.reference,
             last_audit=last_audit if last_audit is not None and last_audit.step == last_step else None,
             is_subset_chosen=share is not None,
@@ -305,7 +311,8 @@ class RunState:
         results = tuple(replace(result, weights="") for result in self.history if result.is_baseline)
         trajectories = self.trajectories.up_to_step(results[-1].step if results else -1)
         history = replace(self.history, results=results, is_complete=False)
-        return replace(self, history=history, trajectories=trajectories, last_audit=None)
+        blocks = TrajectoryBlocks.of(trajectories)
+        return replace(self, history=history, blocks=blocks, last_audit=None)
 
     def saved(self) -> SavedRun | None:
         """What has to be kept for the run to go on; None before the baseline was measured."""
@@ -361,7 +368,7 @@ class RunState:
         results = read_audits(found.history)
         share = _chosen_share(results)
         subset = self.subset.of_share(1.0 if share is None else share)
-        empty = _no_trajectories(subset, score_names=self.trajectories.score_names)
+        empty = _no_trajectories(subset, score_names=self.blocks.score_names)
         trajectories = None
         # The first version kept those of one score, as an array.
         if not isinstance(found.trajectories.get("scores"), np.ndarray):

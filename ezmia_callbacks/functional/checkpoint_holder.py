@@ -35,6 +35,8 @@ called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,15 +100,47 @@ def checkpoint_holder_score(
             f"`step_scores` has shape {scores.shape}, but it needs (n_steps, n_records) with at least one of "
             "each: pass a row for each audit after the start."
         )
-    if not np.isfinite(scores).all():
+    return EarlierSteps(scores[:-1]).score_with(scores[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class EarlierSteps:
+    """The step scores of the audits before one, most of them summed up: the next costs the same after any.
+
+    Attributes:
+        steps: float64, (n_steps, n_records): those that are not summed up yet.
+        n_summed: Steps that are.
+        sums: float64, (n_records,) each: what `sum_of_steps` gives of some of them.
+    """
+
+    steps: Float64[np.ndarray, "n_steps n_records"]
+    n_summed: int = 0
+    sums: Sequence[Float64[np.ndarray, " n_records"]] = ()
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps, summed up or not."""
+        return self.n_summed + len(self.steps)
+
+    def score_with(self, step: Float64[np.ndarray, " n_records"]) -> Float64[np.ndarray, " n_records"]:
+        """`checkpoint_holder_score` of all these steps and one more."""
+        steps = np.concatenate([self.steps, step[np.newaxis]])
+        combined: Float64[np.ndarray, " n_records"] = scipy.special.logsumexp(
+            [*self.sums, sum_of_steps(steps)], axis=0
+        ) - np.log(self.n_steps + 1)
+        return combined
+
+
+def sum_of_steps(
+    step_scores: Float64[np.ndarray, "n_steps n_records"],
+) -> Float64[np.ndarray, " n_records"]:
+    """Logarithm of the sum over steps of exp(3 z - 9/2); see `checkpoint_holder_score`."""
+    if not np.isfinite(step_scores).all():
         raise ConfigurationError(
             "`step_scores` holds NaN or infinity, but ranks need finite scores: leave out audits that failed."
         )
-    n_steps, n_records = scores.shape
-    ranks = scipy.stats.rankdata(scores, axis=1)
-    normal = scipy.special.ndtri((ranks - 0.5) / n_records)
+    ranks = scipy.stats.rankdata(step_scores, axis=1)
+    normal = scipy.special.ndtri((ranks - 0.5) / step_scores.shape[1])
     log_ratios = _SHIFT * normal - _SHIFT**2 / 2.0
-    combined: Float64[np.ndarray, " n_records"] = scipy.special.logsumexp(log_ratios, axis=0) - np.log(
-        n_steps
-    )
+    combined: Float64[np.ndarray, " n_records"] = scipy.special.logsumexp(log_ratios, axis=0)
     return combined

@@ -11,7 +11,7 @@ import numpy as np
 from ezmia_callbacks.errors import TooFewCanariesError
 from ezmia_callbacks.functional import intervals, roc
 from ezmia_callbacks.functional.budget import EndShares, metric_name
-from ezmia_callbacks.functional.checkpoint_holder import checkpoint_holder_score
+from ezmia_callbacks.functional.checkpoint_holder import EarlierSteps
 from ezmia_callbacks.functional.epsilon import bonferroni_epsilon
 from ezmia_callbacks.functional.scores import ez_evidence
 from ezmia_callbacks.results.result import EdgeCounts, Measurement
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ezmia_callbacks.measuring.subset import CanarySubset
 
     Scores = Float64[np.ndarray, " n_records"]
-    StepScores = Float64[np.ndarray, "n_steps n_records"]
     Membership = Bool[np.ndarray, " n_records"]
 
 __all__: list[str] = []
@@ -118,7 +117,7 @@ def figures(
     has_epsilon: bool,
     counted: Counted | None = None,
     previous: TokenStatistics | None = None,
-    earlier_steps: StepScores | None = None,
+    earlier_steps: EarlierSteps | None = None,
 ) -> Figures:
     """The figures of one audit.
 
@@ -138,9 +137,8 @@ def figures(
             It is that of all records: who was fed is what is to be found out.
         counted: Which records the other figures are of; None for all.
         previous: Statistics of the model at the audit before this one; None at the baseline.
-        earlier_steps: float64, (n_steps, n_records): step scores of the audits between the baseline and this
-            one; None if there are none. With `previous` it says what all these models together tell, which
-            decides nothing.
+        earlier_steps: Step scores of the audits between the baseline and this one; None if there are none.
+            With `previous` it says what all these models together tell, which decides nothing.
     """
     encoded, is_member = subset.encoded, subset.encoded.is_member
     n_bytes = encoded.n_compressed_bytes
@@ -195,10 +193,9 @@ def figures(
     holder, step_scores = None, np.full(len(is_member), 0.5)
     if previous is not None:
         step_scores = score_records("ez", target, previous)
-        steps = step_scores[np.newaxis]
-        steps = steps if earlier_steps is None else np.concatenate([earlier_steps, steps])
         # With a single step it is the order of that step: nothing that the other figures do not say.
-        holder = (checkpoint_holder_score(steps), len(steps)) if len(steps) > 1 else None
+        if earlier_steps is not None and earlier_steps.n_steps:
+            holder = earlier_steps.score_with(step_scores), earlier_steps.n_steps + 1
     n_members_counted, n_non_members = subset.count(is_counted)
     return Figures(
         decided_by=decided_by,

@@ -16,7 +16,8 @@ from ezmia_callbacks.report.curve import (
     position,
 )
 from ezmia_callbacks.report.labels import metric_label, over_budget_is, percent
-from ezmia_callbacks.report.view import IntervalView, MeasuredView, RunView
+from ezmia_callbacks.report.shown import numbers_shown
+from ezmia_callbacks.report.view import AuditView, IntervalView, MeasuredView, RunView
 
 __all__: list[str] = []
 
@@ -26,6 +27,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 430.0, 14.0, 250.0
 _INSET = 14.0
 _TIP_LINE, _TIP_CHARACTER = 16.0, 6.3
 _N_LOOKS = 6
+_MOST_TIP_LINES = 12
 # In rates or in nats per token: less than this is no change to look at.
 _LEAST_SPAN = 0.2
 
@@ -124,10 +126,17 @@ class Forest:
 
 @dataclass(frozen=True)
 class _Curve:
+    """All points of a curve, and the numbers of those that are drawn."""
+
     look: int
     kind: str
     name: str
     points: tuple[Point, ...]
+    numbers: Sequence[int]
+
+    @property
+    def drawn(self) -> list[Point]:
+        return [self.points[i] for i in self.numbers]
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def leakage_chart(runs: Sequence[RunView], metric: str) -> Chart | None:
     by_epoch = has_epochs(runs)
     leakage = [leakage_curve(run, metric, by_epoch=by_epoch) for run in runs]
     curves = [
-        _Curve(index % _N_LOOKS, "leakage", _cut(run.label, 24), curve.points)
+        _Curve(index % _N_LOOKS, "leakage", _cut(run.label, 24), curve.points, numbers_shown(run))
         for index, (run, curve) in enumerate(zip(runs, leakage, strict=True))
     ]
     limits = limits_by_label(runs, metric)
@@ -203,6 +212,7 @@ def loss_chart(runs: Sequence[RunView]) -> Chart | None:
             kind=kind,
             name=" ".join(filter(None, [_cut(run.label, 24), label])),
             points=loss_curve(run, losses, by_epoch=by_epoch),
+            numbers=numbers_shown(run),
         )
         for index, run in enumerate(runs)
         for kind, label, losses in which
@@ -284,10 +294,11 @@ def _y_ticks(frame: _Frame) -> tuple[Tick, ...]:
 def _levels(frame: _Frame, limits: Mapping[str, float], chance: float | None) -> Iterator[Level]:
     if chance is not None:
         yield Level(frame.y(chance), f"chance {_short(chance)}", "chance")
-    different = sorted(set(limits.values()))
-    for limit in different:
-        names = ", ".join(label for label in limits if limits[label] == limit)
-        of = f" ({_cut(names, 24)})" if len(different) > 1 else ""
+    labels: dict[float, list[str]] = {}
+    for label, limit in limits.items():
+        labels.setdefault(limit, []).append(label)
+    for limit in sorted(labels):
+        of = f" ({_cut(', '.join(labels[limit]), 24)})" if len(labels) > 1 else ""
         yield Level(frame.y(limit), f"budget {_short(limit)}{of}", "budget")
 
 
@@ -300,7 +311,8 @@ def _gaps(curves: Sequence[_Curve], frame: _Frame) -> Iterator[tuple[float, floa
     if len(curves) != 1:
         return
     points = curves[0].points
-    for index, point in enumerate(points):
+    for index in curves[0].numbers:
+        point = points[index]
         if point.value is not None:
             continue
         before, after = points[max(index - 1, 0)].x, points[min(index + 1, len(points) - 1)].x
@@ -325,22 +337,21 @@ def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 
 def _series(curve: _Curve, frame: _Frame) -> Series:
-    measured = [point for point in curve.points if point.value is not None]
+    drawn = curve.drawn
+    measured = [point for point in drawn if point.value is not None]
     certain = [point for point in measured if point.lower is not None]
     return Series(
         look=curve.look,
         kind=curve.kind,
-        bands=tuple(_band(stretch, frame) for stretch in _stretches(curve.points)),
+        bands=tuple(_band(stretch, frame) for stretch in _stretches(drawn)),
         whiskers=" ".join(
             f"M{frame.x(p.x)} {frame.y(p.lower or 0.0)}V{frame.y(p.upper or 0.0)}" for p in certain
         ),
-        lines=" ".join(_line(stretch, frame) for stretch in _stretches(curve.points)),
+        lines=" ".join(_line(stretch, frame) for stretch in _stretches(drawn)),
         markers=" ".join(
             marker_path(curve.look, frame.x(point.x), frame.y(point.value or 0.0)) for point in measured
         ),
-        unknown=" ".join(
-            _cross(frame.x(point.x), _BOTTOM - 9) for point in curve.points if point.value is None
-        ),
+        unknown=" ".join(_cross(frame.x(point.x), _BOTTOM - 9) for point in drawn if point.value is None),
     )
 
 
@@ -391,22 +402,32 @@ def _columns(
     *,
     by_epoch: bool,
 ) -> tuple[Column, ...]:
-    positions = sorted({point.x for curve in curves for point in curve.points})
+    points: dict[float, list[tuple[_Curve, Point]]] = {}
+    for curve in curves:
+        for point in curve.drawn:
+            points.setdefault(point.x, []).append((curve, point))
+    audits: dict[float, list[AuditView]] = {}
+    for run in runs:
+        for audit in run.audits:
+            audits.setdefault(position(audit, by_epoch=by_epoch), []).append(audit)
+    positions = sorted(points)
     edges = [_LEFT, *(frame.x((a + b) / 2) for a, b in pairwise(positions)), _RIGHT]
     columns = []
     for index, at in enumerate(positions):
-        here = [(curve, point) for curve in curves for point in curve.points if point.x == at]
-        heading = _heading(runs, at, by_epoch=by_epoch)
-        lines = [heading, *(_read(curve, point, what) for curve, point in here)]
+        here = points[at]
+        lines = [_heading(audits[at], at, by_epoch=by_epoch)]
+        lines += [_read(curve, point, what) for curve, point in here[:_MOST_TIP_LINES]]
+        if len(here) > _MOST_TIP_LINES:
+            lines.append(f"and {len(here) - _MOST_TIP_LINES} more, in the tables below")
         if len(runs) == 1:
-            lines += _verdicts(runs[0], at, by_epoch=by_epoch)
+            lines += _verdicts(audits[at])
         dots = tuple((frame.x(p.x), frame.y(p.value)) for _, p in here if p.value is not None)
         columns.append(_column(frame.x(at), edges[index], edges[index + 1], lines, dots))
     return tuple(columns)
 
 
-def _heading(runs: Sequence[RunView], at: float, *, by_epoch: bool) -> str:
-    steps = {audit.step for run in runs for audit in run.audits if position(audit, by_epoch=by_epoch) == at}
+def _heading(audits: Sequence[AuditView], at: float, *, by_epoch: bool) -> str:
+    steps = {audit.step for audit in audits}
     if not by_epoch:
         return f"Step {at:g}"
     return f"Epoch {at:.3g}" + (f", step {steps.pop()}" if len(steps) == 1 else "")
@@ -420,13 +441,9 @@ def _read(curve: _Curve, point: Point, what: str) -> str:
     return f"{name} {point.value:.3f}{ends}"
 
 
-def _verdicts(run: RunView, at: float, *, by_epoch: bool) -> list[str]:
+def _verdicts(audits: Sequence[AuditView]) -> list[str]:
     return [
-        audit.decision.label
-        for audit in run.audits
-        if position(audit, by_epoch=by_epoch) == at
-        and audit.status == "ok"
-        and audit.decision.verdict != "none"
+        audit.decision.label for audit in audits if audit.status == "ok" and audit.decision.verdict != "none"
     ]
 
 

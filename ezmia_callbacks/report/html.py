@@ -12,6 +12,7 @@ from ezmia_callbacks.files import write_atomically
 from ezmia_callbacks.report.charts import Chart, forest, leakage_chart, loss_chart, marker_path
 from ezmia_callbacks.report.document import Document, report_view
 from ezmia_callbacks.report.labels import percent
+from ezmia_callbacks.report.shown import shown, what_is_left_out
 from ezmia_callbacks.report.view import AnyFigure, NamedFigureView, ReportView, RunView, from_plain
 from ezmia_callbacks.results.history import AuditHistory
 
@@ -109,8 +110,11 @@ def _environment() -> Environment:
         forest_low=_forest_low,
         compared_columns=_compared_columns,
         marker_path=marker_path,
+        n_remarks=_n_remarks,
         note_of=_note_of,
         notes_of=_notes_of,
+        shown=shown,
+        what_is_left_out=what_is_left_out,
     )
     return environment
 
@@ -152,6 +156,11 @@ def _compared_columns(run: RunView, field: Literal["auc_by_score", "auc_by_group
             if "auc" in audit.metrics:
                 table[own] = audit.metrics["auc"]
     return [_Column(label, [table.get(name) for table in tables]) for name, label in labels.items()]
+
+
+def _n_remarks(run: RunView) -> int:
+    """Number of things that single audits found."""
+    return sum(finding.is_flagged for audit in run.audits for finding in audit.findings)
 
 
 def _notes_of(run: RunView, metrics: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ezmia_callbacks.report.document import report_view
 from ezmia_callbacks.report.labels import metric_label, percent, score_label
+from ezmia_callbacks.report.shown import shown, what_is_left_out
 from ezmia_callbacks.report.view import (
     AnyFigure,
     AuditView,
@@ -85,13 +86,14 @@ def _table(run: RunView) -> str:
     ]
     header += ["edge records", "decision"]
     rows = [header, ["---"] * len(header)]
-    for audit in run.audits:
+    for audit in shown(run).audits:
         when = f"{audit.epoch:.3g}" if has_epochs else str(audit.step)
         if audit.is_baseline:
             when += " (baseline)"
         of_feeding = [_n_seen(audit), _figure(audit.auc_recent)] if is_watched else []
         rows.append([when, *of_feeding, *_cells(run, audit, metrics, compared)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join(filter(None, (table, what_is_left_out(run))))
 
 
 def _columns(run: RunView) -> tuple[list[str], list[str]]:
@@ -209,8 +211,11 @@ def _statement(stated: StatementView) -> str:
 def _validity(run: RunView) -> list[str]:
     """What was looked for: found or not, in words for what was found."""
     remarks = [
-        (f"{finding.name}, {audit.moment}", finding) for audit in run.audits for finding in audit.findings
+        (f"{finding.name}, {audit.moment}", finding)
+        for audit in shown(run).audits
+        for finding in audit.findings
     ]
+    n_left_out = sum(len(audit.findings) for audit in run.audits) - len(remarks)
     checks = [*((check.name, check) for check in run.checks), *remarks]
     if not checks:
         return []
@@ -218,6 +223,8 @@ def _validity(run: RunView) -> list[str]:
     lines = [f"* {_escape(name)}: {_sentence(check.text)}" for name, check in checks if check.is_flagged]
     if absent:
         lines.append(f"* Looked for and not found: {_escape('; '.join(absent))}.")
+    if n_left_out:
+        lines.append(f"* {n_left_out:,} more at audits that are not shown.")
     return ["**Validity.**\n\n" + "\n".join(lines)]
 
 

@@ -35,9 +35,10 @@ def judged_anew(history: AuditHistory) -> AuditHistory:
     Where the file says something else the audit has a flagged finding about it. All others are as they were,
     those without a verdict among them: that is never within budget.
     """
-    before = replace(history, results=())
+    results: list[AuditResult] = []
+    n_over = 0
     for claimed in history:
-        result, is_second_baseline = claimed, claimed.is_baseline and len(before) > 0
+        result, is_second_baseline = claimed, claimed.is_baseline and bool(results)
         if is_second_baseline:
             result = replace(claimed, is_baseline=False)
         said = list(contradictions_of(result, history.budget))
@@ -48,11 +49,14 @@ def judged_anew(history: AuditHistory) -> AuditHistory:
                 f"The file says {'; '.join(said)}. What is shown follows from the figures: the file was "
                 "edited, or damaged."
             )
-            decision = _anew(result, before)
+            decision = _anew(result, history.budget, n_over_before=n_over)
             findings = (*result.findings, Finding(CONTRADICTION, True, text))
             result = replace(result, decision=decision, findings=findings)
-        before = before.with_result(result)
-    return before
+        results.append(result)
+        # As `AuditHistory.n_over_in_a_row` of the audits so far.
+        if result.decision.is_within_budget is not None:
+            n_over = result.decision.n_over_in_a_row
+    return replace(history, results=tuple(results))
 
 
 def contradictions_of(result: AuditResult, budget: LeakageBudget | None) -> tuple[str, ...]:
@@ -107,13 +111,13 @@ def _verdict_of_figures(
     return decide_by_strongest(budget, figures, n_over_before=n_over_before)
 
 
-def _anew(result: AuditResult, before: AuditHistory) -> Decision:
-    claimed, budget = result.decision, before.budget
+def _anew(result: AuditResult, budget: LeakageBudget | None, *, n_over_before: int) -> Decision:
+    claimed = result.decision
     if result.status == "failed":
         return Decision(False, None, "the audit failed")
     if budget is None:
         return Decision(False, None, "no budget")
-    follows = _verdict_of_figures(result, budget, n_over_before=before.n_over_in_a_row)
+    follows = _verdict_of_figures(result, budget, n_over_before=n_over_before)
     if follows is None:
         message = f"{budget.label} cannot be judged: it has no band"
         return Decision(False, None, message, limit=budget.limit)

@@ -36,7 +36,7 @@ def detect(result: AuditResult, earlier: Sequence[AuditResult] = ()) -> tuple[Fi
 
     Args:
         result: The audit.
-        earlier: The audits before it, the baseline among them; failed ones have no figures and do not matter.
+        earlier: The audits before it, the baseline first; failed ones have no figures and do not matter.
 
     Returns:
         Only what was found, each flagged; nothing for a failed audit.
@@ -164,7 +164,7 @@ def _disagreement(result: AuditResult, earlier: Sequence[AuditResult]) -> Findin
     # What told the sides apart before training says nothing about the training.
     was_apart = {
         auc.name
-        for other in earlier
+        for other in earlier[:1]
         if other.is_baseline
         for auc in map(_Auc.as_leakage, _aucs(other))
         if auc.interval.lower > 0.5
@@ -227,7 +227,11 @@ def _aucs(result: AuditResult) -> list[_Auc]:
 
 
 def _auc(result: AuditResult, score: str) -> _Auc | None:
-    return next((auc for auc in _aucs(result) if auc.name == score), None)
+    judged = result.judged.get(score)
+    figure = result.auc_by_score.get(score) if judged is None else judged.get("auc")
+    if figure is None or figure.value is None or figure.interval is None:
+        return None
+    return _Auc(score, figure.value, figure.interval)
 
 
 def _median(result: AuditResult) -> str:

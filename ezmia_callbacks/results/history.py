@@ -2,23 +2,26 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.files import append, write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import NEWER_FIELDS, AuditResult, Finding
 from ezmia_callbacks.results.tables import data_frame, html_table, plain_table
+from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.typed_rows import parse_json, read_rest, read_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__: list[str] = []
+
+logger = get_logger(__name__)
 
 # Of the history file; a file of another schema is refused, not guessed at.
 _SCHEMA = 1
@@ -179,8 +182,19 @@ class AuditHistory:
         """
         return replace(self, results=read_audits(rows))
 
-    def save(self, path: str | Path) -> None:
-        """Write one JSON object a line, whole or not at all: first about the run, then each audit."""
+    def save(self, path: str | Path, *, after: "AuditHistory | None" = None) -> None:
+        """Write one JSON object a line: first about the run, then each audit.
+
+        Args:
+            path: File to write.
+            after: What the file holds, as this process has saved it. If audits are all that has come since,
+                they are appended, and a killed process may leave half of a line; else the file is written
+                anew, whole or not at all.
+        """
+        path = Path(path)
+        if after is not None and self._goes_on(after) and path.is_file():
+            append(path, _lines(result.to_dict() for result in self.results[len(after) :]))
+            return
         run = {
             "budget": self.budget and asdict(self.budget),
             "confidence": self.confidence,
@@ -190,19 +204,22 @@ class AuditHistory:
             "facts": self.run_metadata.to_dict(),
             "is_complete": self.is_complete,
         }
-        rows = [{"schema": _SCHEMA, **run}, *self.to_dicts()]
-        write_atomically(Path(path), "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_atomically(path, _lines([{"schema": _SCHEMA, **run}, *self.to_dicts()]))
+
+    def _goes_on(self, before: "AuditHistory") -> bool:
+        """Whether this is another history with nothing but audits added."""
+        is_same_run = replace(self, results=()) == replace(before, results=())
+        return is_same_run and self.results[: len(before)] == before.results
 
     @classmethod
     def load(cls, path: str | Path) -> "AuditHistory":
-        """The history that `save` wrote.
+        """The history that `save` wrote; half a line at its end, of a killed process, is left out and named.
 
         Raises:
             ConfigurationError: if the file is missing or is not such a history.
         """
         try:
-            # Not `splitlines`: texts may hold U+2028 and its like.
-            first, *lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            first, *lines = _whole_lines(Path(path))
             run = read_value(_Run, read_rest(parse_json(first), schema=_SCHEMA), newer={"is_complete"})
             audits = read_audits([parse_json(line) for line in lines])
         # A path that no file can have is a ValueError; so is a file that is no UTF-8.
@@ -210,6 +227,36 @@ class AuditHistory:
             raise ConfigurationError(f"{path} is not an audit history: {str(error).rstrip('.')}.") from error
         known = {name: value for name, value in vars(run).items() if name != "facts"}
         return cls(audits, run_metadata=RunMetadata.from_dict(run.facts), **known)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of the file, without what a killed process has left of its last one."""
+    # Not `splitlines`: texts may hold U+2028 and its like.
+    *lines, last = path.read_bytes().split(b"\n")
+    if lines and _is_cut_off(last):
+        if last:
+            logger.warning(
+                "The last line of %s is cut off and left out: its process was killed, or still writes it.",
+                path,
+            )
+    else:
+        lines.append(last)
+    return [line.decode("utf-8") for line in lines]
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether this is no JSON: no beginning of an object is any."""
+    try:
+        json.loads(line.decode("utf-8"))
+    except ValueError:
+        return True
+    except RecursionError:
+        return False
+    return False
 
 
 def read_audits(rows: object) -> tuple[AuditResult, ...]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from ezmia_callbacks.canaries.sets import CanarySet, by_group
 from ezmia_callbacks.canaries.validity.near_duplicates import near_duplicates
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.functional.checkpoint_holder import sum_of_steps
 from ezmia_callbacks.functional.intervals import DelongDifference, paired_delong_difference
 from ezmia_callbacks.functional.permutation import PermutationTest, leakage_permutation_test
 from ezmia_callbacks.functional.roc import auc
@@ -164,7 +167,7 @@ class Trajectories:
 
     def up_to_step(self, step: int) -> Trajectories:
         """The trajectories as they were at an optimizer step; for a run that resumes there."""
-        return self._select(self.steps <= step)
+        return self.audits(self.steps <= step)
 
     def of_records(self, chosen: Bool[np.ndarray, " n_records"]) -> Trajectories:
         """The trajectories of some records, such as those of one tier: tiers are never pooled."""
@@ -212,9 +215,15 @@ class Trajectories:
 
     def trained(self) -> Trajectories:
         """The audits after the first step."""
-        return self._select(~self.is_baseline)
+        return self.audits(~self.is_baseline)
 
-    def _select(self, chosen: Bool[np.ndarray, " n_audits"]) -> Trajectories:
+    @cached_property
+    def sum_of_steps(self) -> Float64[np.ndarray, " n_records"]:
+        """What the step scores of these audits add to `functional.checkpoint_holder_score`."""
+        return sum_of_steps(self.trained().step_scores)
+
+    def audits(self, chosen: Bool[np.ndarray, " n_audits"] | slice) -> Trajectories:
+        """The trajectories at some of the audits."""
         return replace(
             self,
             steps=self.steps[chosen],
@@ -226,20 +235,30 @@ class Trajectories:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; it holds ids and scores, no text."""
+        path = Path(path)
+        for stale in reversed(files_after(path, 1)):
+            stale.unlink()
+        self.write(path)
+
+    def write(self, path: Path) -> None:
+        """Write one file, and leave those of further blocks beside it alone."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {_array_of(score): scores for score, scores in self.scores.items()}
         arrays[_STEP_SCORES] = self.step_scores
         names = {name: getattr(self, name) for name in _NAMES}
-        save_arrays(Path(path), arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
+        save_arrays(path, arrays, {"schema": _SCHEMA, **names}, digested=_NAMES)
 
     @classmethod
     def load(
         cls, path: str | Path, *, fingerprint: str | None = None, run_id: str | None = None
     ) -> Trajectories:
-        """The trajectories that `save` wrote.
+        """The trajectories that `save` wrote, or a run.
+
+        A run of many audits writes several files, of which the first one is named; the others stand beside
+        it and are read with it.
 
         Args:
-            path: The file.
+            path: The file, or the first one.
             fingerprint: Of the canaries that they must belong to; None takes any.
             run_id: Name of the run that they must belong to; None takes any.
 
@@ -247,23 +266,13 @@ class Trajectories:
             ConfigurationError: if the file is missing, damaged, of another schema, or of other canaries or
                 another run.
         """
+        path = Path(path)
+        blocks = [_load_block(path)]
+        blocks += map(_load_block, files_after(path, 1))
         try:
-            file = load_arrays(
-                Path(path),
-                _ARRAYS,
-                # The first schema had none of these: that is told by its number.
-                more=lambda known: (
-                    [_array_of(score) for score in known.get("score_names", ())]
-                    + [_STEP_SCORES] * (known["schema"] == _SCHEMA)
-                ),
-            )
-            if file.metadata["schema"] != _SCHEMA:
-                raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
-            found = read_value(cls, _row(file))
-            if not file.is_intact(digested=_NAMES):
-                raise ValueError("it is damaged")
-        except UNREADABLE as error:
-            raise ConfigurationError(f"{path} is not a file of audit trajectories: {error}.") from error
+            found = joined(blocks)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"The files beside {path} are not of one run: {error}") from error
         if fingerprint is not None and found.fingerprint != fingerprint:
             raise ConfigurationError(
                 f"The trajectories in {path} belong to other canaries (fingerprint "
@@ -276,6 +285,62 @@ class Trajectories:
                 f"to {run_id or 'one without a name'!r}: give each run a folder of its own."
             )
         return found
+
+
+def joined(blocks: Sequence[Trajectories]) -> Trajectories:
+    """The trajectories of one run from those of its blocks.
+
+    Raises:
+        ConfigurationError: if they are of several runs.
+    """
+    first = blocks[0]
+    if len(blocks) == 1:
+        return first
+    for block in blocks:
+        if any(getattr(block, name) != getattr(first, name) for name in _NAMES):
+            raise ConfigurationError("They have other records, scores or canaries.")
+        if not np.array_equal(block.is_member, first.is_member):
+            raise ConfigurationError("They have other members.")
+    return replace(
+        first,
+        steps=np.concatenate([block.steps for block in blocks]),
+        epochs=np.concatenate([block.epochs for block in blocks]),
+        is_baseline=np.concatenate([block.is_baseline for block in blocks]),
+        scores={name: np.concatenate([block.scores[name] for block in blocks]) for name in first.scores},
+        step_scores=np.concatenate([block.step_scores for block in blocks]),
+    )
+
+
+def file_of_block(path: Path, number: int) -> Path:
+    """The file of a block of a run: the first one has the name itself."""
+    return path if number == 0 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def files_after(path: Path, first: int) -> list[Path]:
+    """The files of blocks from a number on that are there, one after the other."""
+    numbered = (file_of_block(path, number) for number in itertools.count(first))
+    return list(itertools.takewhile(Path.is_file, numbered))
+
+
+def _load_block(path: Path) -> Trajectories:
+    try:
+        file = load_arrays(
+            path,
+            _ARRAYS,
+            # The first schema had none of these: that is told by its number.
+            more=lambda known: (
+                [_array_of(score) for score in known.get("score_names", ())]
+                + [_STEP_SCORES] * (known["schema"] == _SCHEMA)
+            ),
+        )
+        if file.metadata["schema"] != _SCHEMA:
+            raise ValueError(f"its schema is not {_SCHEMA}, the only one that this release reads")
+        found = read_value(Trajectories, _row(file))
+        if not file.is_intact(digested=_NAMES):
+            raise ValueError("it is damaged")
+    except UNREADABLE as error:
+        raise ConfigurationError(f"{path} is not a file of audit trajectories: {error}.") from error
+    return found
 
 
 def _row(file: ArrayFile) -> dict[str, object]:

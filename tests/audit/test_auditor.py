@@ -24,6 +24,7 @@ from ezmia_callbacks.errors import (
     TooFewCanariesError,
     UnsupportedModelError,
 )
+from ezmia_callbacks.results import Trajectories
 from ezmia_callbacks.scoring.statistics import SCORES
 
 
@@ -444,7 +445,7 @@ def test_an_unwritable_history_does_not_end_training(tmp_path, caplog, monkeypat
     def full(*_args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ezmia_callbacks.results.history.write_atomically", full)
+    monkeypatch.setattr("ezmia_callbacks.results.history.append", full)
     result = auditor.audit(model)
 
     assert result.status == "ok"
@@ -732,3 +733,72 @@ def test_a_state_of_another_number_of_canaries_is_refused():
 
     with pytest.raises(ConfigurationError, match="exposures of the interrupted run cover"):
         PrivacyAuditor(canaries).load_state_dict({**state, "exposures": exposures})
+
+
+def bytes_written(folder, write):
+    """Bytes that came into each file of a folder: all of a new one, and what an old one has grown by."""
+
+    def state():
+        return {path.name: path.stat() for path in folder.iterdir() if path.is_file()}
+
+    before = state()
+    write()
+    return {
+        name: now.st_size
+        - (before[name].st_size if name in before and before[name].st_ino == now.st_ino else 0)
+        for name, now in state().items()
+        if name not in before or (now.st_ino, now.st_size) != (before[name].st_ino, before[name].st_size)
+    }
+
+
+def test_an_audit_more_is_appended_to_the_history_however_many_there_are(tmp_path):
+    _, canaries = draw()
+    auditor = PrivacyAuditor(canaries, output_dir=tmp_path)
+    auditor.begin(make_model())
+
+    written = [
+        bytes_written(tmp_path, lambda step=step: auditor.mark_failed("no memory", step=step))[
+            "history.jsonl"
+        ]
+        for step in range(1, 41)
+    ]
+
+    # A step, and what the audits cost, have more digits later.
+    assert max(written) < 1.1 * written[0]
+    assert AuditHistory.load(tmp_path / "history.jsonl") == auditor.history
+
+
+def test_the_scores_of_a_full_block_of_audits_are_not_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("ezmia_callbacks.results.trajectory_blocks.N_AUDITS_OF_BLOCK", 3)
+    _, canaries = draw()
+    model = make_model()
+    auditor = PrivacyAuditor(canaries, output_dir=tmp_path)
+    auditor.begin(model)
+
+    written = [bytes_written(tmp_path, lambda: auditor.audit(model)) for _ in range(10)]
+
+    of_scores = [{n: size for n, size in each.items() if n.startswith("trajectories")} for each in written]
+    blocks = ["trajectories.safetensors", *(f"trajectories-{i}.safetensors" for i in (1, 2, 3))]
+    # The baseline is the first audit of the first block.
+    assert [list(each) for each in of_scores] == [[blocks[i // 3]] for i in range(1, 11)]
+    assert max(size for each in of_scores for size in each.values()) == of_scores[1][blocks[0]]
+    np.testing.assert_equal(Trajectories.load(tmp_path / blocks[0]).scores, auditor.trajectories.scores)
+
+
+def test_a_history_that_could_not_be_written_is_written_whole_at_the_next_audit(tmp_path, monkeypatch):
+    _, canaries = draw()
+    auditor = PrivacyAuditor(canaries, output_dir=tmp_path)
+    auditor.begin(make_model())
+
+    def full(*_arguments):
+        with (tmp_path / "history.jsonl").open("a") as file:
+            file.write('{"half": "of a li')
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ezmia_callbacks.results.history.append", full)
+        auditor.mark_failed("no memory", step=1)
+    auditor.mark_failed("no memory", step=2)
+
+    assert AuditHistory.load(tmp_path / "history.jsonl") == auditor.history
+    assert [result.step for result in auditor.history] == [0, 1, 2]

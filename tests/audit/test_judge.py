@@ -464,3 +464,20 @@ def test_an_older_audit_that_lost_one_of_its_scores_has_no_verdict_under_another
     )
 
     assert anew.decision.is_within_budget is None
+
+
+class NotWalked(tuple):
+    """Audits that nobody may look through from the first to the last."""
+
+    def __iter__(self):
+        raise AssertionError("looks through all audits")
+
+
+def test_a_band_is_made_without_a_look_through_all_audits_before():
+    judge, history = make_judge(n_audits=2), make_history(WITHIN, WITHIN)
+
+    band = judge.band(replace(history, results=NotWalked(history.results)))
+
+    assert band == judge.band(history)
+    without_baseline = replace(history, results=history.results[1:])
+    assert judge.band(without_baseline) == judge.band(history)

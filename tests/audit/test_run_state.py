@@ -225,10 +225,12 @@ def test_a_run_of_another_score_is_refused():
 
 
 def test_a_run_resumed_under_another_budget_is_judged_anew():
-    """These audits have no figures, so that another budget finds nothing to judge."""
+    """These audits have no other figure than the AUC, so that another budget finds nothing to judge."""
     interrupted = run_to(20)
 
-    resumed = fresh().resumed(interrupted.saved(), Judge(LeakageBudget(limit=0.55), 0.95, 4))
+    resumed = fresh().resumed(
+        interrupted.saved(), Judge(LeakageBudget(metric="advantage", limit=0.5), 0.95, 4)
+    )
 
     verdicts = [result.decision.is_within_budget for result in resumed.history]
     assert verdicts == [True, None, None]

@@ -185,7 +185,7 @@ def test_the_page_on_scaling_quotes_what_its_script_prints():
 
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     tables = printed.strip().split("\n\n")
-    assert len(tables) == 2
+    assert len(tables) == 3
     assert all(table in page for table in tables)
 
 

@@ -19,6 +19,7 @@ from ezmia_callbacks import AuditHistory, LeakageBudget, PrivacyAuditCallback, P
 from ezmia_callbacks.audit import kept_weights, weight_files
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.errors import AuditError, AuditMemoryError
+from ezmia_callbacks.results import history as history_module
 from ezmia_callbacks.scoring.forward import token_statistics
 from ezmia_callbacks.scoring.memory import fit_into_memory
 from ezmia_callbacks.scoring.rows import encode_canaries
@@ -308,7 +309,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
 def train_until_killed(folder, n_writes, moment):
     """Train in this process until it kills itself just before or after the rename of one write.
 
-    Or in the middle of writing weights, in the background.
+    Or in the middle of writing weights, in the background, or of appending an audit to the history.
     """
     rename, seen = Path.replace, []
     write, n_written = weight_files._write, []
@@ -321,13 +322,23 @@ def train_until_killed(folder, n_writes, moment):
         write(to, content)
 
     weight_files._write = write_half
+    append, n_appended = history_module.append, []
+
+    def append_half(path, content):
+        n_appended.append(1)
+        if moment == "half of an audit" and len(n_appended) == n_writes:
+            append(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, content)
+
+    history_module.append = append_half
 
     def replace(self, target):
         seen.append(1)
         if len(seen) == n_writes and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         renamed = rename(self, target)
-        if len(seen) == n_writes:
+        if len(seen) == n_writes and moment == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return renamed
 
@@ -339,8 +350,8 @@ def train_until_killed(folder, n_writes, moment):
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
-# Writes: a probe, reference, history, trajectories and weights at the start; then the last three each epoch,
-# and the checkpoint's note.
+# Files that are replaced: a probe, reference, history, trajectories, the last audit and weights at the start;
+# then the last three each epoch, and the checkpoint's note. The history is appended to.
 @pytest.mark.parametrize(
     ("n_writes", "moment"),
     [
@@ -349,6 +360,7 @@ def train_until_killed(folder, n_writes, moment):
         (16, "after"),
         # Of the second file of weights and the third: each has a head and 28 tensors.
         *((n_writes, "half of the weights") for n_writes in (32, 60)),
+        *((n_writes, "half of an audit") for n_writes in (2, 3)),
     ],
 )
 @pytest.mark.usefixtures("checkpoints_of_old_releases")

@@ -133,7 +133,7 @@ def another_run(folder):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_folder_of_another_run_is_refused_before_the_first_step(shell, tmp_path):
-    with pytest.raises(ReferenceMismatchError, match="is that of another run: pass the `output_dir`"):
+    with pytest.raises(ReferenceMismatchError, match=r"are those of another run .*: pass the `output_dir`"):
         resume(shell, tmp_path, WIDE, meanwhile=another_run)
 
 

@@ -15,6 +15,7 @@ from ezmia_callbacks.functional import (
     tpr_at_fpr,
     tpr_at_fpr_interval,
 )
+from ezmia_callbacks.functional.checkpoint_holder import EarlierSteps
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.figures import (
     Counted,
@@ -375,7 +376,7 @@ def test_a_holder_of_all_checkpoints_ranks_all_records_and_is_measured_by_those_
     earlier = np.random.default_rng(1).normal(size=(2, 90))
     counted = counted_of(subset, n_members=20)
 
-    found = figures_of(subset, counted=counted, previous=reference, earlier_steps=earlier)
+    found = figures_of(subset, counted=counted, previous=reference, earlier_steps=EarlierSteps(earlier))
 
     step = score_records("ez", target, reference)
     combined = checkpoint_holder_score(np.concatenate([earlier, step[np.newaxis]]))
@@ -392,7 +393,7 @@ def test_all_other_figures_are_the_same_with_a_holder_of_all_checkpoints():
     subset = make_subset()
     earlier = np.random.default_rng(1).normal(size=(1, 90))
 
-    with_it = figures_of(subset, previous=two_models(subset)[1], earlier_steps=earlier)
+    with_it = figures_of(subset, previous=two_models(subset)[1], earlier_steps=EarlierSteps(earlier))
     without = figures_of(subset)
 
     own = ("checkpoint_holder", "n_checkpoints", "step_scores")
@@ -404,7 +405,7 @@ def test_one_checkpoint_says_nothing_that_the_other_figures_do_not():
     subset = make_subset()
     none = np.zeros((0, 90))
 
-    found = figures_of(subset, previous=two_models(subset)[1], earlier_steps=none)
+    found = figures_of(subset, previous=two_models(subset)[1], earlier_steps=EarlierSteps(none))
 
     assert (found.checkpoint_holder, found.n_checkpoints) == (None, None)
     assert len(np.unique(found.step_scores)) > 1
@@ -416,7 +417,10 @@ def test_what_too_few_members_cannot_say_of_all_checkpoints_has_no_value():
     counted = counted_of(subset, n_members=1)
 
     found = figures_of(
-        subset, counted=counted, previous=two_models(subset)[1], earlier_steps=np.full((1, 90), 0.5)
+        subset,
+        counted=counted,
+        previous=two_models(subset)[1],
+        earlier_steps=EarlierSteps(np.full((1, 90), 0.5)),
     )
 
     assert found.checkpoint_holder.value is None

@@ -292,3 +292,18 @@ def test_a_healthy_run_of_a_real_model_flags_nothing():
     findings = [detect(result, auditor.history[:i]) for i, result in enumerate(auditor.history)]
 
     assert findings == [()] * 4
+
+
+class NotWalked(tuple):
+    """Audits that nobody may look through from the first to the last."""
+
+    def __iter__(self):
+        raise AssertionError("looks through all audits")
+
+
+def test_what_told_the_sides_apart_before_training_is_looked_up_at_the_baseline_alone():
+    result = audit(score="strongest", decided_by="ez", auc_by_score={"wbc": auc(0.73)})
+
+    found = detect(result, NotWalked([baseline(), audit(), audit()]))
+
+    assert names(found) == ["disagreement"]

@@ -7,6 +7,7 @@ import pytest
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import Decision, Interval
+from ezmia_callbacks.results import history as history_module
 from ezmia_callbacks.results.metadata import RunMetadata
 from ezmia_callbacks.results.result import Finding, Measurement
 
@@ -193,13 +194,97 @@ def test_a_file_that_is_no_history_is_refused(tmp_path, content):
 
 def test_a_line_cut_short_and_an_unknown_field_are_refused(tmp_path):
     path = tmp_path / "history.jsonl"
-    make_history("baseline", "within").save(path)
-    text = path.read_text()
+    make_history("baseline", "within", "within").save(path)
+    lines = path.read_text().splitlines(keepends=True)
 
-    for content in (text[:-20], text.replace('"step"', '"stop"')):
+    for content in (
+        "".join([*lines[:2], lines[2][:-20] + "\n", lines[3]]),
+        "".join([*lines[:3], lines[3][:-20] + "\n"]),
+        lines[0][:-20],
+        "".join(lines).replace('"step"', '"stop"'),
+    ):
         path.write_text(content)
         with pytest.raises(ConfigurationError, match="is not an audit history"):
             AuditHistory.load(path)
+
+
+def test_half_a_line_that_a_killed_process_left_at_the_end_is_left_out_and_named(tmp_path, caplog):
+    path = tmp_path / "history.jsonl"
+    history = make_history("baseline", "within", "within", is_complete=False)
+    history.save(path)
+    content = path.read_bytes()
+    start = content.rindex(b"\n", 0, -1) + 1
+
+    for end in (*range(start, len(content), 30), len(content) - 2, len(content) - 1):
+        caplog.clear()
+        path.write_bytes(content[:end])
+        loaded = AuditHistory.load(path)
+
+        # Without its line end the line is whole.
+        is_cut_off = end < len(content) - 1
+        assert loaded.results == history.results[: 2 if is_cut_off else 3]
+        assert ("is cut off" in caplog.text) is (is_cut_off and end > start)
+    assert loaded.is_complete is False
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """How the file was written each time."""
+    found = []
+
+    def noted(name, write):
+        def noting(*arguments):
+            found.append(name)
+            write(*arguments)
+
+        return noting
+
+    for name in ("append", "write_atomically"):
+        monkeypatch.setattr(history_module, name, noted(name, getattr(history_module, name)))
+    return found
+
+
+def test_audits_that_have_come_since_are_appended(tmp_path, writes):
+    path = tmp_path / "history.jsonl"
+    before = make_history("baseline", "within", about="drawn", is_complete=False)
+    before.save(path)
+    now = before.with_result(result(20, "failed")).with_result(result(30, "within"))
+
+    now.save(path, after=before)
+
+    assert writes == ["write_atomically", "append"]
+    assert AuditHistory.load(path) == now
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda history: history.up_to_step(10),
+        lambda history: replace(history, is_complete=True),
+        lambda history: replace(history, caveat="beware"),
+        lambda history: replace(history, run_metadata=RunMetadata(power="little")),
+        lambda history: replace(history, results=(history[0], result(10, "over"), history[2])),
+    ],
+)
+def test_whatever_else_has_changed_has_the_file_written_anew(change, tmp_path, writes):
+    path = tmp_path / "history.jsonl"
+    before = make_history("baseline", "within", "within", is_complete=False)
+    before.save(path)
+    now = change(before)
+
+    now.save(path, after=before)
+
+    assert writes == ["write_atomically"] * 2
+    assert AuditHistory.load(path) == now
+
+
+def test_a_file_that_is_gone_is_written_anew(tmp_path):
+    before = make_history("baseline")
+    now = before.with_result(result(10, "within"))
+
+    now.save(tmp_path / "history.jsonl", after=before)
+
+    assert AuditHistory.load(tmp_path / "history.jsonl") == now
 
 
 def test_a_missing_history_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from tiny import make_model, make_rows, make_texts
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from writing_models import times
@@ -112,16 +113,73 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sharded():
+def be_on_a_mesh_of_two_dimensions(rank: int, folder: Path) -> str:
+    """HSDP: replicated over one dimension, sharded over the other."""
+    try:
+        PrivacyAuditor(make_canaries(), n_audits=1).begin(_sharded((1, dist.get_world_size())))
+    except ConfigurationError as error:
+        return str(error)
+    return "not refused"
+
+
+def _sharded(shape: tuple[int, ...] | None = None, **options: Any):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    names = None if shape is None else ("replicate", "shard")
+    mesh = init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
     model = make_model()
     for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
     return model
+
+
+def count_passes_and_bytes(rank: int, folder: Path) -> dict[str, Any]:
+    """Passes of one audit, bytes of its statistics and of weights that this process keeps; data parallel."""
+    model = make_model()
+    auditor = _auditor_that_keeps(folder)
+    auditor.begin(model)
+    lengths = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: lengths.append(1), with_kwargs=True)
+    auditor.audit(trained(model, 1e-3))
+    n_forwards = len(lengths)
+    target = auditor.target
+    arrays = (target.log_probs, target.is_correct, target.means, target.standard_deviations, target.offsets)
+    return {
+        "n_forwards": n_forwards,
+        "n_records": target.n_records,
+        "n_tokens": target.n_tokens,
+        "bytes_of_statistics": sum(array.nbytes for array in arrays),
+        "bytes_of_kept_weights": _bytes_kept(rank, folder, auditor),
+    }
+
+
+def count_bytes_under_a_mixed_policy(rank: int, folder: Path) -> dict[str, Any]:
+    """FSDP2 that computes in bfloat16."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    auditor = _auditor_that_keeps(folder)
+    auditor.begin(_sharded(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)))
+    return {"bytes_of_kept_weights": _bytes_kept(rank, folder, auditor)}
+
+
+def _auditor_that_keeps(folder: Path) -> PrivacyAuditor:
+    return PrivacyAuditor(
+        make_canaries(),
+        budget=LeakageBudget(limit=0.9, rule="point"),
+        n_audits=2,
+        output_dir=folder / "audit",
+        assume_seen=True,
+    )
+
+
+def _bytes_kept(rank: int, folder: Path, auditor: PrivacyAuditor) -> int:
+    auditor._weights.wait()
+    gather(None)
+    kept = folder / "audit" / "last_within_budget"
+    files = [load_file(path) for path in kept.glob(f"{rank}-*.safetensors")]
+    return sum(tensor.nbytes for file in files for tensor in file.values())
 
 
 def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import numpy as np
 from ezmia_callbacks import AuditHistory, AuditResult, LeakageBudget, hold_out_canaries
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.run_state import RunState
-from ezmia_callbacks.functional import Decision
+from ezmia_callbacks.functional.budget import decide_by_strongest
+from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.measuring.analysis_units import AnalysisUnits
 from ezmia_callbacks.measuring.subset import CanarySubset
 from ezmia_callbacks.results.metadata import RunMetadata
-from ezmia_callbacks.results.result import Finding
+from ezmia_callbacks.results.result import Finding, Measurement
 from ezmia_callbacks.scoring.rows import encode_canaries
 from ezmia_callbacks.scoring.statistics import TokenStatistics
 
@@ -43,9 +44,10 @@ def statistics(n_records):
 def result(state, step):
     n = len(state.subset.encoded.rows)
     scores = np.random.default_rng(step).normal(size=n)
-    decision = Decision(False, True, "within")
+    auc = Measurement(0.5, band=Interval(0.4, 0.55, 0.95, "delong"))
+    decision = decide_by_strongest(BUDGET, {"": auc.to_judge()}, n_over_before=0)
     share = state.subset.share
-    given = {"share": share, "scores": scores, "step_scores": scores + step}
+    given = {"share": share, "scores": scores, "step_scores": scores + step, "metrics": {"auc": auc}}
     return AuditResult(step, step / 10, "ok", step == 0, "ez", 20, 40, decision, **given)
 
 
