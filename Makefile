@@ -7,13 +7,15 @@ INSTALLED := $(VENV)/.installed
 VENV_OLDEST := .venv-oldest
 BIN_OLDEST := $(VENV_OLDEST)/bin
 INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
+# Beside the environment, not in it: transformers and accelerate behave otherwise where they find DeepSpeed.
+ENGINES := build/engines
 
 # Two cores and many small matrices: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-oldest test-slow test-gpu check format build clean
+.PHONY: help demo docs test test-oldest test-slow test-gpu test-engines check format build clean
 
 ##@ Start here
 help: ## Show this list
@@ -51,6 +53,9 @@ test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported rele
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
 
+test-engines: $(INSTALLED) $(ENGINES)/.installed ## Run the tests of DeepSpeed, two processes without a GPU
+	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q tests/integration/test_deepspeed.py
+
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
 
@@ -80,6 +85,12 @@ $(BIN)/python:
 
 $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# Nothing is compiled, neither here nor by the tests.
+$(ENGINES)/.installed: $(INSTALLED)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(ENGINES) -c constraints.txt \
+		deepspeed einops hjson msgpack ninja py-cpuinfo
 	touch $@
 
 $(BIN_OLDEST)/python:

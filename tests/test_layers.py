@@ -69,6 +69,7 @@ EXCEPTIONS = {
     ("report.html", "jinja2"): "an optional package that loads when a page is written",
     ("report.plots", "matplotlib"): "an optional package that loads when a plot is drawn",
     ("huggingface.trl", "datasets"): "TRL prepares nothing else, and brings it along",
+    ("audit.zero", "deepspeed"): "loads when a model that it trains is put back",
     ("reference.pretrained", "transformers"): "a checkpoint, as the reference or to be audited",
     ("demo.base_model", "tokenizers"): "the demo trains its own tokenizer; comes with transformers",
 }

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from ezmia_callbacks.audit.zero import held_part
 from ezmia_callbacks.distributed import gather, n_processes
 from ezmia_callbacks.scoring.checksums import checksums
 
@@ -111,8 +112,7 @@ def _adapters(model: nn.Module) -> str:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A model's parameters and persistent buffers, each once, by the name that it has uncompiled."""
     for name, parameter in model.named_parameters():
-        # DeepSpeed's third stage leaves an empty shell where the parameter was, and its own piece beside it.
-        yield name.replace(_COMPILED, ""), getattr(parameter, "ds_tensor", parameter)
+        yield name.replace(_COMPILED, ""), held_part(parameter)
     yield from named_buffers(model)
 
 

@@ -29,6 +29,7 @@ from ezmia_callbacks.audit.weight_files import (
     has_memory_for,
     write_tensors,
 )
+from ezmia_callbacks.audit.zero import drop_gathered, held_part
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     broadcast_tensors_from_main,
@@ -83,7 +84,7 @@ class KeptWeights:
         self._background = Background()
         self._first: Imprint | None = None
         self._changing: set[str] = set()
-        self._frozen: list[tuple[str, weakref.ref[Tensor]]] = []
+        self._frozen: list[tuple[str, weakref.ref[nn.Parameter]]] = []
         self._removal: Callable[[], None] | None = None
         self._is_loaded = folder is None
 
@@ -387,6 +388,7 @@ class KeptWeights:
             broadcast_tensors_from_main(present[name] for name in names)
         expected = known if known.is_everybodys or loaded is None else loaded
         on_all_ranks(lambda: expected.check(model))
+        drop_gathered(model)
         for master in of_optimizer:
             master.follow()
         return known
@@ -465,23 +467,23 @@ class KeptWeights:
     def _notice_changing(self, model: nn.Module) -> None:
         """Note what is trained now, and what is not."""
         frozen = []
-        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        parameters = {id(parameter) for parameter in model.parameters()}
+        parameters = {id(held_part(parameter)): parameter for parameter in model.parameters()}
         for name, tensor in named_tensors(model):
-            is_parameter = id(tensor) in parameters
+            parameter = parameters.get(id(tensor))
             is_quantized = not tensor.is_floating_point() and tensor.numel() > _LARGE_BUFFER
-            if id(tensor) in trained or not (is_parameter or is_quantized):
+            is_trained = parameter is not None and parameter.requires_grad
+            if is_trained or (parameter is None and not is_quantized):
                 self._changing.add(name)
-            elif is_parameter and name not in self._changing:
-                frozen.append((name, weakref.ref(tensor)))
+            elif parameter is not None and name not in self._changing:
+                frozen.append((name, weakref.ref(parameter)))
         self._frozen = frozen
 
     def _keep_unfrozen(self) -> None:
         """Right before a step: what was frozen and is trained now still has the value that it had."""
         unfrozen = [
-            (name, tensor)
+            (name, held_part(parameter))
             for name, found in self._frozen
-            if (tensor := found()) is not None and tensor.requires_grad
+            if (parameter := found()) is not None and parameter.requires_grad
         ]
         if not unfrozen:
             return

@@ -6,13 +6,14 @@ afterwards: what is put back into the model alone is gone after the next step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ezmia_callbacks.audit.zero import ZeroMaster, zero_masters
 from ezmia_callbacks.scoring.checksums import own_part
 
 __all__: list[str] = []
@@ -39,7 +40,7 @@ class Master:
             own_part(self.tensor).copy_(own_part(self.parameter).view(self.tensor.shape))
 
 
-def masters(optimizer: Any, model: nn.Module) -> list[Master]:
+def masters(optimizer: Any, model: nn.Module) -> Sequence[Master | ZeroMaster]:
     """The tensors of an optimizer, beside the parameters themselves, that hold the value of one.
 
     They are known by what they hold, not by the names that each library gives them: cast to the parameter's
@@ -49,6 +50,8 @@ def masters(optimizer: Any, model: nn.Module) -> list[Master]:
         optimizer: The optimizer, wrapped or not; None has none.
         model: The model that it trains.
     """
+    if of_zero := zero_masters(model):
+        return of_zero
     parameters = list(model.parameters())
     own = {id(parameter) for parameter in parameters}
     # Compare with few: those of the same number of values, and the same first ones.
@@ -62,7 +65,7 @@ def masters(optimizer: Any, model: nn.Module) -> list[Master]:
     matched: set[int] = set()
     for tensor in _tensors(optimizer, depth=_DEPTH, seen=set()):
         part = own_part(tensor)
-        if id(tensor) in own or not part.is_floating_point() or not part.any():
+        if id(tensor) in own or part.is_meta or not part.is_floating_point() or not part.any():
             # Zeros are a parameter of zeros and every sum that has not begun, too.
             continue
         equal = [

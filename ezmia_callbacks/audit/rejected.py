@@ -63,7 +63,8 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
         if not (is_main_process() or is_in_pieces):
             return
         private_folder(into)
-        describe_folder(folder)
+        if is_main_process():
+            describe_folder(folder)
         if hasattr(model, "save_pretrained") and not is_in_pieces:
             model.save_pretrained(into)  # type: ignore[operator]  # a method of Hugging Face models
             for path in into.rglob("*"):

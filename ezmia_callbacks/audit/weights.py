@@ -13,6 +13,7 @@ from ezmia_callbacks.audit.checkpoint_check import other_weights_in
 from ezmia_callbacks.audit.imprint import Imprint, digest_on_all_ranks
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.settings import OnError
+from ezmia_callbacks.audit.zero import refuse_unproven
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     gather,
@@ -64,12 +65,13 @@ class AuditedWeights:
         """Notice from here on which weights change.
 
         Raises:
-            ConfigurationError: if weights are to be kept that are not in memory.
+            ConfigurationError: if weights are to be kept that are not in memory, or not known to be restored.
         """
         present = self._see(model)
         self._audited = {}
         if self._kept is None:
             return
+        refuse_unproven(model)
         if any(gather(any(parameter.is_meta for parameter in model.parameters()))):
             raise ConfigurationError(
                 "Parts of the model are offloaded (their device is `meta`) and cannot be kept to be "

@@ -16,6 +16,7 @@ from ezmia_callbacks.audit.auditor import PrivacyAuditor
 from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, early_steps, ends_epochs
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
+from ezmia_callbacks.audit.zero import refuse_unproven
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
@@ -46,8 +47,6 @@ from ezmia_callbacks.huggingface.trainer_access import (
     TrainingArguments,
     autocast,
     called_by_loop,
-    holds_masters_apart,
-    is_in_pieces,
     log_plainly,
     n_batches,
     run_folder,
@@ -255,7 +254,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         trainer, model = self._trainer.anew(self), kwargs["model"]
         self._state = state
         LastWord.put_last(trainer, self)
-        _refuse_unsupported(trainer, model, restore=self._guards_checkpoints)
+        _refuse_unsupported(trainer, restore=self._guards_checkpoints)
         self._refuse_a_double(trainer)
         _refuse_pushing(trainer, self._folder(trainer))
         self._older_checkpoints = checkpoints_in(run_folder(trainer))
@@ -742,18 +741,9 @@ def _refuse_pushing(trainer: Trainer, folder: Path) -> None:
         )
 
 
-def _refuse_unsupported(trainer: Trainer, model: nn.Module, *, restore: bool) -> None:
-    if restore and is_in_pieces(model):
-        raise ConfigurationError(
-            "DeepSpeed ZeRO-3 holds its weights in pieces that cannot be restored yet: pass `restore=False` "
-            "and keep checkpoints to return to."
-        )
-    if restore and holds_masters_apart(trainer):
-        raise ConfigurationError(
-            f"DeepSpeed in {trainer.accelerator.mixed_precision} steps on float32 copies of the weights, "
-            "which cannot be restored yet, so that its checkpoints would hold the weights over the budget: "
-            "pass `restore=False` and keep checkpoints to return to, or train in float32."
-        )
+def _refuse_unsupported(trainer: Trainer, *, restore: bool) -> None:
+    if restore:
+        refuse_unproven(called_by_loop(trainer))
     if splits_records(trainer):
         raise ConfigurationError(
             "Context and sequence parallelism split a record over processes, which the audit cannot score: "

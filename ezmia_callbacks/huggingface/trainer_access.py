@@ -277,18 +277,6 @@ def splits_records(trainer: Trainer) -> bool:
     return bool(getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False))
 
 
-def is_in_pieces(model: nn.Module) -> bool:
-    """Whether DeepSpeed's third stage holds the weights in pieces."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-
-
-def holds_masters_apart(trainer: Trainer) -> bool:
-    """Whether DeepSpeed steps on float32 copies of the weights, divided among the processes."""
-    accelerator = trainer.accelerator
-    kind = getattr(accelerator.distributed_type, "name", "")
-    return kind == "DEEPSPEED" and accelerator.mixed_precision in ("bf16", "fp16")
-
-
 def log_plainly(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Log by the base class's method: TRL's would drain its own metrics into this record."""
     transformers.Trainer.log(trainer, dict(metrics))

@@ -122,6 +122,12 @@ def frozen_copy(
     Raises:
         ConfigurationError: if the model cannot be copied, as sharded and some quantized ones cannot.
     """
+    # DeepSpeed's third stage: a copy would be of the part, and not know the others.
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ConfigurationError(
+            f"reference='copy' needs a model that can be copied, and of {type(model).__name__} this process "
+            "holds a part alone: use reference='auto', the same start without a second model."
+        )
     try:
         copied = copy.deepcopy(model)
     except Exception as error:  # sharding and quantization refuse a deep copy each in a way of their own

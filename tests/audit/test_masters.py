@@ -186,3 +186,11 @@ def test_equal_parameters_have_a_master_each():
         (id(master), id(layer.weight))
         for master, layer in zip(optimizer.param_groups[0]["params"], model, strict=True)
     ]
+
+
+def test_tensors_without_values_in_an_optimizer_are_no_masters():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.shapes = [torch.empty(9, device="meta")]  # as engines remember them
+
+    assert masters(optimizer, model) == []

@@ -941,14 +941,13 @@ def test_a_level_that_the_user_chose_is_kept_and_what_it_lets_through_is_shown(m
     assert shown.count("a line of the level") == (3 if level == "DEBUG" else 1)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_weights_of_which_deepspeed_has_copies_that_cannot_be_restored_are_refused(precision):
-    kind = SimpleNamespace(name="DEEPSPEED")
-    accelerator = SimpleNamespace(distributed_type=kind, mixed_precision=precision, parallelism_config=None)
-    trainer = SimpleNamespace(accelerator=accelerator)
+def test_weights_that_deepspeed_keeps_where_they_were_never_restored_are_refused():
+    engine = SimpleNamespace(zero_optimization_stage=lambda: 2, config={"fp16": {"enabled": True}})
+    accelerator = SimpleNamespace(parallelism_config=None)
+    trainer = SimpleNamespace(accelerator=accelerator, model_wrapped=engine)
 
-    with pytest.raises(ConfigurationError, match=f"DeepSpeed in {precision} .* `restore=False`"):
-        _refuse_unsupported(trainer, make_model(), restore=True)
-    _refuse_unsupported(trainer, make_model(), restore=False)
-    accelerator.mixed_precision = "no"
-    _refuse_unsupported(trainer, make_model(), restore=True)
+    with pytest.raises(ConfigurationError, match=r"`fp16.enabled: true` .* `restore=False`"):
+        _refuse_unsupported(trainer, restore=True)
+    _refuse_unsupported(trainer, restore=False)
+    engine.config["fp16"]["enabled"] = False
+    _refuse_unsupported(trainer, restore=True)
