@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ezmia_callbacks.canaries import CanarySet, Record, hold_out_canaries
-from ezmia_callbacks.canaries.records import record_key
+from ezmia_callbacks.canaries.records import exact_key, fingerprint, record_key
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 
 TEXTS = [f"Patient note number {i}" for i in range(60)]
@@ -426,8 +426,9 @@ def test_groups_of_one_record_give_the_split_without_groups() -> None:
 def test_a_split_without_groups_is_the_one_of_earlier_versions() -> None:
     _, canaries = hold_out_canaries(TEXTS, n_members=10, n_non_members=20, seed=7)
 
-    # As version 0.1.0.dev0 drew it before there were groups.
-    assert canaries.fingerprint == "bb1f93911be4b38d"
+    # As version 0.1.0.dev0 drew it before there were groups; its fingerprint was of records and membership.
+    drawn = zip(canaries.records, canaries.is_member, strict=True)
+    assert fingerprint(f"{exact_key(record)}:{int(side)}" for record, side in drawn) == "bb1f93911be4b38d"
     assert canaries.provenance.pool_fingerprint == "44c5182a23f777df"
 
 

@@ -162,7 +162,7 @@ def bad_audits(run, folder):
         "no column": ([*model, "--members", odd, "--non-members", some], "odd.jsonl', row 1: no column"),
         "wrong column": (
             [*model, "--members", some, "--non-members", some, "--text-column", "body"],
-            "no column 'body'; it has ['text']",
+            "no column 'body'; it has the columns 'text'",
         ),
         "too few": ([*model, "--members", few, "--non-members", some], "at least 10 of each are needed"),
         "overlap": ([*model, "--members", some, "--non-members", some], "both a member and a non-member"),

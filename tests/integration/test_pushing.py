@@ -253,7 +253,7 @@ def test_the_files_of_a_run_are_its_owners_alone(tmp_path):
     folder = tmp_path / "run" / "_privacy_audit"
     names = {path.name for path in folder.iterdir()}
     statistics = {f"{name}.safetensors" for name in ("last_audit", "reference", "trajectories")}
-    assert names == {"checkpoints", "history.jsonl", *statistics}
+    assert names == {".lock", "checkpoints", "history.jsonl", *statistics}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
