@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -16,11 +17,12 @@ from ezmia_callbacks.errors import ConfigurationError
 PROCESSES = multiprocessing.get_context("spawn")
 
 
-def _take_and_wait(folder, taken, may_end):
+def _take_and_wait(folder, taken):
     lock = FolderLock(folder)
     lock.take()
     taken.set()
-    may_end.wait(60)
+    # Not for an event: whoever sets one waits for those that were killed while they waited.
+    time.sleep(60)
 
 
 def _try(folder, outcome):
@@ -43,12 +45,12 @@ def of_another_process(folder):
 @pytest.fixture
 def other(tmp_path):
     """Another process that writes into the folder."""
-    taken, may_end = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=_take_and_wait, args=(tmp_path, taken, may_end))
+    taken = PROCESSES.Event()
+    process = PROCESSES.Process(target=_take_and_wait, args=(tmp_path, taken))
     process.start()
     assert taken.wait(60)
     yield process
-    may_end.set()
+    process.kill()
     process.join()
 
 
