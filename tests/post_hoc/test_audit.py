@@ -45,7 +45,11 @@ def audited(run, **options):
 def figures(history):
     """All that was measured; how long it took is not, nor what was fed when, which no checkpoint tells."""
     unknown = {"seconds": 0.0, "overhead": None, "n_members_seen": None, "auc_recent": None}
-    return [{**result.to_dict(), **unknown} for result in history]
+    # An adapter's weights before the first step are in no checkpoint: there it is the base that is audited.
+    return [
+        {**result.to_dict(), **unknown, **({"weights": ""} if result.is_baseline else {})}
+        for result in history
+    ]
 
 
 def copy_of(run, path):
