@@ -435,6 +435,11 @@ def kinds(folder: Path) -> list[Kind]:
         said = {name: value for name, value in state.items() if name != "judged_by"}
         found = resumed.state_dict()
         del found["judged_by"]
+        for name in ("exposures", "last_audit"):
+            # What is lost is counted anew; a model that is not the last audit's any more is left out.
+            if said.get(name) is None or found[name] is None:
+                said.pop(name, None)
+                del found[name]
         # Decisions are made anew where another budget had made them.
         return _without_decisions(found), _without_decisions(said)
 

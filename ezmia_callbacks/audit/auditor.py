@@ -95,7 +95,7 @@ from ezmia_callbacks.scoring.rows import (
 )
 from ezmia_callbacks.scoring.scorer import Scorer
 from ezmia_callbacks.scoring.statistics import TokenStatistics
-from ezmia_callbacks.typed_rows import read_mapping
+from ezmia_callbacks.typed_rows import read_mapping, read_value
 
 __all__: list[str] = []
 
@@ -410,6 +410,8 @@ class PrivacyAuditor:
         if folder is None:
             raise ConfigurationError("Resuming needs the `output_dir` of the interrupted run.")
         results = read_audits(history)
+        if run_id is not None:
+            run_id = read_value(str, run_id, name="run_id")
         with self._watch.audit():
             self._check_surroundings(model)
             saved = broadcast_from_main(

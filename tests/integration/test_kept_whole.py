@@ -19,7 +19,7 @@ from ezmia_callbacks import (
     PrivacyAuditCallback,
     PrivacyAuditor,
 )
-from ezmia_callbacks.audit import kept_weights
+from ezmia_callbacks.audit import kept_weights, run_state
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import Decision
@@ -55,6 +55,8 @@ def stop_at(monkeypatch):
             return Decision(n_over > patience, False, "over budget: so says the test", 0.7, 0.65, n_over)
 
         monkeypatch.setattr(Judge, "decide", judge)
+        # A resumed run would see that these verdicts do not follow from the figures.
+        monkeypatch.setattr(run_state, "judged_anew", lambda history: history)
 
     return set_verdicts
 
