@@ -96,7 +96,10 @@ def _held_here(folder: Path) -> _Held | None:
 
 def _lock(folder: Path) -> _Held | None:
     """The lock of a folder; None, with a warning, where the file system has none."""
-    lock = FileLock(private_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False)
+    # A lock that is only a file would stay behind where a process on another machine is killed.
+    lock = FileLock(
+        private_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False
+    )
     try:
         lock.acquire()
     except Timeout:
