@@ -642,7 +642,8 @@ class PrivacyAuditor:
         if self._seen is not None:
             self._seen.unwatch()
             self._log_never_fed()
-        self._weights.finish()
+        # Those in the folder are a later run's, if one has taken it.
+        self._weights.finish(removes_files=self._lock is None or not self._lock.is_lost)
         if len(self.history):
             self._state = replace(self._state, history=replace(self.history, is_complete=True))
             self._save_audits(may_raise=False)

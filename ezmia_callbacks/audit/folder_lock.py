@@ -56,19 +56,27 @@ class FolderLock:
         Raises:
             ConfigurationError: if another run writes there, of this process or of another one.
         """
-        held = _held_here(self._folder)
-        owner = None if held is None or held.owner is None else held.owner()
-        if owner is None:
-            self.take()
-        elif owner is not self:
+        if self.is_lost:
             raise ConfigurationError(
                 f"A later run of this process writes to {self._folder}, so that this one cannot go on: give "
                 "each run an `output_dir` of its own."
             )
+        if self._owner is None:
+            self.take()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a later run of this process has taken the folder."""
+        return self._owner is not None and self._owner is not self
 
     def release(self) -> None:
         """Let another run write there."""
         _give_back(self._folder, weakref.ref(self))
+
+    @property
+    def _owner(self) -> FolderLock | None:
+        held = _held_here(self._folder)
+        return None if held is None or held.owner is None else held.owner()
 
 
 @dataclass
@@ -96,7 +104,10 @@ def _held_here(folder: Path) -> _Held | None:
 
 def _lock(folder: Path) -> _Held | None:
     """The lock of a folder; None, with a warning, where the file system has none."""
-    lock = FileLock(private_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False)
+    # A lock that is only a file would stay behind where a process on another machine is killed.
+    lock = FileLock(
+        private_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False
+    )
     try:
         lock.acquire()
     except Timeout:

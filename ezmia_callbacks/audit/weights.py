@@ -277,10 +277,16 @@ class AuditedWeights:
             return None
         return not broadcast_from_main(self._kept.differs(model))
 
-    def finish(self) -> None:
-        """Forget the kept weights; waits for no other process."""
-        if self._kept is not None:
-            self._kept.unwatch()
+    def finish(self, *, removes_files: bool = True) -> None:
+        """Forget the kept weights; waits for no other process.
+
+        Args:
+            removes_files: Whether the folder is still this run's, so that its files go, too.
+        """
+        if self._kept is None:
+            return
+        self._kept.unwatch()
+        if removes_files:
             self._kept.discard()
 
     def _see(self, model: nn.Module) -> Imprint:

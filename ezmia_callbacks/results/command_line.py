@@ -21,7 +21,7 @@ _HARMLESS = re.compile(
     r"[+-]?([0-9]{1,8}(\.[0-9]{0,8})?|\.[0-9]{1,8})(e[+-]?[0-9]{1,3})?|true|false|none|null|yes|no|on|off",
     re.IGNORECASE,
 )
-_SECRET = re.compile(r"(?i)(token|key|secret|passw|pwd|credential|auth|\bpin\b)")
+_SECRET = re.compile(r"(?i)(token|key|secret|pass(w|ph|code|\b)|pwd|credential|auth|\bpin\b)")
 
 
 def without_values(arguments: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """One writer for each folder."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -21,7 +22,6 @@ def _take_and_wait(folder, taken):
     lock = FolderLock(folder)
     lock.take()
     taken.set()
-    # Not for an event: whoever sets one waits for those that were killed while they waited.
     time.sleep(60)
 
 
@@ -50,6 +50,7 @@ def other(tmp_path):
     process.start()
     assert taken.wait(60)
     yield process
+    # Not by an event: to set one waits forever for a process that was killed while it waited for it.
     process.kill()
     process.join()
 
@@ -138,6 +139,72 @@ def test_a_forked_process_has_not_got_it(tmp_path):
     )
 
     assert told.stdout.startswith("Another run writes to")
+
+
+_FORKING_A_CHILD_THAT_ENDS = """
+import os, sys
+from pathlib import Path
+from ezmia_callbacks.audit.folder_lock import FolderLock
+
+lock = FolderLock(Path(sys.argv[1]))
+lock.take()
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+print("ended", flush=True)
+sys.stdin.read()
+"""
+
+_FORKING_A_CHILD_THAT_OUTLIVES_IT = """
+import os, signal, sys, time
+from pathlib import Path
+from ezmia_callbacks.audit.folder_lock import FolderLock
+
+lock = FolderLock(Path(sys.argv[1]))
+lock.take()
+child = os.fork()
+if child == 0:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_that_ends_takes_no_lock_with_it(tmp_path):
+    command = [sys.executable, "-c", _FORKING_A_CHILD_THAT_ENDS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ended\n"
+
+        assert of_another_process(tmp_path).startswith("Another run writes to")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_that_outlives_its_killed_parent_locks_nobody_out(tmp_path):
+    command = [sys.executable, "-c", _FORKING_A_CHILD_THAT_OUTLIVES_IT, str(tmp_path)]
+    child = int(subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True).stdout)
+
+    try:
+        assert of_another_process(tmp_path) == "taken"
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_system_that_knows_no_locks_gets_no_file_that_a_crash_would_leave_locked(
+    tmp_path, monkeypatch, caplog
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(_file, _operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    FolderLock(tmp_path).take()
+
+    assert "cannot lock it" in caplog.text
 
 
 def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch, caplog):

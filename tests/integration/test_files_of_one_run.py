@@ -348,6 +348,18 @@ def test_two_runs_at_once_in_one_folder_are_refused(tmp_path, caplog):
     assert (tmp_path / "history.jsonl").read_bytes() == written
 
 
+def test_a_run_that_lost_its_folder_does_not_remove_the_weights_of_the_one_that_has_it(tmp_path):
+    earlier, later = make_auditor(tmp_path), make_auditor(tmp_path)
+    model = run(earlier, draw()[0], n_epochs=1)
+    run(later, draw()[0], n_epochs=1)
+    later.state_dict()
+    kept = sorted(path.name for path in (tmp_path / "last_within_budget").iterdir())
+
+    earlier.finish(model)
+
+    assert sorted(path.name for path in (tmp_path / "last_within_budget").iterdir()) == kept
+
+
 def test_a_run_that_was_interrupted_in_a_notebook_begins_again_in_its_folder(tmp_path):
     interrupted_cell = make_auditor(tmp_path)
     interrupted_cell.begin(make_model())

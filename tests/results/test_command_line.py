@@ -72,3 +72,8 @@ def test_the_metadata_of_a_run_hold_the_command_without_values(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/ann/train.py", "--text", "My number is 42"])
 
     assert RunMetadata.of_this_process().command == "train.py --text …"
+
+
+@pytest.mark.parametrize("option", ["--pass", "--passcode", "--passphrase", "--db-pass"])
+def test_words_for_a_password_are_secrets_too(option):
+    assert without_values(["train.py", option, "1234", "--passes", "3"]) == f"train.py {option} … --passes 3"
