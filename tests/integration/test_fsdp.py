@@ -46,6 +46,8 @@ def test_a_stop_leaves_the_kept_weights_wherever_a_sharded_run_has_them(two, cas
         # In memory, as a forward pass gets them, as a saved model, after a step.
         places = ("memory", "in_use", "saved", "stepped")
         assert {place: outcome[place] for place in places} == dict.fromkeys(places, 0.0)
+        # The others, where they were to be kept aside.
+        assert outcome["rejected"] == 0.0
     assert len({(outcome["kept_step"], outcome["stopped_at"]) for outcome in two[case]}) == 1
 
 
@@ -62,7 +64,8 @@ def test_a_sharded_run_goes_on_from_its_last_checkpoint_and_from_one_saved_after
         kept = outcome["kept_step"]
         assert outcome["checkpoints"] == [kept - 2, kept]
         assert outcome["resumed_audits"] == [kept, kept + 2]
-        places = ("resumed", "loaded", "loaded_and_stepped")
+        # After the checkpoint: as the run went on that was stopped.
+        places = ("resumed", "went_on", "loaded", "loaded_and_stepped")
         assert {place: outcome[place] for place in places} == dict.fromkeys(places, 0.0)
 
 

@@ -82,10 +82,11 @@ def stop_and_look(
     from safetensors.torch import load_file
 
     rows, canaries = draw()
-    watched = Watched(canaries, budget=LeakageBudget(limit=limit, rule="point"), every=2)
+    watched = Watched(canaries, budget=LeakageBudget(limit=limit, rule="point"), every=2, keep_rejected=True)
     settings = {
         "fsdp": fsdp,
         "learning_rate": 5e-2,
+        "lr_scheduler_type": "constant",
         "num_train_epochs": 20,
         "save_strategy": "steps",
         "save_steps": 2,
@@ -115,6 +116,8 @@ def stop_and_look(
         "types_in_use": types_of(in_use(model).values()),
         "in_use": difference_in_use(model, kept),
     }
+    (rejected,) = watched.callback.auditor.rejected_folder.glob(f"*-{dist.get_rank()}.safetensors")
+    found["rejected"] = difference(load_file(rejected), watched.over)
     trainer.save_model(str(folder / "saved"))
     trainer.accelerator.save_state(str(folder / "checkpoint"))
     if fsdp["state_dict_type"] == "SHARDED_STATE_DICT":
@@ -136,6 +139,7 @@ def stop_and_look(
     resumed.train(resume_from_checkpoint=str(folder / "run" / f"checkpoint-{kept_step}"))
     found["resumed"] = difference(at_start.parts, kept)
     found["resumed_audits"] = [result.step for result in again.callback.history if result.step >= kept_step]
+    found["went_on"] = difference(own_parts(resumed.model), watched.over)
     resumed.accelerator.load_state(str(folder / "checkpoint"))
     found["loaded"] = difference(own_parts(resumed.model), kept)
     step_at_rate_zero(resumed, rows)
