@@ -210,8 +210,12 @@ def is_sharded(model: nn.Module) -> bool:
     # Distributed tensors, and those of DeepSpeed's third stage.
     if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()):
         return True
-    names = {base.__name__ for module in model.modules() for base in type(module).__mro__}
-    return not names.isdisjoint({"FSDPModule", "FullyShardedDataParallel"})
+    return is_in_fsdp1(model) or any(map(_is_fully_sharded, model.modules()))
+
+
+def is_in_fsdp1(model: nn.Module) -> bool:
+    """Whether the first FSDP holds the weights, in flat parameters of its own."""
+    return any(_is_a(module, "FullyShardedDataParallel") for module in model.modules())
 
 
 def refuse_meshes(model: nn.Module) -> None:
@@ -241,5 +245,9 @@ def reshard(model: nn.Module) -> None:
 
 
 def _is_fully_sharded(module: nn.Module) -> bool:
-    # By name: the class has moved between releases of torch.
-    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+    return _is_a(module, "FSDPModule")
+
+
+def _is_a(module: nn.Module, name: str) -> bool:
+    # By name: the classes have moved between releases of torch.
+    return any(base.__name__ == name for base in type(module).__mro__)

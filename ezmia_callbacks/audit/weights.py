@@ -17,6 +17,7 @@ from ezmia_callbacks.audit.zero import refuse_unproven
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     gather,
+    is_in_fsdp1,
     is_main_process,
     on_all_ranks_in_turns,
 )
@@ -72,6 +73,12 @@ class AuditedWeights:
         if self._kept is None:
             return
         refuse_unproven(model)
+        if is_in_fsdp1(model):
+            raise ConfigurationError(
+                "FSDP1 (`FullyShardedDataParallel`) keeps weights where they were never seen to be restored "
+                "whole: train with FSDP2 (`fsdp_version: 2`, or `fully_shard`), or pass `restore=False` and "
+                "keep checkpoints to return to."
+            )
         if any(gather(any(parameter.is_meta for parameter in model.parameters()))):
             raise ConfigurationError(
                 "Parts of the model are offloaded (their device is `meta`) and cannot be kept to be "

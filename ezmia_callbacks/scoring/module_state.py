@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ezmia_callbacks.distributed import is_in_fsdp1
+
 __all__: list[str] = []
 
 _DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
@@ -80,10 +82,7 @@ def model_state(model: nn.Module) -> ModelState:
 
 def is_managed_elsewhere(model: nn.Module) -> bool:
     """Whether the weights are swapped by DeepSpeed's third stage or the first FSDP."""
-    # By name: neither need be installed.
-    kinds = {type(module) for module in model.modules()}
-    names = {base.__name__ for kind in kinds for base in kind.__mro__}
-    return "FullyShardedDataParallel" in names or any(hasattr(p, "ds_id") for p in model.parameters())
+    return is_in_fsdp1(model) or any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def is_small(tensor: Tensor) -> bool:

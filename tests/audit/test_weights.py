@@ -101,6 +101,21 @@ def test_weights_that_are_elsewhere_are_refused_before_the_first_step():
     AuditedWeights(None, sample=sample, on_error="warn").begin(Model().to("meta"))
 
 
+def test_weights_in_the_flat_parameters_of_fsdp1_are_refused_before_the_first_step():
+    """PyTorch makes none without a GPU; the class is known by its name."""
+    model = nn.Sequential(type("FullyShardedDataParallel", (Model,), {})())
+
+    with pytest.raises(ConfigurationError) as caught:
+        make_weights().begin(model)
+
+    assert str(caught.value) == (
+        "FSDP1 (`FullyShardedDataParallel`) keeps weights where they were never seen to be restored whole: "
+        "train with FSDP2 (`fsdp_version: 2`, or `fully_shard`), or pass `restore=False` and keep "
+        "checkpoints to return to."
+    )
+    AuditedWeights(None, sample=sample, on_error="warn").begin(model)
+
+
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_what_could_not_be_written_is_told_before_the_next_audit(tmp_path, monkeypatch, caplog, on_error):
     model = Model()

@@ -13,6 +13,7 @@ BODIES = (
     bodies.accelerate_stops_and_puts_back,
     bodies.lightning_is_neutral,
     bodies.lightning_stops_and_puts_back,
+    bodies.lightning_in_pieces_is_refused,
 )
 
 
@@ -89,3 +90,12 @@ def test_lightning_stops_all_processes_with_the_same_weights_put_back(outcomes):
         assert 0 < outcome["kept"] < outcome["stopped_at"] < 100
     assert first["stopped_at"] == second["stopped_at"]
     assert_same_weights([first, second])
+
+
+def test_a_module_that_lightning_shards_is_refused_before_the_first_step(outcomes):
+    message = (
+        "step 0: ModelParallelStrategy holds the weights in pieces, which the audit cannot read yet: train "
+        "with one device or 'ddp', or audit checkpoints with PrivacyAuditor."
+    )
+
+    assert outcomes["lightning_in_pieces_is_refused"] == [message] * 2

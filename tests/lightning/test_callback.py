@@ -993,10 +993,12 @@ def test_weights_saved_alone_at_any_time_are_refused_under_a_budget(tmp_path):
         fit(tmp_path, [bare_audit(budget=NEVER_CROSSED), saver], enable_checkpointing=True)
 
 
-def test_sharded_weights_are_refused():
-    trainer = SimpleNamespace(strategy=SimpleNamespace(restore_checkpoint_after_setup=True))
+@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy"])
+def test_strategies_that_shard_are_refused_by_name(name):
+    """Lightning itself lets none but the second begin without a GPU."""
+    trainer = SimpleNamespace(strategy=getattr(import_module("lightning.pytorch.strategies"), name)())
 
-    with pytest.raises(ConfigurationError, match="holds the weights in pieces"):
+    with pytest.raises(ConfigurationError, match=f"^{name} holds the weights in pieces"):
         make_audit()._refuse_unsupported(trainer)
 
 

@@ -9,11 +9,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from huggingface_tiny import draw, make_trainer
+from engine_runs import (
+    AtStart,
+    Watched,
+    difference,
+    held_parts,
+    n_bytes_of,
+    n_moments_of,
+    own_parts,
+    run_engines_on_cpu,
+    whole,
+    with_adapter,
+)
+from huggingface_tiny import NEVER_CROSSED, draw, make_trainer
 from tiny import make_model
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 
 from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
 from ezmia_callbacks.errors import ConfigurationError
@@ -21,23 +32,11 @@ from ezmia_callbacks.errors import ConfigurationError
 # Seconds.
 _GROUP_WAITS = 10
 
-NEVER_CROSSED = LeakageBudget(limit=0.99, rule="point")
-
 
 def run_on_cpu() -> None:
-    """Have accelerate and DeepSpeed run on gloo; without it accelerate makes plain DDP of a DeepSpeed run."""
-    os.environ |= {
-        "ACCELERATE_TORCH_DEVICE": "cpu",
-        "ACCELERATE_USE_CPU": "false",
-        "DS_ACCELERATOR": "cpu",
-        "DS_BUILD_OPS": "0",
-    }
-    import accelerate.state
-    import transformers.training_args
-
-    backend = ("gloo", accelerate.utils.DistributedType.MULTI_GPU)
-    accelerate.state.PartialState._prepare_backend = lambda self, *args, **kwargs: backend
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    """Have DeepSpeed run on gloo."""
+    run_engines_on_cpu()
+    os.environ |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
     # A collective of its own, which would be compiled here. As an attribute `torch` is PyTorch.
     import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
@@ -60,35 +59,6 @@ def make_deepspeed_trainer(folder: Path, rows, callbacks=(), *, zero: dict[str, 
     return make_trainer(folder, rows, callbacks, **settings)
 
 
-def held_parts(model, *, is_trained: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors in which this process holds each parameter, or its part of it."""
-    return {
-        name: getattr(parameter, "ds_tensor", parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or not is_trained
-    }
-
-
-def own_parts(model) -> dict[str, torch.Tensor]:
-    """Copies of them."""
-    return {name: tensor.detach().float().clone() for name, tensor in held_parts(model).items()}
-
-
-def whole(model, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Whole tensors, out of the parts of all processes."""
-    gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, parts)
-    found = {}
-    for name, parameter in model.named_parameters():
-        shape = getattr(parameter, "ds_shape", None)
-        if shape is None:
-            found[name] = parts[name]
-        else:
-            flat = torch.cat([each[name] for each in gathered])
-            found[name] = flat[: shape.numel()].view(shape)
-    return found
-
-
 def in_use(model) -> dict[str, torch.Tensor]:
     """The weights as a forward pass gets them."""
     import deepspeed
@@ -96,54 +66,6 @@ def in_use(model) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         return {name: p.detach().float().clone() for name, p in parameters.items()}
-
-
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """The largest between two sets of weights, of which the first may have the names that files have."""
-    second = second | {name.replace(".default.", "."): tensor for name, tensor in second.items()}
-    pairs = [
-        # The tied weights of a GPT-2.
-        (tensor, second[name if name in second else name.replace("lm_head", "transformer.wte")])
-        for name, tensor in first.items()
-    ]
-    return max((one.float() - other.float()).abs().max().item() for one, other in pairs)
-
-
-def n_moments_of(optimizer) -> int:
-    """Values other than 0 that an optimizer remembers of its steps."""
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.count_nonzero().item() for value in values if isinstance(value, torch.Tensor))
-
-
-def n_bytes_of(tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-class Watched:
-    """A callback with a budget, and what the weights were at each of its audits."""
-
-    def __init__(self, canaries, *, budget, **arguments):
-        self.callback = PrivacyAuditCallback(canaries, budget=budget, **arguments)
-        self.within: dict[int, dict[str, torch.Tensor]] = {}
-        self.over: dict[str, torch.Tensor] = {}
-        self.n_bytes_kept: list[int] = []
-        self.n_moments = 0
-        audit, self.callback._audit = self.callback._audit, self._audit
-        self._make_audit = audit
-
-    def _audit(self, state, control, *, model, optimizer, **kwargs):
-        before, n_moments = own_parts(model), n_moments_of(optimizer)
-        self._make_audit(state, control, model=model, optimizer=optimizer, **kwargs)
-        auditor = self.callback.auditor
-        if not self.callback.history[-1].decision.is_within_budget:
-            if not self.over:
-                self.over, self.n_moments = before, n_moments
-        else:
-            self.within[state.global_step] = before
-            auditor._weights._kept.wait()
-            folder = auditor.settings.output_dir / "last_within_budget"
-            files = sorted(folder.glob(f"{dist.get_rank()}-{state.global_step}-*.safetensors"))
-            self.n_bytes_kept = [path.stat().st_size for path in files]
 
 
 def step_at_rate_zero(trainer, rows) -> None:
@@ -210,29 +132,16 @@ def stop_and_look(
     again = Watched(canaries, budget=NEVER_CROSSED, every=2)
     settings |= {"max_steps": kept_step + 2, "save_strategy": "no"}
     resumed = make_deepspeed_trainer(folder / "run", rows, [again.callback], model=make(), **settings)
-    at_start = {}
-
-    class AtStart(TrainerCallback):
-        def on_train_begin(self, *args, model, **kwargs):
-            at_start.update(own_parts(model))
-
-    resumed.add_callback(AtStart)
+    at_start = AtStart()
+    resumed.add_callback(at_start)
     resumed.train(resume_from_checkpoint=str(folder / "run" / f"checkpoint-{kept_step}"))
-    found["resumed"] = difference(whole(resumed.model, at_start), kept)
+    found["resumed"] = difference(whole(resumed.model, at_start.parts), kept)
     found["resumed_audits"] = [result.step for result in again.callback.history if result.step >= kept_step]
     resumed.model_wrapped.load_checkpoint(str(folder / "checkpoint"))
     found["loaded"] = difference(in_use(resumed.model), kept)
     step_at_rate_zero(resumed, rows)
     found["loaded_and_stepped"] = difference(in_use(resumed.model), kept)
     return found
-
-
-def with_adapter():
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(
-        make_model(), LoraConfig(r=8, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
-    )
 
 
 PARTS = {

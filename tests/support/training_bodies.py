@@ -18,7 +18,7 @@ from ezmia_callbacks import (
     PrivacyAuditCallback,
     PrivacyAuditor,
 )
-from ezmia_callbacks.errors import CanaryError
+from ezmia_callbacks.errors import CanaryError, ConfigurationError
 
 NEVER_CROSSED = LeakageBudget(limit=0.99, rule="point")
 SOON_CROSSED = LeakageBudget(limit=0.8, rule="point")
@@ -207,3 +207,26 @@ def lightning_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
         "is_back": again.history[0].member_loss == kept.member_loss,
         "weights": weights,
     }
+
+
+class ShardedModule(TinyModule):
+    """As a user writes it for a strategy that leaves the sharding to the module."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+def lightning_in_pieces_is_refused(rank: int, folder: Path) -> str:
+    """The one sharded strategy of Lightning's that runs without a GPU."""
+    rows, canaries = draw()
+    strategy = pl.strategies.ModelParallelStrategy(process_group_backend="gloo")
+    callbacks = [LightningPrivacyAuditCallback(canaries, restore=False)]
+    trainer = make_lightning_trainer(folder, callbacks, devices=2, strategy=strategy)
+    module = ShardedModule()
+    try:
+        trainer.fit(module, make_loader(rows))
+    except ConfigurationError as error:
+        return f"step {trainer.global_step}: {error}"
+    return "not refused"
