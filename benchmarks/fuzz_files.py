@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from ezmia_callbacks.canaries.record_files import read_record_file
 from ezmia_callbacks.canaries.records import canonical_record
 from ezmia_callbacks.canaries.sets import CanaryDetails, Provenance
 from ezmia_callbacks.errors import AuditError
-from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_of
+from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, kept_in_state
 from ezmia_callbacks.report import render_report, summarize, to_document
 from ezmia_callbacks.report.view import from_plain, to_plain
 from ezmia_callbacks.results import Trajectories, most_exposed
@@ -46,7 +46,7 @@ from ezmia_callbacks.scoring.statistics import load_statistics
 
 # What JSON's own writer would not write: put into the text afterwards.
 # Fields that older files lack: without them they say the same.
-NEWER = NEWER_FIELDS | {"details", "groups", "is_complete", "exposures", "judged_by", "run_id"}
+NEWER = NEWER_FIELDS | {"details", "groups", "is_complete", "exposures", "judged_by", "run_id", "run"}
 DEEP, DIGITS = "@deep@", "@digits@"
 N_TOKENS, LENGTH = 32, 12
 
@@ -454,8 +454,8 @@ def kinds(folder: Path) -> list[Kind]:
         return to_plain(from_plain(document)), with_characters(document)
 
     def read_part(kept: Any) -> tuple[Any, Any]:
-        part = part_of(kept)
-        return ({} if part is None else {"part": part}), kept
+        found = kept_in_state(kept)
+        return ({} if found is None else asdict(found)), kept
 
     def read_records(path: Path) -> tuple[Any, Any]:
         target = path.with_suffix(".jsonl")
@@ -532,7 +532,7 @@ def kinds(folder: Path) -> list[Kind]:
         json_kind("synthetic canaries", (folder / "synthetic.json").read_text(), read_canaries, folder),
         json_kind("note of a checkpoint", json.dumps(plain_note), read_note, folder),
         value_kind("audits handed to resume", plain_note, lambda note: _resumed(note, resume)),
-        value_kind("trainer state", {"part": "abcd"}, read_part),
+        value_kind("trainer state", {"part": "abcd", "run": "0123abcd"}, read_part),
         Kind("state of the auditor", mutated_state, read_state),
         json_kind("report document", json.dumps(to_document(history)), read_report, folder),
         Kind("trajectories", mutated_run, read_run),

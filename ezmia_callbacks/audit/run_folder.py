@@ -78,10 +78,12 @@ class RunFolder:
             fingerprint = _of_step(state.fingerprint, last.step, run_id=state.run_id)
             save_statistics(self.path / _LAST_AUDIT, last.statistics, fingerprint=fingerprint)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The audits in the history file, as plain dicts; none if it cannot be read."""
-        history = self._history()
-        return [] if history is None else history.to_dicts()
+    def history(self) -> AuditHistory | None:
+        """The history that was written here; None if it cannot be read."""
+        try:
+            return AuditHistory.load(self.path / _HISTORY)
+        except AuditError:
+            return None
 
     def refuse_another_run(self, state: RunState) -> None:
         """See that a run which goes on here is the one that wrote here last.
@@ -92,7 +94,7 @@ class RunFolder:
         Raises:
             ReferenceMismatchError: if another run did: its reference and its kept weights are here.
         """
-        found = self._history()
+        found = self.history()
         if found is None or not len(found):
             return
         self._check_run(found, state.run_id)
@@ -142,12 +144,6 @@ class RunFolder:
             # Missing, damaged or of another step: the figure that needs it does without.
             return saved
         return replace(saved, last_audit=LastAudit(step, statistics))
-
-    def _history(self) -> AuditHistory | None:
-        try:
-            return AuditHistory.load(self.path / _HISTORY)
-        except AuditError:
-            return None
 
     def _trajectories(self, state: RunState, *, run_id: str) -> Trajectories | None:
         """The trajectories of a run; None, with a warning, if they cannot be read or are another run's."""

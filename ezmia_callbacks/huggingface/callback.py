@@ -6,7 +6,7 @@ It translates hooks, obeys the decision, logs, and keeps state; measuring is the
 import math
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ezmia_callbacks.distributed import (
 )
 from ezmia_callbacks.errors import AuditError, ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional.budget import LeakageBudget
-from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, part_of
+from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, KeptInState, kept_in_state
 from ezmia_callbacks.huggingface.checkpoints import (
     checkpoint_intervals,
     evaluation_intervals,
@@ -283,10 +283,12 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
                     run_id=saved.get("run_id"),
                 )
             self.auditor.watch(called_by_loop(trainer))
+            self._keep_in(state)
             return
         self._begin_part(trainer, state)
         log_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
+        self._keep_in(state)
         self.auditor.watch(called_by_loop(trainer))
         self._publish(trainer, state, control, result)
         log_first_audit(plan, self.settings)
@@ -506,7 +508,13 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         """From here on checkpoints are of this part of the run; no more of it is in what may be pushed."""
         self._notes = broadcast_from_main(CheckpointNotes.anew(self._folder(trainer) / "checkpoints"))
         self._noted_step = None
-        save_state(state, self._state_key, {"part": self._notes.part})
+        self._keep_in(state)
+
+    def _keep_in(self, state: TrainerState) -> None:
+        """Have the state say which part of which run its checkpoints are of."""
+        if self._notes is not None:
+            kept = KeptInState.of(self._notes.part, self.history.run_metadata.run_id)
+            save_state(state, self._state_key, asdict(kept))
 
     def _note(self, state: TrainerState) -> None:
         """Keep what the checkpoint of this step needs to go on."""
@@ -535,8 +543,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         kept = saved_state(state, self._state_key)
         if isinstance(kept, Mapping) and "history" in kept:  # as the first version kept it
             return kept
-        part = part_of(kept)
-        if part is None:
+        found = kept_in_state(kept)
+        if found is None:
             raise ReferenceMismatchError(
                 f"Training resumes at step {state.global_step} from a checkpoint that was made without this "
                 "callback (or with another `prefix`), and trained weights cannot stand in for the reference. "
@@ -546,8 +554,17 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         folder = self._folder(self._find_trainer())
 
         def read() -> Mapping[str, Any]:
-            note = CheckpointNotes(folder / "checkpoints", part).read(state.global_step)
-            return {"history": RunFolder(folder).rows()} if note is None else note
+            note = CheckpointNotes(folder / "checkpoints", found.part).read(state.global_step)
+            if note is not None:
+                return note
+            history = RunFolder(folder).history()
+            if history is not None and not found.is_of(history.run_metadata.run_id):
+                raise ReferenceMismatchError(
+                    f"The checkpoint belongs to the run {found.run}, and the files in {folder} to the run "
+                    f"{history.run_metadata.run_id or 'without a name'}: pass the `output_dir` of the run "
+                    "that is resumed, and give every run its own."
+                )
+            return {"history": [] if history is None else history.to_dicts()}
 
         return broadcast_from_main(on_all_ranks_in_turns(lambda: read() if is_main_process() else {}))
 

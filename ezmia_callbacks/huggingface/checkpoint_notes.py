@@ -96,12 +96,29 @@ class CheckpointNotes:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class KeptInState:
+    """What the trainer's state, which is pushed with the model, keeps of a run.
+
+    Attributes:
+        part: Name of the part of the run.
+        run: The random digits of the run's name, which say nothing of its canaries; empty if it had none.
+    """
+
     part: str
+    run: str = ""
+
+    @classmethod
+    def of(cls, part: str, run_id: str | None) -> KeptInState:
+        """That of a part of a run of this name."""
+        return cls(part, (run_id or "").partition("-")[0])
+
+    def is_of(self, run_id: str | None) -> bool:
+        """Whether a run of this name may be meant."""
+        return not self.run or self.run == (run_id or "").partition("-")[0]
 
 
-def part_of(kept: object) -> str | None:
-    """Name of the part that a checkpoint belongs to, as the trainer's state keeps it; None if it has none.
+def kept_in_state(kept: object) -> KeptInState | None:
+    """What the trainer's state keeps of the run that a checkpoint belongs to; None if that is nothing.
 
     Args:
         kept: What the state has under the callback's name.
@@ -111,7 +128,7 @@ def part_of(kept: object) -> str | None:
     """
     name = "the callback's entry in trainer_state.json"
     row = read_mapping(kept, name)
-    return read_value(_Kept, row, name=name).part if row else None
+    return read_value(KeptInState, row, newer={"run"}, name=name) if row else None
 
 
 def _file(folder: Path, step: int, part: str) -> Path:

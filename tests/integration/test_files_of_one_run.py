@@ -388,3 +388,20 @@ def test_a_checkpoint_of_trainer_goes_on_in_its_own_folder_alone(tmp_path):
 
     with pytest.raises(ReferenceMismatchError, match="those of another run"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-8"))
+
+
+def test_a_checkpoint_whose_note_is_lost_does_not_take_the_history_of_another_run(tmp_path):
+    """The folds of one callback: the second writes to a folder of its own, which a new process does not know."""
+    rows, canaries = draw()
+
+    def fold(callback, **options):
+        return make_trainer(tmp_path, rows, [callback], save_strategy="epoch", num_train_epochs=2, **options)
+
+    folds = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
+    fold(folds, seed=1).train()
+    fold(folds, seed=2).train()
+    assert (tmp_path / "_privacy_audit_2" / "history.jsonl").is_file()
+    trainer = fold(PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch"))
+
+    with pytest.raises(ReferenceMismatchError, match=r"belongs to the run [0-9a-f]{8}, and the files in"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
