@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,8 @@ from ezmia_callbacks.safe_text import get_logger
 __all__: list[str] = []
 
 logger = get_logger(__name__)
+
+_FILE = ".lock"
 
 
 class FolderLock:
@@ -61,6 +64,9 @@ class FolderLock:
                 f"A later run of this process writes to {self._folder}, so that this one cannot go on: give "
                 "each run an `output_dir` of its own."
             )
+        if self._owner is self and not (self._folder / _FILE).exists():
+            # The folder was removed, and another one made in its place is locked by nobody.
+            self.release()
         if self._owner is None:
             self.take()
 
@@ -106,7 +112,7 @@ def _lock(folder: Path) -> _Held | None:
     """The lock of a folder; None, with a warning, where the file system has none."""
     # A lock that is only a file would stay behind where a process on another machine is killed.
     lock = FileLock(
-        private_folder(folder) / ".lock", timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False
+        private_folder(folder) / _FILE, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False
     )
     try:
         lock.acquire()
@@ -147,5 +153,7 @@ def _give_back(folder: Path, owner: weakref.ref[FolderLock]) -> None:
     # A dead owner's reference still equals itself.
     if held is not None and held.owner is owner:
         del _HELD[folder]
-        (folder / ".writer.json").unlink(missing_ok=True)
+        # No training ends for what cannot be removed.
+        with suppress(OSError):
+            (folder / ".writer.json").unlink(missing_ok=True)
         held.lock.release()

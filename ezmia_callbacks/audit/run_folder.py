@@ -9,7 +9,7 @@ from typing import Any
 
 from ezmia_callbacks.audit.run_state import LastAudit, RunState, SavedRun, step_of_last_audit
 from ezmia_callbacks.errors import AuditError, ReferenceMismatchError
-from ezmia_callbacks.files import check_writable, remove_leftovers
+from ezmia_callbacks.files import check_writable, private_folder, remove_leftovers
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.results.trajectories import Trajectories
@@ -72,6 +72,8 @@ class RunFolder:
         Raises:
             OSError: if they cannot be written.
         """
+        # It may have been removed since the run began.
+        private_folder(self.path)
         state.history.save(self.path / _HISTORY, after=None if after is None else after.history)
         state.blocks.save(self.path / _TRAJECTORIES, after=None if after is None else after.blocks)
         if (last := state.last_audit) is not None:

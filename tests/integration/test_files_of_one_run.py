@@ -1,12 +1,15 @@
 """The files of a run belong together: what another run left, or what was edited, is not taken for its own."""
 
 import json
+import os
 import shutil
+import stat
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from huggingface_tiny import make_trainer
 from own_loop import draw, run, train_one_epoch
 from safetensors.numpy import load_file, save_file
@@ -370,6 +373,31 @@ def test_a_run_that_was_interrupted_in_a_notebook_begins_again_in_its_folder(tmp
     assert [result.status for result in again.history] == ["ok", "ok"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of folders are POSIX's")
+def test_a_folder_that_was_removed_in_between_is_made_again_for_the_owner_alone_and_locked(tmp_path):
+    auditor, model = make_auditor(tmp_path / "run"), make_model()
+    auditor.begin(model)
+    auditor._weights.wait()
+    shutil.rmtree(tmp_path / "run")
+
+    auditor.audit(model)
+
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / "run" / ".lock", timeout=0).acquire()
+    assert len(AuditHistory.load(tmp_path / "run" / "history.jsonl")) == 2
+
+
+def test_a_folder_that_became_a_file_ends_no_script(tmp_path):
+    auditor, model = make_auditor(tmp_path / "run"), make_model()
+    auditor.begin(model)
+    auditor._weights.wait()
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("in the way")
+
+    auditor.finish(model)
+
+
 def test_a_checkpoint_of_trainer_goes_on_in_its_own_folder_alone(tmp_path):
     rows, canaries = draw()
 
@@ -391,7 +419,7 @@ def test_a_checkpoint_of_trainer_goes_on_in_its_own_folder_alone(tmp_path):
 
 
 def test_a_checkpoint_whose_note_is_lost_does_not_take_the_history_of_another_run(tmp_path):
-    """The folds of one callback: the second writes to a folder of its own, which a new process does not know."""
+    """The folds of one callback: the second writes to a folder that a new process does not know."""
     rows, canaries = draw()
 
     def fold(callback, **options):
