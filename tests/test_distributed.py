@@ -13,6 +13,7 @@ from ezmia_callbacks.scoring.rows import TokenRow
 SHARING = (bodies.audit, bodies.audit_sharded)
 AGREEING = (
     bodies.audit_wrapped,
+    bodies.audit_wrapped_in_another_module,
     bodies.run_out_of_memory,
     bodies.fail_with_a_warning,
     bodies.fail_with_an_error,
@@ -85,6 +86,15 @@ def test_a_data_parallel_wrapper_does_not_send_its_buffers_around(two, alone):
     for rank, outcome in enumerate(two["audit_wrapped"]):
         assert figures(outcome) == figures(alone)
         assert outcome["buffer"] == rank
+
+
+def test_nor_does_one_inside_another_module_and_no_process_waits_for_it(two):
+    expected = bodies.audit_twice(None, make_model(), batch_size=13)
+
+    for rank, outcome in enumerate(two["audit_wrapped_in_another_module"]):
+        assert figures(outcome) == figures(expected)
+        assert outcome["buffer"] == rank
+        assert outcome["sends"]
 
 
 def test_all_halve_their_batch_when_one_runs_out_of_memory(two):

@@ -90,10 +90,19 @@ def evaluation_without_side_effects(
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
     flags = [(module, module.training) for module in model.modules()]
     packing = [module for module, _ in flags if vars(module).get(_PACKS_IN_PLACE)]
+    # Inside another wrapper, as in Lightning Fabric: to send buffers around overwrites them, and waits for
+    # processes that make fewer passes.
+    sending = [
+        module
+        for module, _ in flags
+        if isinstance(module, nn.parallel.DistributedDataParallel) and module.require_forward_param_sync
+    ]
     for module, _ in flags:
         module.training = False
     for module in packing:
         setattr(module, _PACKS_IN_PLACE, False)
+    for wrapper in sending:
+        wrapper.require_forward_param_sync = False
     try:
         with (
             left_as_found(
@@ -107,6 +116,8 @@ def evaluation_without_side_effects(
             module.training = was_training
         for module in packing:
             setattr(module, _PACKS_IN_PLACE, True)
+        for wrapper in sending:
+            wrapper.require_forward_param_sync = True
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)

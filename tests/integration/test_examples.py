@@ -41,6 +41,7 @@ SCRIPTS = {
         ("_privacy_audit/history.jsonl", "state/custom_checkpoint_0.pkl", "final/config.json"),
     ),
     "plain_pytorch_loop": Example(STOPPED, ("_privacy_audit/history.jsonl", "final/config.json")),
+    "fabric_loop": Example(STOPPED, ("_privacy_audit/history.jsonl", "final.ckpt")),
     "audit_checkpoints": Example(
         r"Last checkpoint within the budget: (none|checkpoint-\d+)",
         ("_privacy_audit/history.jsonl", "run/checkpoint-10/config.json"),
@@ -53,7 +54,7 @@ SCRIPTS = {
 
 def missing_for(name):
     """The package without which an example cannot run here; None if it can."""
-    if name == "lightning_module":
+    if name in ("lightning_module", "fabric_loop"):
         return None if find_spec("lightning") else "lightning"
     if name == "trl_sft_lora_chat":
         trl = find_spec("trl")

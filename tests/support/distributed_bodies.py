@@ -89,6 +89,27 @@ def audit_wrapped(rank: int, folder: Path) -> dict[str, Any]:
     return audit_twice(None, wrapped) | {"buffer": model.own.item()}
 
 
+class Around(torch.nn.Module):
+    """A wrapper of the user's own, as Lightning Fabric has one."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+def audit_wrapped_in_another_module(rank: int, folder: Path) -> dict[str, Any]:
+    """The same inside another module, with batches that the processes cannot share evenly."""
+    model = make_model()
+    model.register_buffer("own", torch.tensor([float(rank)]))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    model.own.fill_(rank)
+    outcome = audit_twice(None, Around(wrapped), batch_size=13)
+    return outcome | {"buffer": model.own.item(), "sends": wrapped.require_forward_param_sync}
+
+
 def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     """Under FSDP2, where every forward pass is a collective operation."""
 
