@@ -26,6 +26,7 @@ _NEEDED_FOR = {
     "scikit-learn": "everything",
     "safetensors": "everything",
     "tqdm": "everything",
+    "filelock": "everything",
     "transformers": "Hugging Face callback, ezmia audit",
     "accelerate": "Hugging Face callback",
     "peft": "LoRA and other adapters",

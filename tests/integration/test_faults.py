@@ -266,6 +266,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
     assert trainer.state.global_step == 0
 
 
+def kept_in(folder):
+    kept = KeptWeights(folder / "last_within_budget")
+    kept.run_id = AuditHistory.load(folder / "history.jsonl").run_metadata.run_id
+    return kept
+
+
 def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_path, caplog):
     rows, canaries = draw()
     folder = tmp_path / "_privacy_audit"
@@ -281,7 +287,7 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.global_step == 16:
                 seen["history"] = len(AuditHistory.load(folder / "history.jsonl"))
-                seen["step"] = KeptWeights(folder / "last_within_budget").step
+                seen["step"] = kept_in(folder).step
                 seen["files"] = sorted(path.name for path in folder.iterdir())
 
     def full(_descriptor):
@@ -296,6 +302,8 @@ def test_a_disk_that_fills_up_leaves_the_older_files_and_training_goes_on(tmp_pa
     assert seen["history"] == 2
     assert seen["step"] == 8
     assert seen["files"] == [
+        ".lock",
+        ".writer.json",
         "history.jsonl",
         "last_audit.safetensors",
         "last_within_budget",
@@ -350,8 +358,8 @@ def train_until_killed(folder, n_writes, moment):
     make_trainer(folder, rows, [audit], num_train_epochs=4, save_strategy="epoch").train()
 
 
-# Files that are replaced: a probe, reference, history, trajectories, the last audit and weights at the start;
-# then the last three each epoch, and the checkpoint's note. The history is appended to.
+# Files that are replaced: who writes, reference, history, trajectories, the last audit and weights at the
+# start; then the last three each epoch, and the checkpoint's note. The history is appended to.
 @pytest.mark.parametrize(
     ("n_writes", "moment"),
     [
@@ -381,7 +389,7 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
     folder = tmp_path / "killed" / "_privacy_audit"
     left = AuditHistory.load(folder / "history.jsonl")
     # What is kept is whole, and says so: this compares every tensor.
-    KeptWeights(folder / "last_within_budget").restore(make_model())
+    kept_in(folder).restore(make_model())
     resumed = PrivacyAuditCallback(canaries, budget=BUDGET, every="epoch")
     trainer = make_trainer(tmp_path / "killed", rows, [resumed], num_train_epochs=4, save_strategy="epoch")
     trainer.train(resume_from_checkpoint=True)
@@ -395,6 +403,7 @@ def test_a_run_killed_in_a_write_leaves_readable_files_and_resumes(tmp_path, n_w
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
     # Nothing of the killed write stays, either.
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "history.jsonl",
         "last_audit.safetensors",
