@@ -173,7 +173,8 @@ def test_no_error_says_what_a_record_says(name, content, column, tmp_path):
         read_record_file(path).records(text_column=column)
 
     assert SECRET not in str(caught.value)
-    assert "42" not in str(caught.value)
+    # The folder has a number of its own.
+    assert "42" not in str(caught.value).replace(str(tmp_path), "")
 
 
 @pytest.mark.parametrize("texts", [{SECRET: ["a"]}, {"when": [2**62]}])
