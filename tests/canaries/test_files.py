@@ -106,7 +106,7 @@ def test_a_changed_file_is_refused(change, message, tmp_path):
         load_canaries(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"schema": 1}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"schema": 2}', "\x00"])
 def test_another_file_is_no_file_of_canaries(content, tmp_path):
     path = tmp_path / "canaries.json"
     path.write_text(content)
