@@ -20,6 +20,7 @@ from engine_runs import (
     run_engines_on_cpu,
     whole,
     with_adapter,
+    with_and_without_audits,
 )
 from huggingface_tiny import NEVER_CROSSED, draw, make_trainer
 from tiny import make_model
@@ -200,27 +201,13 @@ def zero_3_with_an_adapter(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def is_neutral(folder: Path, *, zero: dict[str, Any]) -> dict[str, Any]:
-    """Dropout and accumulation, with and without the callback."""
     run_on_cpu()
-    rows, canaries = draw()
-    weights, logs, n_audits = [], [], 0
-    for name in ("without", "with"):
-        audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every=3)
-        trainer = make_deepspeed_trainer(
-            folder / name,
-            rows,
-            [audit] if name == "with" else [],
-            zero=zero,
-            model=make_model(dropout=0.2),
-            gradient_accumulation_steps=2,
-            logging_steps=1,
-            bf16=True,
+    rows = draw()[0]
+    return with_and_without_audits(
+        lambda name, callbacks, **arguments: make_deepspeed_trainer(
+            folder / name, rows, callbacks, zero=zero, **arguments
         )
-        trainer.train()
-        n_audits = len(audit.history.audits_after_baseline)
-        weights.append(own_parts(trainer.model))
-        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
-    return {"difference": difference(*weights), "logs": logs, "n_audits": n_audits}
+    )
 
 
 def zero_2_is_neutral(rank: int, folder: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """What runs on sharded engines have in common, without a GPU: DeepSpeed's and FSDP2."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from huggingface_tiny import NEVER_CROSSED, draw
 from tiny import make_model
 from transformers import TrainerCallback
 
@@ -109,6 +111,31 @@ class AtStart(TrainerCallback):
 
     def on_train_begin(self, *args, model, **kwargs):
         self.parts = own_parts(model)
+
+
+def with_and_without_audits(make_trainer) -> dict[str, Any]:
+    """A run with the callback and one without, in bfloat16 with dropout and accumulation.
+
+    Args:
+        make_trainer: Makes the trainer of a run, given its name, its callbacks and further arguments.
+    """
+    weights, logs, n_audits = [], [], 0
+    canaries = draw()[1]
+    for name in ("without", "with"):
+        audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every=3)
+        trainer = make_trainer(
+            name,
+            [audit] if name == "with" else [],
+            model=make_model(dropout=0.2),
+            gradient_accumulation_steps=2,
+            logging_steps=1,
+            bf16=True,
+        )
+        trainer.train()
+        n_audits = len(audit.history.audits_after_baseline)
+        weights.append(own_parts(trainer.model))
+        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    return {"difference": difference(*weights), "logs": logs, "n_audits": n_audits}
 
 
 def with_adapter():

@@ -16,12 +16,13 @@ from engine_runs import (
     run_engines_on_cpu,
     whole,
     with_adapter,
+    with_and_without_audits,
 )
 from huggingface_tiny import NEVER_CROSSED, draw, make_trainer
 from tiny import make_model
 from torch.utils.data import DataLoader
 
-from ezmia_callbacks import LeakageBudget, PrivacyAuditCallback, PrivacyAuditor
+from ezmia_callbacks import LeakageBudget, PrivacyAuditor
 
 
 def make_fsdp_trainer(folder: Path, rows, callbacks=(), *, fsdp: dict[str, Any], **arguments):
@@ -177,27 +178,13 @@ def offloaded(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def is_neutral(rank: int, folder: Path) -> dict[str, Any]:
-    """Dropout and accumulation, with and without the callback."""
     run_engines_on_cpu()
-    rows, canaries = draw()
-    weights, logs, n_audits = [], [], 0
-    for name in ("without", "with"):
-        audit = PrivacyAuditCallback(canaries, budget=NEVER_CROSSED, every=3)
-        trainer = make_fsdp_trainer(
-            folder / name,
-            rows,
-            [audit] if name == "with" else [],
-            fsdp=SHARDED,
-            model=make_model(dropout=0.2),
-            gradient_accumulation_steps=2,
-            logging_steps=1,
-            bf16=True,
+    rows = draw()[0]
+    return with_and_without_audits(
+        lambda name, callbacks, **arguments: make_fsdp_trainer(
+            folder / name, rows, callbacks, fsdp=SHARDED, **arguments
         )
-        trainer.train()
-        n_audits = len(audit.history.audits_after_baseline)
-        weights.append(own_parts(trainer.model))
-        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
-    return {"difference": difference(*weights), "logs": logs, "n_audits": n_audits}
+    )
 
 
 def prepare(rows):
