@@ -36,8 +36,9 @@ def test_a_file_is_replaced_whole_and_nothing_else_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("write", [write_atomically, append])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failing_write_keeps_the_old_content_and_cleans_up(tmp_path, monkeypatch, error):
+def test_a_failing_write_keeps_the_old_content_and_cleans_up(tmp_path, monkeypatch, error, write):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -46,7 +47,7 @@ def test_a_failing_write_keeps_the_old_content_and_cleans_up(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(type(error)):
-        write_atomically(path, "new")
+        write(path, "new")
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -62,21 +63,6 @@ def test_what_is_appended_stands_at_the_end_of_the_same_file(tmp_path):
 
     assert path.read_text(encoding="utf-8") == "é\nü\n"
     assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_what_cannot_be_appended_leaves_the_file_as_it_was(tmp_path, monkeypatch, error):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(_descriptor):
-        raise error
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(type(error)):
-        append(path, "new")
-
-    assert path.read_text() == "old"
 
 
 def test_nothing_is_appended_to_a_file_that_is_not_there(tmp_path):
