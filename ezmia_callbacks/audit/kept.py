@@ -89,19 +89,17 @@ class Kept:
 
     def to_json(self) -> str:
         """What is written beside the files."""
-        content = json.dumps(
-            {
-                "run_id": self.run_id,
-                "step": self.step,
-                "is_everybodys": self.is_everybodys,
-                "checksums": dict(self.imprint.checksums),
-                "adapters": self.imprint.adapters,
-                "forms": self.forms,
-                "sample": self.sample,
-                "files": self.files,
-            }
-        )
-        return json.dumps({**json.loads(content), "sha256": _digest(content)})
+        content = {
+            "run_id": self.run_id,
+            "step": self.step,
+            "is_everybodys": self.is_everybodys,
+            "checksums": dict(self.imprint.checksums),
+            "adapters": self.imprint.adapters,
+            "forms": self.forms,
+            "sample": self.sample,
+            "files": self.files,
+        }
+        return json.dumps({**content, "sha256": _digest(content)})
 
     @classmethod
     def from_json(cls, text: str) -> Kept:
@@ -112,7 +110,7 @@ class Kept:
         """
         content = read_mapping(parse_json(text))
         row = read_value(_Row, content)
-        if row.sha256 != _digest(json.dumps({name: content[name] for name in content if name != "sha256"})):
+        if row.sha256 != _digest({name: value for name, value in content.items() if name != "sha256"}):
             raise ConfigurationError("it is not what was written")
         if outside := [name for name in row.files if not _FILE.fullmatch(name)]:
             raise ConfigurationError(f"{outside[0]!r:.80} is no file of kept weights")
@@ -180,8 +178,8 @@ class Kept:
             )
 
 
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
+def _digest(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _without_repetitions(tensor: Tensor, *, like: Tensor | None = None) -> Tensor:
