@@ -685,7 +685,7 @@ class PrivacyAuditor:
         )
 
     def _check_surroundings(self, model: nn.Module) -> None:
-        """Refuse a folder that cannot be written, and canaries that differ from process to process."""
+        """Refuse what makes an audit impossible: the model's mesh, the folder, canaries that differ."""
         refuse_meshes(unwrapped(model))
         talk_beside_the_model(unwrapped(model))
         folder = self._folder

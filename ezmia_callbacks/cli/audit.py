@@ -19,7 +19,7 @@ from ezmia_callbacks.cli.budget import (
     RuleOption,
     budget_of,
 )
-from ezmia_callbacks.cli.figures import epoch_of, loss, verdict_of
+from ezmia_callbacks.cli.figures import epoch_of, verdict_of
 from ezmia_callbacks.cli.terminal import (
     ExitCode,
     JsonOption,
@@ -33,7 +33,7 @@ from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget, metric_name
 from ezmia_callbacks.functional.judged import STRONGEST
 from ezmia_callbacks.results.history import AuditHistory
-from ezmia_callbacks.results.tables import figure
+from ezmia_callbacks.results.tables import figure, loss
 
 if TYPE_CHECKING:
     from ezmia_callbacks.post_hoc import Checkpoint

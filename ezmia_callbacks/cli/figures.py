@@ -4,13 +4,6 @@ from ezmia_callbacks.results.result import AuditResult
 
 __all__: list[str] = []
 
-_NOTHING = "-"
-
-
-def loss(value: float | None) -> str:
-    """A loss in nats per token."""
-    return _NOTHING if value is None else f"{value:.3f}"
-
 
 def epoch_of(result: AuditResult) -> str:
     """Epochs done, or the step where they are unknown."""

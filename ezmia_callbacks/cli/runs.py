@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ezmia_callbacks.cli.figures import loss, verdict_of
+from ezmia_callbacks.cli.figures import verdict_of
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import FOR_OTHERS, write_atomically
 from ezmia_callbacks.results.consistency import CONTRADICTION, judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
-from ezmia_callbacks.results.tables import figure
+from ezmia_callbacks.results.tables import figure, loss
 from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []

@@ -221,7 +221,7 @@ class AuditResult:
 
     @property
     def verdict(self) -> Literal["baseline", "within budget", "over budget", "not judged", "failed"]:
-        """What was found, as every place calls it."""
+        """What was found, in one name."""
         if self.status == "failed":
             return "failed"
         if self.is_baseline:

@@ -77,7 +77,7 @@ def _cells(result: AuditResult) -> tuple[str, ...]:
         figure(result.metrics.get("auc")),
         result.decided_by if has_figures else "-",
         f"{seen} of {result.n_members}" if has_figures else "-",
-        "-" if result.non_member_loss is None else f"{result.non_member_loss:.3f}",
+        loss(result.non_member_loss),
         result.verdict,
     )
 
@@ -92,3 +92,8 @@ def figure(measurement: Measurement | None) -> str:
     if bounds is None:
         return f"{measurement.value:.3f} (no interval)"
     return f"{measurement.value:.3f} [{bounds.lower:.3f}, {bounds.upper:.3f}]"
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats per token."""
+    return "-" if value is None else f"{value:.3f}"

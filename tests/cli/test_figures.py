@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from ezmia_callbacks.cli.figures import epoch_of, loss, verdict_of
+from ezmia_callbacks.cli.figures import epoch_of, verdict_of
 from ezmia_callbacks.functional.budget import Decision
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.results.result import AuditResult, Measurement
-from ezmia_callbacks.results.tables import figure
+from ezmia_callbacks.results.tables import figure, loss
 
 INTERVAL = Interval(lower=0.55, upper=0.75, confidence=0.95, method="delong")
 BAND = Interval(lower=0.5, upper=0.8, confidence=0.99, method="delong")
