@@ -24,6 +24,7 @@ from ezmia_callbacks.audit.feeding import (
 from ezmia_callbacks.audit.folder_lock import FolderLock
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
+from ezmia_callbacks.audit.model_facts import name_of, parameters_of
 from ezmia_callbacks.audit.rejected import save_rejected
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.run_id import new_run_id
@@ -622,6 +623,7 @@ class PrivacyAuditor:
                 "within the budget."
             )
         self._weights.note_audited(results[-1])
+        self._state = self._state.with_final_weights(self._weights.digest)
         return results[-1]
 
     def finish(self, model: nn.Module | None = None) -> None:
@@ -633,12 +635,8 @@ class PrivacyAuditor:
             model: The model that is left: whether its weights are those of an audit is said, for averages may
                 have been copied into it since.
         """
-        if model is not None and self.audit_of(model) is None and is_main_process():
-            logger.warning(
-                "The model that is left does not hold the weights of any audit: its leakage is unknown%s. "
-                "Audit it before it is finished.",
-                "" if self.settings.budget is None else ", and it may be OVER BUDGET",
-            )
+        if model is not None:
+            self._look_at_the_end(model)
         if self._seen is not None:
             self._seen.unwatch()
             self._log_never_fed()
@@ -649,6 +647,16 @@ class PrivacyAuditor:
             self._save_audits(may_raise=False)
         if self._lock is not None:
             self._lock.release()
+
+    def _look_at_the_end(self, model: nn.Module) -> None:
+        known = self.audit_of(model)
+        self._state = self._state.with_final_weights(self._weights.digest)
+        if known is None and is_main_process():
+            logger.warning(
+                "The model that is left does not hold the weights of any audit: its leakage is unknown%s. "
+                "Audit it before it is finished.",
+                "" if self.settings.budget is None else ", and it may be OVER BUDGET",
+            )
 
     def _before_training(self, tokenizer: Tokenizer | None, metadata: RunMetadata) -> RunState:
         """The canaries as rows, and an empty history."""
@@ -686,8 +694,10 @@ class PrivacyAuditor:
 
     def _check_surroundings(self, model: nn.Module) -> None:
         """Refuse what makes an audit impossible: the model's mesh, the folder, canaries that differ."""
-        refuse_meshes(unwrapped(model))
-        talk_beside_the_model(unwrapped(model))
+        model = unwrapped(model)
+        refuse_meshes(model)
+        talk_beside_the_model(model)
+        self._state = self._state.with_metadata(model=name_of(model), parameters=parameters_of(model))
         folder = self._folder
         if folder is not None:
             on_all_ranks_in_turns(lambda: folder.check_writable() if is_main_process() else None)

@@ -189,9 +189,13 @@ class RunState:
         return replace(
             self,
             last_audit=last_audit,
-            history=replace(self.history.with_result(result), is_complete=False),
+            history=replace(self.history.with_result(result), is_complete=False, final_weights=""),
             blocks=self.blocks.with_result(result),
         )
+
+    def with_final_weights(self, digest: str) -> RunState:
+        """The model holds these weights, seen after training or after others were put back."""
+        return replace(self, history=replace(self.history, final_weights=digest))
 
     def with_subset(self, subset: CanarySubset) -> RunState:
         """Audits score this subset from here on, as if there had never been more."""

@@ -44,7 +44,7 @@ class AuditedWeights:
         on_error: What an error does after the first step.
 
     Attributes:
-        digest: Stands for the weights of all processes that `begin` or `look` saw last.
+        digest: Stands for the weights of all processes that were seen last.
     """
 
     def __init__(
@@ -132,7 +132,8 @@ class AuditedWeights:
 
     def audit_of(self, model: nn.Module) -> AuditResult | None:
         """The last audit that saw the very weights that the model holds; None if none did."""
-        return self._audited.get(digest_on_all_ranks(model, Imprint.of(model)))
+        self.digest = digest_on_all_ranks(model, Imprint.of(model))
+        return self._audited.get(self.digest)
 
     def keep(self, model: nn.Module, *, step: int, checkpoint_follows: bool = False) -> None:
         """Keep the weights that the model holds.

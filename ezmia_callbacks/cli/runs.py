@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ezmia_callbacks.cli.figures import verdict_of
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import FOR_OTHERS, write_atomically
+from ezmia_callbacks.report.view import MeasuredView, RunView, Subject
 from ezmia_callbacks.results.consistency import CONTRADICTION, judged_anew
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
-from ezmia_callbacks.results.tables import figure, loss
+from ezmia_callbacks.results.tables import loss
 from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
@@ -31,11 +31,21 @@ OutputOption = Annotated[
 ]
 
 
+ModelNameOption = Annotated[
+    str, typer.Option("--model-name", help="How the report is to name the model; by default as the run does.")
+]
+DataNameOption = Annotated[str, typer.Option("--data-name", help="How it is to name the training data.")]
+AuthorOption = Annotated[str, typer.Option("--author", help="Who writes the report.")]
+
+
 def report(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help=f"A {_FILE}, or the folder of the run that holds it.")
     ],
     outputs: OutputOption = None,
+    model_name: ModelNameOption = "",
+    data_name: DataNameOption = "",
+    author: AuthorOption = "",
     is_json: JsonOption = False,
 ) -> None:
     """Write what the audits of a run found: as a web page, for a model card, as data, or as a picture.
@@ -45,14 +55,15 @@ def report(
     """
     history = _load(run)
     _check_formats(outputs or [])
+    subject = Subject(model_name, data_name, author)
     for path in outputs or []:
-        _write(history, path)
+        _write(history, path, subject)
     if is_json:
-        _say_document(history)
+        _say_document(history, subject)
     elif not outputs:
         from ezmia_callbacks.report.markdown import summarize
 
-        typer.echo(summarize(history), nl=False)
+        typer.echo(summarize(history, subject=subject), nl=False)
     else:
         say(f"Written: {', '.join(map(str, outputs))}")
 
@@ -62,36 +73,42 @@ def compare(
         list[Path], typer.Argument(metavar="RUN RUN ...", help=f"Two or more runs: folders or {_FILE} files.")
     ],
     outputs: OutputOption = None,
+    data_name: DataNameOption = "",
+    author: AuthorOption = "",
     is_json: JsonOption = False,
 ) -> None:
-    """Put several runs side by side: how much each leaks at its end, and at what held-out loss.
+    """Put several runs side by side: what the model that each has left leaks, and at what held-out loss.
 
-    The end of a run that was stopped is the audit that stopped it. With --output the curves are drawn over
-    each other. Verdicts are those that the figures lead to.
+    Runs whose models are within budget come first, by their held-out loss. With --output the curves are drawn
+    over each other. Verdicts are those that the figures lead to.
     """
+    from ezmia_callbacks.report.document import report_view
+
     _check_distinct(runs)
     _check_formats(outputs or [])
     histories = {label: _load(run) for label, run in zip(_labels(runs), runs, strict=True)}
     empty = [label for label, history in histories.items() if not len(history)]
     if empty:
         raise ConfigurationError(f"The history of {empty[0]!r} has no audits.")
+    subject = Subject(data=data_name, author=author)
     for path in outputs or []:
-        _write(histories, path)
+        _write(histories, path, subject)
     if is_json:
-        _say_document(histories)
+        _say_document(histories, subject)
         return
-    say_table(
-        ("run", "audits", "canaries", "final AUC [band]", "held-out loss", "stopped at", "verdict"),
-        [_row(label, history) for label, history in histories.items()],
-    )
-    counts = {
-        (history[0].n_members, history[0].n_non_members, history.about) for history in histories.values()
-    }
+    view = report_view(histories, subject=subject)
+    if view.comparison is not None:
+        say(f"{view.comparison.text}\n")
+        by_label = {run.label: run for run in view.runs}
+        say_table(
+            ("run", "state", "kept", "AUC [band]", "held-out loss", "stopped at", "audits", "canaries"),
+            [_row(by_label[label]) for label in view.comparison.ranking],
+        )
+        if view.comparison.differs_in:
+            say(f"\n{view.comparison.note}")
     for label, history in histories.items():
         for moment, text in _contradictions(history):
             say(f"\n{label}, {moment}: {text}")
-    if len(counts) > 1:
-        say("\nThe runs were audited with different canaries, which may explain part of any difference.")
     if outputs:
         say(f"\nWritten: {', '.join(map(str, outputs))}")
 
@@ -106,18 +123,21 @@ def _labels(runs: list[Path]) -> list[str]:
     return ["/".join(parts) for parts in paths]
 
 
-def _row(label: str, history: AuditHistory) -> tuple[str, ...]:
-    stopped = history.stopped
-    last = stopped or history[-1]
-    failed = f", {history.n_failed} FAILED" if history.n_failed else ""
+def _row(run: RunView) -> tuple[str, ...]:
+    left = run.left
+    auc = run.headline
+    failed = f", {run.n_failed} FAILED" if run.n_failed else ""
     return (
-        label,
-        f"{len(history.audits_after_baseline)}{failed}",
-        f"{last.n_members} + {last.n_non_members}",
-        figure(last.metrics.get("auc")),
-        loss(last.non_member_loss),
-        "-" if stopped is None else _moment(stopped),
-        verdict_of(last),
+        run.label,
+        run.outcome.kind,
+        "-" if left is None else left.moment,
+        f"{auc.value:.3f} [{auc.lower:.3f}, {auc.upper:.3f}]"
+        if isinstance(auc, MeasuredView)
+        else auc.title.lower(),
+        loss(None if left is None else left.non_member_loss),
+        "-" if run.stopped is None else run.stopped.moment,
+        f"{len(run.audits_after_baseline)}{failed}",
+        f"{run.n_members} + {run.n_non_members}",
     )
 
 
@@ -179,20 +199,20 @@ def _check_formats(outputs: list[Path]) -> None:
             raise ConfigurationError(f"{str(path)!r} must end in {_FORMATS}.")
 
 
-def _write(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> None:
+def _write(histories: AuditHistory | Mapping[str, AuditHistory], path: Path, subject: Subject) -> None:
     suffix = path.suffix.lower()
     if suffix == ".html":
         from ezmia_callbacks.report.html import write_report
 
-        write_report(histories, path)
+        write_report(histories, path, subject=subject)
     elif suffix == ".json":
         from ezmia_callbacks.report.document import write_json
 
-        write_json(histories, path)
+        write_json(histories, path, subject=subject)
     elif suffix == ".md":
         from ezmia_callbacks.report.markdown import summarize
 
-        write_atomically(path, summarize(histories), mode=FOR_OTHERS)
+        write_atomically(path, summarize(histories, subject=subject), mode=FOR_OTHERS)
     else:
         _draw(histories, path)
 
@@ -211,7 +231,7 @@ def _draw(histories: AuditHistory | Mapping[str, AuditHistory], path: Path) -> N
     write_atomically(path, picture.getvalue(), mode=FOR_OTHERS)
 
 
-def _say_document(histories: AuditHistory | Mapping[str, AuditHistory]) -> None:
+def _say_document(histories: AuditHistory | Mapping[str, AuditHistory], subject: Subject) -> None:
     from ezmia_callbacks.report.document import to_document
 
-    say_json(to_document(histories))
+    say_json(to_document(histories, subject=subject))

@@ -449,7 +449,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             log_earlier_weights(known)
         warn_of_failed_audits(self.history)
         log_unjudged(self.history)
-        auditor.finish()
+        with weights_for_use(kwargs.get("optimizer")):
+            auditor.finish(model)
 
     @property
     def _state_key(self) -> str:

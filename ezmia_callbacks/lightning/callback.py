@@ -425,7 +425,8 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             log_earlier_weights(known)
         warn_of_failed_audits(self.history)
         log_unjudged(self.history)
-        auditor.finish()
+        with torch.inference_mode(False), _weights_for_use(trainer):
+            auditor.finish(pl_module)
         self._is_running = False
 
     @property

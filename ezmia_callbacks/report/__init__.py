@@ -13,8 +13,10 @@ from ezmia_callbacks.report.plots import (
 )
 from ezmia_callbacks.report.roc_plots import plot_roc, plot_score_histograms
 from ezmia_callbacks.report.token_view import plot_tokens
+from ezmia_callbacks.report.view import Subject
 
 __all__ = [
+    "Subject",
     "plot_leakage_and_loss",
     "plot_leakage_and_utility",
     "plot_leakage_curve",

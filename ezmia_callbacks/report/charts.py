@@ -443,7 +443,9 @@ def _read(curve: _Curve, point: Point, what: str) -> str:
 
 def _verdicts(audits: Sequence[AuditView]) -> list[str]:
     return [
-        audit.decision.label for audit in audits if audit.status == "ok" and audit.decision.verdict != "none"
+        audit.decision.label
+        for audit in audits
+        if audit.status == "ok" and audit.decision.verdict != "no budget"
     ]
 
 
@@ -489,8 +491,14 @@ def _caption(runs: Sequence[RunView], metric: str) -> str:
     budgets = [run.budget for run in runs]
     over = over_budget_is([b.rule for b in budgets if b is not None and b.metric == metric])
     sentences += [over] if over else []
-    if any(run.stopped is not None for run in runs):
-        sentences.append("Ring: the last audit within budget, whose weights are kept.")
+    kept = [run for run in runs if run.kept is not None]
+    if kept:
+        is_known = all(run.is_final_known for run in kept)
+        sentences.append(
+            "Ring: the weights that the model was left with."
+            if is_known
+            else "Ring: the last audit within budget."
+        )
     if len(measured) < len(audits):
         sentences.append("Crosses mark audits without a figure: leakage there is unknown, not absent.")
     return " ".join(sentences)

@@ -40,7 +40,7 @@ class LeakageCurve:
         points: Its audits in order.
         limit: The budget's limit, if it is on this metric.
         stopped: The point that stopped the run, if one did.
-        kept: Of a stopped run the last point within the budget.
+        kept: Of a stopped run the point of the weights that it was left with, if it was put back.
     """
 
     points: tuple[Point, ...]
@@ -78,8 +78,7 @@ def leakage_curve(run: RunView, metric: str, *, by_epoch: bool) -> LeakageCurve:
             return Point(x, figure.value)
         return Point(x, figure.value, certain.lower, certain.upper)
 
-    stopped = run.stopped
-    kept = run.last_within_budget if stopped is not None else None
+    stopped, kept = run.stopped, run.kept
     return LeakageCurve(
         points=tuple(point(audit) for audit in run.audits),
         limit=run.budget.limit if run.budget is not None and run.budget.metric == metric else None,

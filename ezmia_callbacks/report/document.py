@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,37 +18,34 @@ from ezmia_callbacks.files import FOR_OTHERS, PRIVATE, write_atomically
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
+from ezmia_callbacks.report.comparison import comparison
 from ezmia_callbacks.report.labels import (
     chance_of,
     histories_by_label,
     metric_label,
     moment,
     percent,
-    percents,
     score_label,
 )
+from ezmia_callbacks.report.next_steps import next_steps
+from ezmia_callbacks.report.statements import at_stop, headline, outcome, verdict_of
 from ezmia_callbacks.report.view import (
     SCHEMA_VERSION,
-    STOPPED_UNJUDGED,
     AuditView,
     BudgetView,
     CheckView,
-    ComparisonView,
     EdgesView,
     EpsilonView,
     ExposedRecordView,
     ExposedView,
     FigureView,
     IntervalView,
-    MeasuredView,
     MetricView,
     NamedFigureView,
     NameView,
-    OutcomeView,
-    RefusedView,
     ReportView,
     RunView,
-    StatementView,
+    Subject,
     TermView,
     VerdictView,
     to_plain,
@@ -65,33 +63,12 @@ __all__: list[str] = []
 
 Document = dict[str, Any]
 
-# `unjudged` is the verdict "unknown" of an audit that did not fail.
-_VERDICTS = {
-    "baseline": "Baseline",
-    "within": "Excess not detected",
-    "over": "Over budget",
-    "stop": "Over budget: stop",
-    "unknown": "Unknown: audit failed",
-    "unjudged": "Unknown: not judged",
-    "none": "No budget",
-}
-
-_OUTCOMES = {
-    "stopped": "Stopped over budget",
-    "over": "Over budget, not stopped",
-    "within": "Excess not detected",
-    "unknown": "Unknown: the last audit failed",
-    "unjudged": "Unknown: the last audit could not be judged",
-    "unjudged_stop": STOPPED_UNJUDGED,
-    "none": "No budget was set",
-    "baseline": "Only the baseline was audited",
-}
-
 
 def to_document(
     histories: AuditHistory | Mapping[str, AuditHistory],
     *,
     title: str | None = None,
+    subject: Subject | None = None,
     exposed: ExposedRecords | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Document:
@@ -102,6 +79,7 @@ def to_document(
     Args:
         histories: The audits of one run, or of several by label.
         title: Title of the report.
+        subject: Model, data and author, as the report is to name them.
         exposed: Records to name, as `most_exposed` found them; by default no record is named.
         texts: Texts by record id, shown beside `exposed`; by default no text is shown.
 
@@ -109,7 +87,9 @@ def to_document(
         ConfigurationError: if there is no history, one has no audits, `exposed` is given for several runs, or
             `texts` without `exposed`.
     """
-    document: Document = to_plain(report_view(histories, title=title, exposed=exposed, texts=texts))
+    document: Document = to_plain(
+        report_view(histories, title=title, subject=subject, exposed=exposed, texts=texts)
+    )
     return document
 
 
@@ -118,6 +98,7 @@ def write_json(
     path: str | Path,
     *,
     title: str | None = None,
+    subject: Subject | None = None,
     exposed: ExposedRecords | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
@@ -127,13 +108,14 @@ def write_json(
         histories: The audits of one run, or of several by label.
         path: File to write.
         title: Title of the report.
+        subject: Model, data and author, as the report is to name them.
         exposed: Records to name; by default no record is named.
         texts: Texts by record id, shown beside `exposed`.
 
     Raises:
         ConfigurationError: as `to_document`.
     """
-    document = to_document(histories, title=title, exposed=exposed, texts=texts)
+    document = to_document(histories, title=title, subject=subject, exposed=exposed, texts=texts)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     # With records named it says who was in the training set.
     write_atomically(Path(path), text, mode=FOR_OTHERS if exposed is None else PRIVATE)
@@ -143,6 +125,7 @@ def report_view(
     histories: AuditHistory | Mapping[str, AuditHistory],
     *,
     title: str | None = None,
+    subject: Subject | None = None,
     exposed: ExposedRecords | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> ReportView:
@@ -155,18 +138,28 @@ def report_view(
     view = ReportView(
         schema_version=SCHEMA_VERSION,
         title=title or "Membership leakage during fine-tuning",
-        runs=tuple(_run(label, history) for label, history in runs.items()),
-        comparison=_comparison(runs),
+        subject=_subject(subject or Subject(), runs),
+        runs=tuple(
+            _run(label, history, names_records=exposed is not None) for label, history in runs.items()
+        ),
+        comparison=comparison(runs),
         exposed=None if exposed is None else _exposed(exposed, texts or {}),
-        reading=tuple(TermView(term, text) for term, text in READING),
+        reading=tuple(TermView(term, anchor, text) for term, anchor, text in READING),
         limits=LIMITS,
     )
     return with_valid_texts(view)
 
 
-def _run(label: str, history: AuditHistory) -> RunView:
+def _subject(stated: Subject, runs: Mapping[str, AuditHistory]) -> Subject:
+    """What is stated; the model, where it is not, as the runs name theirs."""
+    models = dict.fromkeys(history.run_metadata.model or "" for history in runs.values())
+    return stated if stated.model else replace(stated, model=", ".join(filter(None, models)))
+
+
+def _run(label: str, history: AuditHistory, *, names_records: bool) -> RunView:
     first = history[0]
     judged = _judged(history)
+    ended = outcome(history)
     return RunView(
         label=label,
         score=NameView(first.score, score_label(first.score)),
@@ -183,9 +176,11 @@ def _run(label: str, history: AuditHistory) -> RunView:
         budget=_budget(history.budget),
         decides="auc" if history.budget is None else history.budget.name,
         metrics=_names(history),
-        headline=_headline(history),
-        kept=_kept(history),
-        outcome=_outcome(history),
+        headline=headline(history),
+        at_stop=at_stop(history),
+        outcome=ended,
+        next_steps=next_steps(history, state=ended.kind, names_records=names_records),
+        is_final_known=bool(history.final_weights),
         failures=_failures(history),
         checkpoint_holder=_checkpoint_holder(history),
         caveat=history.caveat,
@@ -241,6 +236,7 @@ def _audit(result: AuditResult, history: AuditHistory) -> AuditView:
         epoch=_number(result.epoch),
         status=result.status,
         is_baseline=result.is_baseline,
+        is_final=result is history.final_audit,
         decided_by=NameView(result.decided_by, score_label(result.decided_by)),
         metrics={name: _figure(measurement) for name, measurement in result.metrics.items()},
         auc_by_score=tuple(
@@ -368,147 +364,21 @@ def _finding(finding: Finding) -> CheckView:
 
 
 def _decision(result: AuditResult, history: AuditHistory) -> VerdictView:
-    decision = result.decision
-    verdict = _verdict(result, history)
+    decision, verdict = result.decision, verdict_of(result, history)
+    label = verdict.capitalize()
+    if result.status == "failed":
+        label += ": audit failed"
+    elif decision.stop:
+        label += ": stopped"
     return VerdictView(
-        verdict="unknown" if verdict == "unjudged" else verdict,  # type: ignore[arg-type]  # a key of `_VERDICTS`
-        label=_VERDICTS[verdict],
+        verdict=verdict,
+        label=label,
+        stops=decision.stop,
         message=decision.message,
         compared=_number(decision.compared),
         limit=_number(decision.limit),
         n_over_in_a_row=decision.n_over_in_a_row,
     )
-
-
-def _verdict(result: AuditResult, history: AuditHistory) -> str:
-    """A key of `_VERDICTS`."""
-    decision = result.decision
-    if result.status == "failed":
-        return "unknown"
-    if result.is_baseline:
-        return "baseline"
-    if history.is_unjudged(result):
-        return "unjudged"
-    if decision.is_within_budget is None:
-        return "none"
-    if decision.stop:
-        return "stop"
-    return "within" if decision.is_within_budget else "over"
-
-
-def _headline(history: AuditHistory) -> StatementView:
-    """The one figure to remember, of the audit that stopped the run or else of the last one; or why not."""
-    return _statement(history, history.stopped or history[-1])
-
-
-def _kept(history: AuditHistory) -> StatementView | None:
-    """The same of the weights that a stopped run leaves behind, if they were trained at all."""
-    kept = history.last_within_budget
-    if history.stopped is None or kept is None or kept.is_baseline:
-        return None
-    return _statement(history, kept)
-
-
-def _statement(history: AuditHistory, result: AuditResult) -> StatementView:
-    if result.status == "failed":
-        return _refused(
-            f"The audit at {moment(result)} failed: the leakage of these weights is unknown, not absent."
-        )
-    if result.is_baseline:
-        return _refused("Only the baseline was audited: nothing is known about trained weights.")
-    measurement = result.metrics.get("auc", Measurement(None, note="no AUC was measured"))
-    value, interval = _number(measurement.value), measurement.band or measurement.interval
-    if value is None or interval is None:
-        reason = measurement.note or "no reason was recorded"
-        return _refused(
-            f"At {moment(result)} the AUC has no value with an interval ({reason}): the leakage of these "
-            "weights is unknown."
-        )
-    shown = percents([value, interval.lower, interval.upper])
-    is_band = measurement.band is not None
-    kind = "band over all audits of the run" if is_band else "interval of this audit alone"
-    confidence = history.band_confidence if is_band else history.confidence
-    n_counted = int(result.n_members if result.n_members_seen is None else result.n_members_seen)
-    of_all = "" if n_counted == result.n_members else f" fed so far, of {result.n_members}"
-    return MeasuredView(
-        status="measured",
-        moment=moment(result),
-        value=value,
-        lower=float(interval.lower),
-        upper=float(interval.upper),
-        is_band=is_band,
-        confidence=confidence,
-        n_members=n_counted,
-        n_non_members=int(result.n_non_members),
-        percent=shown[0],
-        lower_percent=shown[1],
-        upper_percent=shown[2],
-        text=(
-            f"At {moment(result)} a random member scores higher than a random non-member in {shown[0]} % of "
-            f"pairs [{shown[1]}, {shown[2]}]."
-        ),
-        basis=(
-            f"{percent(confidence)} {kind}; {n_counted} members{of_all}, {result.n_non_members} non-members"
-        ),
-        meaning=_meaning(interval),
-    )
-
-
-def _refused(text: str) -> RefusedView:
-    return RefusedView(status="refused", text=text)
-
-
-def _meaning(interval: Interval) -> str:
-    if interval.lower > 0.5:
-        return (
-            "Chance is 50 %. All of the interval lies above it: the attack tells members from non-members "
-            "better than a coin flip."
-        )
-    if interval.upper < 0.5:
-        return (
-            "Chance is 50 %. All of the interval lies below it: members score LOWER than non-members. That "
-            "is leakage as well: an attacker turns the score around, and tells members from non-members "
-            "better than a coin flip."
-        )
-    return (
-        "Chance is 50 %, and the interval contains it: leakage was not detected with this many records, "
-        "which does not show that there is none."
-    )
-
-
-def _outcome(history: AuditHistory) -> OutcomeView:
-    name, text = _outcome_of(history)
-    kind = "unknown" if name.startswith("unjudged") else name
-    if history.is_complete is False:
-        text += (
-            " This history was written while the run was still going on, or the run was interrupted: later "
-            "audits, if there were any, are missing, and this is not how it ended."
-        )
-    return OutcomeView(kind=kind, label=_OUTCOMES[name], text=text)
-
-
-def _outcome_of(history: AuditHistory) -> tuple[str, str]:
-    stopped, kept, last = history.stopped, history.last_within_budget, history[-1]
-    if stopped is not None:
-        name = "unjudged_stop" if history.is_unjudged(stopped) else "stopped"
-        text = f"Stopped at {moment(stopped)}: {_sentence(stopped.decision.message)}"
-        if kept is None:
-            return name, f"{text} No audit was within budget."
-        weights = "the weights from before training" if kept.is_baseline else f"the weights of {moment(kept)}"
-        return (
-            name,
-            f"{text} Kept: {weights}, the last within budget (unless restoring was turned off).",
-        )
-    if last.status == "failed":
-        return "unknown", "The run was not stopped, and its last audit failed: no verdict on its end."
-    if history.budget is None and last.decision.limit is None:
-        return "none", "The run was measured without a budget: nothing could stop it."
-    if last.is_baseline:
-        return "baseline", "Only the baseline was audited: there is no verdict on trained weights."
-    name = "within" if last.decision.is_within_budget else "over"
-    if history.is_unjudged(last):
-        name = "unjudged"
-    return name, f"The run was not stopped. At {moment(last)}: {_sentence(last.decision.message)}"
 
 
 def _failures(history: AuditHistory) -> str:
@@ -564,26 +434,6 @@ def _baseline_check(history: AuditHistory) -> list[CheckView]:
     return [CheckView("difference before training", is_flagged, text)]
 
 
-def _comparison(runs: Mapping[str, AuditHistory]) -> ComparisonView | None:
-    """What stands in the way of comparing the runs; None for a single run."""
-    if len(runs) < 2:
-        return None
-    histories = list(runs.values())
-    looked_at: dict[str, set[object]] = {
-        "attack": {history[0].score for history in histories},
-        "number of canaries": {(history[0].n_members, history[0].n_non_members) for history in histories},
-        "description of the canaries": {history.about for history in histories},
-        "budget": {history.budget for history in histories},
-    }
-    differing = [name for name, values in looked_at.items() if len(values) > 1]
-    text = (
-        f"The runs differ in: {', '.join(differing)}. Compare their figures with that in mind."
-        if differing
-        else "The runs were audited with the same attack, number of canaries and budget."
-    )
-    return ComparisonView(differs_in=tuple(differing), text=text)
-
-
 def _exposed(exposed: ExposedRecords, texts: Mapping[str, str]) -> ExposedView:
     return ExposedView(
         text=exposed.describe(),
@@ -606,8 +456,3 @@ def _exposed(exposed: ExposedRecords, texts: Mapping[str, str]) -> ExposedView:
             for record in exposed.records
         ),
     )
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return text if text.endswith(".") else text + "."

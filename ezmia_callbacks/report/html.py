@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ezmia_callbacks.errors import MissingDependencyError
 from ezmia_callbacks.files import FOR_OTHERS, PRIVATE, write_atomically
-from ezmia_callbacks.report.charts import Chart, forest, leakage_chart, loss_chart, marker_path
+from ezmia_callbacks.report.charts import Chart, Forest, forest, leakage_chart, loss_chart, marker_path
 from ezmia_callbacks.report.document import Document, report_view
 from ezmia_callbacks.report.labels import percent
 from ezmia_callbacks.report.shown import shown, what_is_left_out
-from ezmia_callbacks.report.view import AnyFigure, NamedFigureView, ReportView, RunView, from_plain
+from ezmia_callbacks.report.view import (
+    AnyFigure,
+    ComparisonView,
+    MeasuredView,
+    NamedFigureView,
+    ReportView,
+    RunView,
+    Subject,
+    from_plain,
+)
 from ezmia_callbacks.results.history import AuditHistory
 
 if TYPE_CHECKING:
@@ -49,6 +58,7 @@ def write_report(
     path: str | Path,
     *,
     title: str | None = None,
+    subject: Subject | None = None,
     exposed: ExposedRecords | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
@@ -60,6 +70,7 @@ def write_report(
         histories: The audits of one run, or of several by label: their curves share the axes.
         path: File to write.
         title: Title of the report.
+        subject: Model, data and author, as the report is to name them.
         exposed: Records to name, as `most_exposed` found them; by default no record is named.
         texts: Texts by record id, shown beside `exposed`; by default no text is shown.
 
@@ -68,7 +79,7 @@ def write_report(
             `texts` without `exposed`.
         MissingDependencyError: if Jinja is not installed.
     """
-    view = report_view(histories, title=title, exposed=exposed, texts=texts)
+    view = report_view(histories, title=title, subject=subject, exposed=exposed, texts=texts)
     # With records named it says who was in the training set.
     write_atomically(Path(path), _render(view), mode=FOR_OTHERS if exposed is None else PRIVATE)
 
@@ -108,11 +119,13 @@ def _environment() -> Environment:
     environment.globals.update(
         forest=forest,
         forest_low=_forest_low,
+        forest_of=_forest_of,
         compared_columns=_compared_columns,
         marker_path=marker_path,
         n_remarks=_n_remarks,
         note_of=_note_of,
         notes_of=_notes_of,
+        ranked=_ranked,
         shown=shown,
         what_is_left_out=what_is_left_out,
     )
@@ -180,6 +193,18 @@ def _note_of(figure: AnyFigure) -> str:
     if figure.certain is None:
         return f"No interval: {note or 'none was computed'}."
     return f"Interval of this audit alone: {note}." if note and figure.band is None else ""
+
+
+def _forest_of(stated: MeasuredView) -> Forest | None:
+    """A headline on a strip from never to always; of the score turned around where that is what is told."""
+    if not stated.is_reversed:
+        return forest(stated.value, stated, low=0.0)
+    turned = replace(stated, value=1 - stated.value, lower=1 - stated.upper, upper=1 - stated.lower)
+    return forest(turned.value, turned, low=0.0)
+
+
+def _ranked(runs: Sequence[RunView], comparison: ComparisonView) -> list[RunView]:
+    return sorted(runs, key=lambda run: comparison.ranking.index(run.label))
 
 
 def _forest_low(figures: Sequence[AnyFigure | None]) -> float:

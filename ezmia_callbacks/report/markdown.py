@@ -15,6 +15,7 @@ from ezmia_callbacks.report.view import (
     RefusedView,
     RunView,
     StatementView,
+    Subject,
 )
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.safe_text import for_terminal
@@ -26,15 +27,16 @@ _COMPARED_SCORES = ("ez", "margin", "loss_difference", "loss")
 _NOTHING = "–"  # noqa: RUF001 - a dash, not a minus sign
 
 
-def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
+def summarize(histories: AuditHistory | Mapping[str, AuditHistory], *, subject: Subject | None = None) -> str:
     """A Markdown section on the leakage of one or several runs, ending with a newline.
 
-    Per run: every audit in a table, then what the figures mean, what happened, how the canaries were
-    drawn, what the bands promise, and what none of it proves. Figures have three digits; those that the
-    canaries do not resolve say so and are never shown as numbers.
+    Per run: what is known of the weights that it has left, what happened, what to do now, every audit in a
+    table, how the canaries were drawn, what the bands promise, and what none of it proves. Figures have three
+    digits; those that the canaries do not resolve say so and are never shown as numbers.
 
     Args:
         histories: The audits of one run, or of several by label.
+        subject: Model, data and author, as the section is to name them.
 
     Raises:
         ConfigurationError: if there is no history, or one has no audits.
@@ -44,16 +46,26 @@ def summarize(histories: AuditHistory | Mapping[str, AuditHistory]) -> str:
     >>> "1 of 1 audits FAILED" in summarize(AuditHistory((failed,)))
     True
     """
-    parts = ["## Membership leakage during fine-tuning"]
-    for run in report_view(histories).runs:
+    view = report_view(histories, subject=subject)
+    parts = ["## Membership leakage during fine-tuning", *_subject(view.subject)]
+    if view.comparison is not None:
+        parts.append(f"{_escape(view.comparison.text)} {_escape(view.comparison.note)}")
+    for run in view.runs:
         if run.label:
             parts.append(f"### {_escape(run.label)}")
-        parts += [_introduction(run), *_warnings(run), _table(run), _legend(run), *_reading(run)]
+        parts += [_introduction(run), *_warnings(run), *_meaning(run), *_steps(run)]
+        parts += [_table(run), _legend(run), *_reading(run)]
     parts.append(
         "**Limits.** Within budget is not proof of privacy. The figures speak of this attack and these "
         "canaries alone: a stronger attack may find more, and other records may be remembered better."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _subject(subject: Subject) -> list[str]:
+    stated = {"Model": subject.model, "Data": subject.data, "Author": subject.author}
+    text = " · ".join(f"{name}: {_escape(value)}" for name, value in stated.items() if value)
+    return [text] if text else []
 
 
 def _introduction(run: RunView) -> str:
@@ -122,7 +134,7 @@ def _cells(run: RunView, audit: AuditView, metrics: list[str], compared: list[st
     cells += [_figure(audit.metrics.get(name)) + by for name in metrics]
     cells += [_figure(of_score.get(name)) for name in compared]
     decision = audit.decision
-    verdict = _escape(decision.message) + (" → **STOP**" if decision.verdict == "stop" else "")
+    verdict = _escape(decision.message) + (" → **STOP**" if decision.stops else "")
     return [*cells, _edges(audit.member_edges, audit.non_member_edges), verdict]
 
 
@@ -176,36 +188,36 @@ def _legend(run: RunView) -> str:
 
 
 def _reading(run: RunView) -> list[str]:
-    parts = [_meaning(run), f"**What happened.** {_escape(run.outcome.text)}"]
-    if run.checkpoint_holder:
-        parts.append(f"**All checkpoints.** {_escape(run.checkpoint_holder)}")
+    parts = [f"**All checkpoints.** {_escape(run.checkpoint_holder)}"] if run.checkpoint_holder else []
     parts += _validity(run)
     if run.about:
         parts.append(f"**Canaries.** {_sentence(run.about)}")
     return [*parts, f"**Confidence.** {_escape(run.promise)}"]
 
 
-def _meaning(run: RunView) -> str:
-    text = (
-        "**Reading.** AUC is the probability that a random member scores higher than a random non-member: "
-        "0.5 is chance, 1 tells them apart without error."
-    )
-    aucs = [audit.metrics.get("auc") for audit in run.audits_after_baseline]
-    if not any(figure and figure.value is not None for figure in aucs):
-        return text + " No audit after the baseline gave a figure: the leakage of this run is unknown."
-    statements = [stated for stated in (run.kept, run.headline) if stated is not None]
-    return " ".join([text, *map(_statement, statements)])
+def _meaning(run: RunView) -> list[str]:
+    """The weights that were left first, then the audit that stopped the run."""
+    parts = [f"**{_escape(run.outcome.label)}.** {_statement(run.headline)}"]
+    if run.at_stop is not None:
+        parts.append(f"**What was stopped.** {_statement(run.at_stop)}")
+    return [*parts, f"**What happened.** {_escape(run.outcome.text)}"]
 
 
 def _statement(stated: StatementView) -> str:
     if isinstance(stated, RefusedView):
-        return _escape(stated.text)
+        return f"{_escape(stated.text)} {_escape(stated.against_limit)}"
     return (
-        f"At {stated.moment} a random member scores higher than a random non-member with probability "
-        f"{stated.value:.3f} {_range(stated)}, {'band' if stated.is_band else 'interval'} at "
-        f"{percent(stated.confidence)}, from {stated.n_members} members and "
-        f"{stated.n_non_members} non-members."
+        f"{_escape(stated.text)} {_escape(stated.against_limit)} (AUC {stated.value:.3f} {_range(stated)}, "
+        f"{_escape(stated.basis)}.) {_escape(stated.meaning)}"
     )
+
+
+def _steps(run: RunView) -> list[str]:
+    if not run.next_steps:
+        return []
+    # Ours, with code in it, but for names of moments.
+    steps = "\n".join(f"{i}. {' '.join(step.split())}" for i, step in enumerate(run.next_steps, start=1))
+    return [f"**What to do now.**\n\n{steps}"]
 
 
 def _validity(run: RunView) -> list[str]:

@@ -45,7 +45,7 @@ def numbers_shown(run: RunView) -> Sequence[int]:
 
 
 def _landmarks(run: RunView) -> Iterator[int]:
-    decisive = [audit for audit in (run.stopped, run.last_within_budget) if audit is not None]
+    decisive = [a for a in (run.stopped, run.last_within_budget, run.kept) if a is not None]
     known: set[str] = set()
     for i, audit in enumerate(run.audits):
         said = {audit.decision.verdict, *(finding.name for finding in audit.findings)}
@@ -60,8 +60,8 @@ def _of_stretches(run: RunView) -> Iterator[int]:
     for k in range(_N_STRETCHES):
         stretch = range(k * n_audits // _N_STRETCHES, (k + 1) * n_audits // _N_STRETCHES)
         yield max(stretch, key=lambda i: _reading(run.audits[i], run.decides))
-        for verdicts in (("over", "stop"), ("unknown",)):
-            yield from [i for i in stretch if run.audits[i].decision.verdict in verdicts][:1]
+        for verdict in ("over budget", "not judged"):
+            yield from [i for i in stretch if run.audits[i].decision.verdict == verdict][:1]
 
 
 def _reading(audit: AuditView, metric: str) -> float:

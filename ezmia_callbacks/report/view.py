@@ -17,13 +17,12 @@ from ezmia_callbacks.typed_rows import read_value
 __all__: list[str] = []
 
 # Of the document; a change that a reader could trip over raises it.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _View = TypeVar("_View")
 
-STOPPED_UNJUDGED = "Stopped: could not be judged any more"
-
-VerdictName = Literal["baseline", "within", "over", "stop", "unknown", "none"]
+# One name for each state, wherever a person or a program reads of it.
+VerdictName = Literal["baseline", "within budget", "over budget", "not judged", "no budget", "nothing kept"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,7 @@ class VerdictView:
 
     verdict: VerdictName
     label: str
+    stops: bool
     message: str
     compared: float | None
     limit: float | None
@@ -153,6 +153,7 @@ class AuditView:
     epoch: float | None
     status: Literal["ok", "failed"]
     is_baseline: bool
+    is_final: bool
     decided_by: NameView
     metrics: Mapping[str, FigureView]
     auc_by_score: tuple[NamedFigureView, ...]
@@ -184,6 +185,7 @@ class MeasuredView:
 
     status: Literal["measured"]
     moment: str
+    verdict: VerdictName
     value: float
     lower: float
     upper: float
@@ -191,10 +193,12 @@ class MeasuredView:
     confidence: float
     n_members: int
     n_non_members: int
+    is_reversed: bool
     percent: str
     lower_percent: str
     upper_percent: str
     text: str
+    against_limit: str
     basis: str
     meaning: str
 
@@ -204,7 +208,9 @@ class RefusedView:
     """Why there is no such figure."""
 
     status: Literal["refused"]
+    title: str
     text: str
+    against_limit: str
 
 
 StatementView = MeasuredView | RefusedView
@@ -212,11 +218,12 @@ StatementView = MeasuredView | RefusedView
 
 @dataclass(frozen=True)
 class OutcomeView:
-    """How a run ended."""
+    """The state of the weights that a run has left, and how it came to them."""
 
-    kind: str
+    kind: VerdictName
     label: str
     text: str
+    is_stopped: bool
 
 
 @dataclass(frozen=True)
@@ -239,8 +246,10 @@ class RunView:
     decides: str
     metrics: tuple[MetricView, ...]
     headline: StatementView
-    kept: StatementView | None
+    at_stop: StatementView | None
     outcome: OutcomeView
+    next_steps: tuple[str, ...]
+    is_final_known: bool
     failures: str
     checkpoint_holder: str
     caveat: str
@@ -258,24 +267,39 @@ class RunView:
     @property
     def stopped(self) -> AuditView | None:
         """The audit that stopped the run, if one did: over its budget, or because it could not be judged."""
-        # The verdict of the latter is "unknown", like that of an audit that failed.
-        if self.outcome.label == STOPPED_UNJUDGED:
-            return next((audit for audit in reversed(self.audits) if audit.status == "ok"), None)
-        return next((audit for audit in self.audits if audit.decision.verdict == "stop"), None)
+        return next((audit for audit in self.audits if audit.decision.stops), None)
 
     @property
     def last_within_budget(self) -> AuditView | None:
         """The latest audit within the budget; the baseline counts, for nothing was trained yet."""
-        within = [audit for audit in self.audits if audit.decision.verdict in ("within", "baseline")]
+        within = [a for a in self.audits if a.decision.verdict in ("within budget", "baseline")]
         return within[-1] if within else None
+
+    @property
+    def left(self) -> AuditView | None:
+        """The audit of the weights that the run has left, or its last one where nobody looked."""
+        if not self.is_final_known:
+            return self.audits[-1]
+        return next((audit for audit in self.audits if audit.is_final), None)
+
+    @property
+    def kept(self) -> AuditView | None:
+        """Of a stopped run the audit of the weights that it has left, if not that which stopped it."""
+        if self.stopped is None:
+            return None
+        if not self.is_final_known:
+            return self.last_within_budget
+        return None if self.left is self.stopped else self.left
 
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """What stands in the way of comparing several runs."""
+    """What comes out of several runs, their order, and what stands in the way of comparing them."""
 
-    differs_in: tuple[str, ...]
     text: str
+    ranking: tuple[str, ...]
+    differs_in: tuple[str, ...]
+    note: str
 
 
 @dataclass(frozen=True)
@@ -306,10 +330,29 @@ class ExposedView:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a report is about, in the words of whoever writes it; empty where it is not stated.
+
+    Attributes:
+        model: The model that was trained.
+        data: The data that it was trained on.
+        author: Who writes the report.
+
+    >>> Subject(model="support-assistant 1.3", data="tickets of 2025").author
+    ''
+    """
+
+    model: str = ""
+    data: str = ""
+    author: str = ""
+
+
+@dataclass(frozen=True)
 class TermView:
     """How to read a term."""
 
     term: str
+    anchor: str
     text: str
 
 
@@ -319,6 +362,7 @@ class ReportView:
 
     schema_version: int
     title: str
+    subject: Subject
     runs: tuple[RunView, ...]
     comparison: ComparisonView | None
     exposed: ExposedView | None
@@ -346,8 +390,8 @@ def _with_valid_texts(value: Any) -> Any:
 def to_plain(value: Any) -> Any:
     """A view as plain dicts, lists, strings, numbers and None, ready for JSON.
 
-    >>> to_plain(TermView("AUC", "The share of pairs ..."))
-    {'term': 'AUC', 'text': 'The share of pairs ...'}
+    >>> to_plain(TermView("AUC", "auc", "The share of pairs ..."))
+    {'term': 'AUC', 'anchor': 'auc', 'text': 'The share of pairs ...'}
     """
     if is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}

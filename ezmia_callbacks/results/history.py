@@ -41,6 +41,8 @@ class AuditHistory:
         run_metadata: What the figures were made with: versions, fingerprints, the command.
         is_complete: Whether the run has said that it ended; None if that was not recorded. A file that says
             False was written by a run that was still going on, or was interrupted.
+        final_weights: The weights that the model was left with, as `AuditResult.weights` names them; empty if
+            nobody looked at the end.
     """
 
     results: tuple[AuditResult, ...] = ()
@@ -51,6 +53,7 @@ class AuditHistory:
     caveat: str = ""
     run_metadata: RunMetadata = field(default_factory=RunMetadata)
     is_complete: bool | None = None
+    final_weights: str = ""
 
     def __repr__(self) -> str:
         if not self.results:
@@ -137,6 +140,16 @@ class AuditHistory:
                 return result
         return None
 
+    @property
+    def final_audit(self) -> AuditResult | None:
+        """The audit that found the weights which the model was left with; None if none did, or nobody looked.
+
+        Of several audits of the same weights it is the last with a verdict.
+        """
+        found = [r for r in self.results if r.weights and r.weights == self.final_weights]
+        judged = [result for result in found if result.decision.is_within_budget is not None]
+        return next(reversed(judged or found), None)
+
     def is_within_at(self, step: int, *, weights: str) -> bool:
         """Whether an audit at this step found these very weights within the budget.
 
@@ -203,6 +216,7 @@ class AuditHistory:
             "caveat": self.caveat,
             "facts": self.run_metadata.to_dict(),
             "is_complete": self.is_complete,
+            "final_weights": self.final_weights,
         }
         write_atomically(path, _lines([{"schema": _SCHEMA, **run}, *self.to_dicts()]))
 
@@ -220,7 +234,8 @@ class AuditHistory:
         """
         try:
             first, *lines = _whole_lines(Path(path))
-            run = read_value(_Run, read_rest(parse_json(first), schema=_SCHEMA), newer={"is_complete"})
+            rest = read_rest(parse_json(first), schema=_SCHEMA)
+            run = read_value(_Run, rest, newer={"is_complete", "final_weights"})
             audits = read_audits([parse_json(line) for line in lines])
         # A path that no file can have is a ValueError; so is a file that is no UTF-8.
         except (OSError, ValueError) as error:
@@ -294,3 +309,4 @@ class _Run:
     caveat: str
     facts: Mapping[str, str]
     is_complete: bool | None = None
+    final_weights: str = ""

@@ -45,6 +45,8 @@ _TEXTS = {
     "reference": "reference",
     "score": "score",
     "power": "power of an audit",
+    "model": "model",
+    "parameters": "parameters",
     "base_model": "base model",
     "tokenizer": "canaries read with",
     "device": "device",
@@ -73,6 +75,8 @@ class RunMetadata:
         n_scored: Canaries that an audit scores.
         n_canaries: Canaries that could be scored.
         power: What one audit can find out about the budget, in one sentence.
+        model: Name that the trained model was loaded by, or that of its class.
+        parameters: How many it has, and how many of them are trained.
         n_checkpoints: Saved models that were audited after the run; None for audits during training.
         base_model: The model that those were compared with; several if their adapters name several.
         tokenizer: What made tokens of the canaries then; None where they were tokens already.
@@ -95,6 +99,8 @@ class RunMetadata:
     n_scored: int | None = None
     n_canaries: int | None = None
     power: str | None = None
+    model: str | None = None
+    parameters: str | None = None
     n_checkpoints: int | None = None
     base_model: str | None = None
     tokenizer: str | None = None
@@ -127,7 +133,7 @@ class RunMetadata:
             **self._texts("canaries", "reference", "score"),
             **planned,
             **self._scored(),
-            **self._texts("power"),
+            **self._texts("power", "model", "parameters"),
             **self._audited(),
             **self._texts("base_model", "tokenizer", "device", "precision", "logits"),
             **self.others,

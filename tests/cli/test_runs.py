@@ -63,7 +63,8 @@ def test_runs_stand_side_by_side(runs, call, tmp_path):
 
     value = run_auc(runs[0])
     assert (code, err) == (0, "")
-    assert "final AUC [band]" in out
+    assert out.startswith("No run has a budget: ")
+    assert "kept" in out
     assert (
         sum(line.startswith(("one ", "two ")) and f"{value:.3f} [" in line for line in out.splitlines()) == 2
     )
@@ -143,7 +144,7 @@ def test_a_verdict_that_was_edited_does_not_reach_a_report(over, call, tmp_path)
 
     assert "within budget: AUC 0.500" not in [cell.strip() for cell in markdown.split("|")]
     assert "The file says 'within budget' where the figures say 'over budget: AUC" in markdown
-    assert json.loads(document)["runs"][0]["outcome"]["kind"] == "over"
+    assert json.loads(document)["runs"][0]["outcome"]["kind"] == "over budget"
     assert "The file says" in page.read_text()
     assert err.startswith(f"ezmia: warning: {path}, epoch 4: The file says 'within budget'")
 
@@ -156,6 +157,7 @@ def test_a_verdict_that_was_edited_does_not_reach_a_comparison(over, call):
     rows = [line for line in out.splitlines() if line.startswith(("one ", "two "))]
     assert code == 0
     assert len(rows) == 2
-    assert all("over budget: AUC" in row for row in rows)
+    assert all(" over budget " in row for row in rows)
+    assert out.startswith("None of the 2 runs has left trained weights within its budget.")
     assert "one, epoch 4: The file says 'within budget' where the figures say" in out
     assert err.count("The file says") == 1

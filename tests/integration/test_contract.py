@@ -76,3 +76,21 @@ def test_two_at_once_see_what_each_sees_alone(shell, stopped, tmp_path):
     assert [r.metrics["auc"].value for r in watching] == [r.metrics["auc"].value for r in judging]
     assert not any(r.decision.stop for r in watching)
     assert [k for k in stopped.weights if not torch.equal(both.weights[k], stopped.weights[k])] == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_history_says_which_weights_the_model_was_left_with(shell, tmp_path):
+    both = SHELLS[shell](tmp_path, [None, BUDGET], n_epochs=8)
+
+    watching, judging = both.histories
+    assert judging.stopped is judging[-1]
+    assert judging.final_audit is judging.last_within_budget
+    # The other audit has put nothing back, and sees what was.
+    assert watching.final_audit is watching[len(judging) - 2]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_run_that_is_not_stopped_is_left_with_the_weights_of_its_last_audit(shell, tmp_path):
+    (history,) = SHELLS[shell](tmp_path, [None], n_epochs=3).histories
+
+    assert history.final_audit is history[-1]

@@ -16,6 +16,7 @@ from example_runs import (
     failure,
     history,
     interval,
+    left_with,
     lora_run,
     stopped_run,
 )
@@ -90,19 +91,20 @@ def test_the_file_holds_the_document(tmp_path):
 
     saved = json.loads((tmp_path / "new" / "report.json").read_text("utf-8"))
     assert saved == to_document(stopped_run(), title="A title")
-    assert saved["schema_version"] == 1
+    assert saved["schema_version"] == 2
 
 
-def test_the_headline_is_that_of_the_stop_with_its_band_counts_and_plain_words():
+def test_where_nobody_looked_what_was_left_the_headline_is_that_of_the_last_audit():
     run = only(to_document(stopped_run()))
 
     stated = run["headline"]
     assert stated["text"] == (
-        "At epoch 6 a random member scores higher than a random non-member in 68 % of pairs [63, 73]."
+        "At epoch 6 an attacker who is shown one record that was trained on and one that was not picks the "
+        "right one 68 times in 100 [63 to 73]; guessing would be right 50 times."
     )
     assert stated["basis"] == "95 % band over all audits of the run; 400 members, 800 non-members"
     assert (stated["value"], stated["lower"]) == (0.684, pytest.approx(0.684 - 1.45 * 0.034))
-    assert "tells members from non-members better than a coin flip" in stated["meaning"]
+    assert stated["meaning"] == "Guessing lies outside the interval: this is leakage, not chance."
     assert run["caveat"] == CAVEAT
 
 
@@ -120,9 +122,11 @@ def test_an_interval_around_chance_is_not_detected_and_never_absent():
 
 
 def test_an_auc_below_chance_is_leakage_in_the_other_direction():
-    meaning = headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))["meaning"]
+    stated = headline(audit(0, 0.5, (5, 5)), audit(1, 0.3, (5, 5)))
 
-    assert "members score LOWER than non-members. That is leakage as well" in meaning
+    assert "picks the right one 70 times in 100 [65 to 75]" in stated["text"]
+    assert "score LOWER than the others (AUC 0.300)" in stated["meaning"]
+    assert stated["is_reversed"]
 
 
 @pytest.mark.parametrize(
@@ -156,11 +160,11 @@ def test_rounding_makes_neither_certainty_nor_chance(rates, expected):
     assert percents(rates) == expected
 
 
-def test_within_budget_reads_as_not_detected():
+def test_within_budget_is_no_praise():
     run = only(to_document(lora_run()))
 
-    assert run["outcome"]["label"] == "Excess not detected"
-    assert {entry["decision"]["label"] for entry in run["audits"]} == {"Baseline", "Excess not detected"}
+    assert run["outcome"]["label"] == "Within budget"
+    assert {entry["decision"]["label"] for entry in run["audits"]} == {"Baseline", "Within budget"}
     assert not re.search(r"\b(safe|passed|private\b(?!\.))", json.dumps(run), re.IGNORECASE)
 
 
@@ -172,7 +176,8 @@ def test_every_audit_has_the_verdict_that_its_decision_gave():
     run = only(to_document(history(audit(0, 0.5, (5, 5)), failure(1), over, stop, budget=patient)))
 
     verdicts = [entry["decision"]["verdict"] for entry in run["audits"]]
-    assert verdicts == ["baseline", "unknown", "over", "stop"]
+    assert verdicts == ["baseline", "not judged", "over budget", "over budget"]
+    assert [entry["decision"]["stops"] for entry in run["audits"]] == [False, False, False, True]
     assert run["audits"][2]["decision"]["limit"] == 0.6
 
 
@@ -186,12 +191,14 @@ def test_failed_audits_are_gaps_without_numbers():
     assert run["failures"].startswith("1 of 7 audits FAILED. Leakage there is unknown")
 
 
-def test_the_kept_weights_of_a_stopped_run_have_their_own_figure():
-    first_stop = history(audit(0, 0.5, (5, 5)), audit(1, 0.7, (5, 5)))
+def test_the_weights_that_were_left_come_first_and_what_was_stopped_second():
+    run = only(to_document(left_with(stopped_run(), 5)))
 
-    assert "At epoch 5" in only(to_document(stopped_run()))["kept"]["text"]
-    assert only(to_document(first_stop))["kept"] is None
-    assert only(to_document(lora_run()))["kept"] is None
+    assert run["headline"]["moment"] == "epoch 5"
+    assert run["at_stop"]["moment"] == "epoch 6"
+    assert [entry["is_final"] for entry in run["audits"]] == [False] * 5 + [True, False]
+    assert only(to_document(stopped_run()))["at_stop"] is None
+    assert only(to_document(lora_run()))["at_stop"] is None
 
 
 def test_checks_that_found_nothing_are_listed_and_the_baseline_is_checked():
@@ -291,8 +298,8 @@ def unjudged_run(*, is_stopped):
 @pytest.mark.parametrize(
     ("is_stopped", "label"),
     [
-        (True, "Stopped: could not be judged any more"),
-        (False, "Unknown: the last audit could not be judged"),
+        (True, "Not judged: stopped"),
+        (False, "Not judged"),
     ],
 )
 def test_an_audit_that_could_not_be_judged_is_unknown_and_neither_within_nor_over(is_stopped, label):
@@ -302,10 +309,10 @@ def test_an_audit_that_could_not_be_judged_is_unknown_and_neither_within_nor_ove
     run = only(document)
 
     VALIDATOR.validate(document)
-    assert (run["outcome"]["kind"], run["outcome"]["label"]) == ("unknown", label)
+    assert (run["outcome"]["kind"], run["outcome"]["label"]) == ("not judged", "Not judged")
     assert "cannot be judged any more" in run["outcome"]["text"]
     last = run["audits"][-1]["decision"]
-    assert (last["verdict"], last["label"]) == ("unknown", "Unknown: not judged")
+    assert (last["verdict"], last["label"]) == ("not judged", label)
     assert run["failures"] == ""
 
 
@@ -318,8 +325,8 @@ def test_a_page_and_a_model_card_show_no_verdict_where_there_is_none(is_stopped)
     card = summarize(unjudged_run(is_stopped=is_stopped)).splitlines()
 
     tags = set(re.findall(r'class="tag[^"]*">([^<]*)<', page))
-    assert "Unknown: not judged" in tags
-    assert not tags & {"Excess not detected", "Over budget", "Over budget: stop", "Stopped over budget"}
+    assert "Not judged" in tags
+    assert not any(tag.startswith(("Within", "Over")) for tag in tags)
     (row,) = [line for line in card if line.startswith("| 3 |")]
     assert "cannot be judged any more" in row
     assert "within budget" not in row
@@ -330,7 +337,7 @@ def test_runs_without_a_budget_have_no_verdict_to_miss():
 
     run = only(to_document(history(audit(0, 0.5, (5, 5)), free, budget=None)))
 
-    assert run["outcome"]["kind"] == run["audits"][-1]["decision"]["verdict"] == "none"
+    assert run["outcome"]["kind"] == run["audits"][-1]["decision"]["verdict"] == "no budget"
 
 
 def test_what_leaks_to_a_holder_of_all_checkpoints_is_said_with_its_interval_and_beside_the_budget():

@@ -264,9 +264,10 @@ def test_the_headline_stands_with_its_interval_counts_and_caveat():
     panel = words(by_id(parse(page(stopped_run())), "run-1-headline"))
 
     assert (
-        "At epoch 6 a random member scores higher than a random non-member in 68 % of pairs [63, 73]."
-        in panel
+        "At epoch 6 an attacker who is shown one record that was trained on and one that was not picks the "
+        "right one 68 times in 100 [63 to 73]; guessing would be right 50 times." in panel
     )
+    assert "The limit is 60 times in 100. It is exceeded, at 95 % confidence" in panel
     assert "95 % band over all audits of the run; 400 members, 800 non-members." in panel
     assert CAVEAT in panel
     assert "1 of 7 audits FAILED" in panel
@@ -287,8 +288,8 @@ def test_several_runs_have_their_caveats_beside_the_compared_headlines():
     found = parse(page(SEVERAL))
 
     rows = elements(by_id(found, "comparison-table"), "tr")
-    assert [words(row)[:4] for row in rows[1:]] == ["full", "LoRA"]
-    assert "0.684 [0.635, 0.733]" in words(rows[1])
+    assert [words(row)[:4] for row in rows[1:]] == ["LoRA", "full"]
+    assert "0.684 [0.635, 0.733]" in words(rows[2])
     assert f"Read with full fine-tuning, LoRA. {CAVEAT}" in words(by_id(found, "comparison"))
     assert len(having(by_id(found, "curves"), "class", "leakage")) == 2 * 2 + 2 * 2
 
@@ -328,7 +329,7 @@ def test_a_failed_audit_breaks_line_and_band_and_is_marked():
     assert len(having(chart, "class", "gap")) == 1
     labels = [column.get("aria-label") for column in having(chart, "class", "column")]
     assert labels[3] == "Epoch 3, step 225. AUC: audit failed, unknown"
-    assert labels[6] == "Epoch 6, step 450. AUC 0.684 [0.635, 0.733]. Over budget: stop"
+    assert labels[6] == "Epoch 6, step 450. AUC 0.684 [0.635, 0.733]. Over budget: stopped"
 
 
 def test_an_audit_without_a_value_is_a_gap_and_never_zero():
@@ -381,8 +382,8 @@ def test_curves_stay_inside_the_drawing(n):
 
 
 def test_a_document_of_another_schema_is_refused():
-    with pytest.raises(ConfigurationError, match="schema 2, need 1"):
-        render_report(to_document(stopped_run()) | {"schema_version": 2})
+    with pytest.raises(ConfigurationError, match="schema 1, need 2"):
+        render_report(to_document(stopped_run()) | {"schema_version": 1})
 
 
 def test_without_jinja_the_error_names_the_extra(monkeypatch, tmp_path):

@@ -159,7 +159,7 @@ def test_stop_is_told_with_the_weights_that_are_kept():
     text = summarize(history(BASELINE, WITHIN, STOP))
 
     assert "Stopped at epoch 2: over budget: 0.617 > 0.600." in text
-    assert "the weights of epoch 1" in text
+    assert "The last weights within budget were those of epoch 1; whether they were put back" in text
     assert "→ **STOP**" in row(text, "2")
 
 
@@ -171,8 +171,12 @@ def test_reading_says_what_the_number_means_with_band_and_counts():
     text = summarize(history(BASELINE, WITHIN))
 
     assert (
-        "At epoch 1 a random member scores higher than a random non-member with probability "
-        "0.561 [0.515, 0.605], band at 95 %, from 400 members and 600 non-members."
+        "At epoch 1 an attacker who is shown one record that was trained on and one that was not picks the "
+        "right one 56 times in 100 [52 to 61]; guessing would be right 50 times. The limit is 60 "
+        "times in 100."
+    ) in text
+    assert (
+        "(AUC 0.561 [0.515, 0.605], 95 % band over all audits of the run; 400 members, 600 non-members.)"
     ) in text
 
 
@@ -185,7 +189,10 @@ def test_run_without_stop_or_budget_says_so():
 
 
 def test_run_without_any_figure_is_unknown():
-    assert "the leakage of this run is unknown" in summarize(history(BASELINE, FAILED))
+    text = summarize(history(BASELINE, FAILED))
+
+    assert "**Not judged: the last audit failed.**" in text
+    assert "the leakage of these weights is unknown, not absent" in text
 
 
 def test_canaries_confidence_and_limits_are_stated():
@@ -247,7 +254,7 @@ def test_steps_replace_epochs_where_one_is_unknown():
     text = summarize(history(BASELINE, result))
 
     assert row(text, "70").startswith("| 70 | 2.712")
-    assert "At step 70 a random member" in text
+    assert "At step 70 an attacker" in text
 
 
 @pytest.mark.parametrize("empty", [AuditHistory(), {}, {"run": AuditHistory()}])

@@ -41,7 +41,7 @@ def test_a_headline_is_measured_or_says_why_it_is_not():
 
 
 def test_a_document_of_another_schema_is_refused():
-    with pytest.raises(ConfigurationError, match="Got a report document of schema 7, need 1"):
+    with pytest.raises(ConfigurationError, match="Got a report document of schema 7, need 2"):
         from_plain({**to_document(stopped_run()), "schema_version": 7})
 
 
@@ -57,7 +57,7 @@ def test_a_run_tells_what_stopped_it_and_what_was_kept():
     run = report_view(stopped_run()).runs[0]
 
     assert run.stopped is run.audits[-1]
-    assert run.last_within_budget.decision.verdict == "within"
+    assert run.last_within_budget.decision.verdict == "within budget"
     assert report_view(lora_run()).runs[0].stopped is None
 
 
@@ -66,7 +66,7 @@ def test_a_stop_without_a_verdict_is_a_stop():
     run = report_view(history(audit(0, 0.5, (5.2, 5.2)), audit(1, 0.55, (5.0, 5.1)), unjudged)).runs[0]
 
     assert run.stopped is run.audits[-1]
-    assert run.stopped.decision.verdict == "unknown"
+    assert run.stopped.decision.verdict == "not judged"
 
 
 @pytest.mark.parametrize(("is_complete", "says_so"), [(False, True), (True, False), (None, False)])

@@ -247,6 +247,9 @@ def with_own_loop(
             if stopping:
                 break
             _save(folder, accelerator, model, optimizer, auditors)
+        if n_run == n_epochs:
+            for auditor in auditors:
+                auditor.finish(model)
         bare = model if accelerator is None else accelerator.unwrap_model(model)
         return outcome(bare, [a.history for a in auditors])
 

@@ -159,6 +159,15 @@ def stopped_run():
     )
 
 
+def left_with(run, number):
+    """The run, ended, with weights that each audit names; the model holds those of one of them again."""
+    results = tuple(
+        result if result.status == "failed" else replace(result, weights=f"{i:064x}")
+        for i, result in enumerate(run.results)
+    )
+    return replace(run, results=results, is_complete=True, final_weights=f"{number:064x}")
+
+
 def lora_run():
     """Six epochs that stay within budget."""
     aucs = (0.5, 0.508, 0.517, 0.522, 0.531, 0.537, 0.541)
