@@ -159,8 +159,8 @@ def test_every_report_shows_the_verdict_of_the_figures():
 
     (run,) = to_document(history)["runs"]
 
-    assert run["outcome"]["kind"] == "over"
-    assert run["audits"][1]["decision"]["verdict"] == "over"
+    assert run["outcome"]["kind"] == "over budget"
+    assert run["audits"][1]["decision"]["verdict"] == "over budget"
     assert "The file says" in run["audits"][1]["findings"][0]["text"]
     assert "0.650 > 0.600" in summarize(history)
     assert "The file says" in summarize(history)
