@@ -328,7 +328,7 @@ def test_an_interrupted_audit_of_a_finished_run_says_so_and_stops_nothing(run, t
     assert history.is_complete is False
     assert "STOP" not in caplog.text
     outcome = to_document(history)["runs"][0]["outcome"]
-    assert outcome["kind"] == "over"
+    assert outcome["kind"] == "over budget"
     assert "Kept" not in outcome["text"]
 
 
