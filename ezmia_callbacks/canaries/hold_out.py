@@ -1,6 +1,5 @@
 """Draw canaries from a training set, and take the non-members out of it."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, overload
@@ -312,7 +311,7 @@ def _sizes(
         least = f"{MINIMUM_COINS} are needed, so that {MINIMUM_PER_CLASS} end up on each side"
     elif n_members is not None and n_non_members is not None:
         sizes = _Sizes(n_members + n_non_members, n_members)
-        asked = f"{n_members} members and {n_non_members} non-members"
+        asked = f"{n_members} members and {n_non_members} non-members, {sizes.n_drawn} in all"
         is_enough = min(n_members, n_non_members) >= MINIMUM_PER_CLASS
         least = f"{MINIMUM_PER_CLASS} of each are needed"
     else:
@@ -326,8 +325,8 @@ def _sizes(
             f"Asked for {asked}; at least {least}, and a few hundred for useful intervals. {advice}"
         )
     raise TooFewCanariesError(
-        f"Asked for {asked}, {sizes.n_drawn} in all, but only {n_drawable} of {n_all} {unit}s can be drawn "
-        f"({available.why}). {advice}"
+        f"Asked for {asked}, but only {n_drawable} of {n_all} {unit}s can be drawn ({available.why}). "
+        f"{advice}"
     )
 
 
@@ -345,20 +344,26 @@ def _say_what_was_chosen(sizes: _Sizes, available: _Available, *, n_rows: int, n
     n_all, n_drawable, unit, _ = available
     n_members = sizes.n_kept or 0
     reach = audit_reach(n_members, sizes.n_drawn - n_members)
-    advice = ""
-    if not reach.is_useful and useful_sizes(n_all, n_drawable) == (reach.n_members, reach.n_non_members):
-        advice = " To find more, add different records, or put synthetic canaries in (insert_canaries)."
-    elif not reach.is_useful:
-        advice = f" {way_out(n_all, n_drawable, unit=unit)}"
-    logger.log(
-        logging.INFO if reach.is_useful else logging.WARNING,
-        "Chose canaries among %d %ss; %d of %d rows (%.2g %%) leave the training set. %s%s",
+    logger.info(
+        "Chose canaries among %d %ss; %d of %d rows (%.2g %%) leave the training set. %s",
         n_all,
         unit,
         n_held_out,
         n_rows,
         100.0 * n_held_out / n_rows,
         reach.describe(),
+    )
+    if reach.is_useful:
+        return
+    advice = way_out(n_all, n_drawable, unit=unit)
+    if useful_sizes(n_all, n_drawable) == (reach.n_members, reach.n_non_members):
+        advice = "Add different records, or put synthetic canaries in (insert_canaries)."
+    logger.warning(
+        "%d members and %d non-members were chosen among %d %ss: too few to find any but gross leakage. %s",
+        reach.n_members,
+        reach.n_non_members,
+        n_all,
+        unit,
         advice,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
@@ -67,6 +67,18 @@ def sizes_for(n_rows: int, *, n_drawable: int | None = None, unit: str = "row") 
             f"{way_out(n_rows, n_drawable, unit=unit)}"
         )
     return sizes
+
+
+def rows_for(n_members: int, n_non_members: int) -> int | None:
+    """Fewest rows for which `sizes_for` gives so many canaries; None if it never does.
+
+    >>> rows_for(261, 261), rows_for(100, 2000)
+    (2610, None)
+    """
+    if n_members > MOST_MEMBERS or n_non_members > MOST_NON_MEMBERS:
+        return None
+    n_least = max(n_non_members, math.ceil(n_members / _MEMBERS_PER_NON_MEMBER), MINIMUM_PER_CLASS)
+    return ROWS_PER_NON_MEMBER * n_least
 
 
 def useful_sizes(n_rows: int, n_drawable: int) -> CanarySizes | None:
@@ -143,7 +155,6 @@ class AuditReach:
             spread alike; None if no AUC is.
         auc_at_worst: The same however they spread.
         fpr: Smallest false-positive rate at which the true-positive rate has bounds, in (0, 1).
-        is_useful: Whether an AUC of 0.8 is found.
     """
 
     n_members: int
@@ -157,6 +168,10 @@ class AuditReach:
     def is_useful(self) -> bool:
         """Whether leakage that one can call plain, an AUC of 0.8, is found."""
         return self.auc is not None and self.auc <= _USEFUL_AUC
+
+    def to_dict(self) -> dict[str, object]:
+        """The figures and the sentence, for JSON."""
+        return {**asdict(self), "is_useful": self.is_useful, "text": self.describe()}
 
     def describe(self) -> str:
         """What is found, in one sentence."""
@@ -200,6 +215,10 @@ def audit_reach(
     reaches 0.625 (0.5 is guessing) if the scores of members and non-members spread alike, and at 0.675
     however they spread; the smallest false-positive rate that it resolves is 5.6 %.
     """
+    if n_audits < 1:
+        raise ConfigurationError(f"`n_audits` is {n_audits}, but it needs to be at least 1.")
+    if not 0.0 < confidence < 1.0:
+        raise ConfigurationError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
     n_scores = len(judged_scores(score))
     share = alpha_for_audit(n_audits, n_planned=n_audits, failure_probability=1.0 - confidence)
 

@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,24 @@ def test_more_canaries_find_less_and_more_audits_find_more_alone():
     assert 0.5 < many.auc < few.auc < often.auc < 1.0
     assert many.fpr < few.fpr < often.fpr
     assert audit_reach(100, 50, score="ez").auc < few.auc
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "few-records.md"
+
+
+def test_the_table_of_the_docs_is_what_sizes_and_reach_say():
+    rows = re.findall(
+        r"^\| ([\d,]+)(?: or more)? \| (\d+) \+ (\d+) \| ([\d.]+) \| ([\d.]*) ?\| ([\d.]+) % \|$",
+        DOCS.read_text("utf-8"),
+        re.MULTILINE,
+    )
+
+    assert len(rows) == 6
+    for n_rows, *told in rows:
+        sizes = sizes_for(int(n_rows.replace(",", "")))
+        reach = audit_reach(*sizes)
+        at_worst = "" if reach.auc_at_worst is None else f"{reach.auc_at_worst:.3f}"
+        assert told == [*map(str, (*sizes,)), f"{reach.auc:.3f}", at_worst, f"{100 * reach.fpr:.2g}"]
 
 
 def test_what_cannot_be_found_is_said_to_be_unfindable():
