@@ -16,12 +16,13 @@ from ezmia_callbacks.cli.budget import (
     budget_of,
     check_score,
 )
+from ezmia_callbacks.cli.options import in_options
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json, say_table
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.budget import LeakageBudget, alpha_for_audit, check_resolvable
 from ezmia_callbacks.functional.judged import STRONGEST, judged_scores
 from ezmia_callbacks.functional.planning import CanaryPlan, canaries_needed, decision_power
-from ezmia_callbacks.functional.sizes import AuditReach, audit_reach, rows_for, sizes_for
+from ezmia_callbacks.functional.sizes import AuditReach, audit_reach, rows_for, sizes_for, way_out
 
 __all__: list[str] = []
 
@@ -59,7 +60,7 @@ def plan(
     ] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Say how many canaries a leakage budget needs, before the data is split.
+    """Say how many canaries a leakage budget needs, or a training set has room for, before it is split.
 
     Examples: ezmia plan --rows 1500; ezmia plan --max-auc 0.6 --audits 10 --expected 0.7
     """
@@ -130,10 +131,13 @@ class _Room(NamedTuple):
 
     def describe(self) -> str:
         n_out = self.reach.n_non_members
+        advice = ""
+        if not self.reach.is_useful:
+            advice = f" That is little. {in_options(way_out(self.n_rows, self.n_rows))}"
         return (
             f"{self.n_rows} rows: {self.reach.n_members} members, which stay in training, and {n_out} "
             f"non-members, which leave it ({100 * n_out / self.n_rows:.2g} % of the rows). "
-            f"{self.reach.describe()}"
+            f"{self.reach.describe()}{advice}"
         )
 
     def is_enough_for(self, wanted: CanaryPlan) -> bool:

@@ -55,6 +55,13 @@ def test_a_training_set_can_be_planned_without_a_budget(call):
     assert json.loads(content) == {"rows": {"n_rows": 1500, **reach.to_dict()}}
 
 
+@pytest.mark.parametrize(("n_rows", "is_little"), [(120, True), (1_500, False)])
+def test_what_can_be_done_with_few_rows_is_said(n_rows, is_little, call):
+    _, out, _ = call("plan", "--rows", n_rows)
+
+    assert ("That is little. A split with --members 38 --non-members 19 can be drawn" in out) == is_little
+
+
 BUDGET = ["--max-auc", 0.6, "--expected", 0.7, "--audits", 10]
 
 
