@@ -311,7 +311,7 @@ def _sizes(
         least = f"{MINIMUM_COINS} are needed, so that {MINIMUM_PER_CLASS} end up on each side"
     elif n_members is not None and n_non_members is not None:
         sizes = _Sizes(n_members + n_non_members, n_members)
-        asked = f"{n_members} members and {n_non_members} non-members, {sizes.n_drawn} in all"
+        asked = f"{n_members} members and {n_non_members} non-members"
         is_enough = min(n_members, n_non_members) >= MINIMUM_PER_CLASS
         least = f"{MINIMUM_PER_CLASS} of each are needed"
     else:
@@ -324,9 +324,10 @@ def _sizes(
         raise TooFewCanariesError(
             f"Asked for {asked}; at least {least}, and a few hundred for useful intervals. {advice}"
         )
+    in_all = f", {sizes.n_drawn} in all" if n_canaries is None else ""
     raise TooFewCanariesError(
-        f"Asked for {asked}, but only {n_drawable} of {n_all} {unit}s can be drawn ({available.why}). "
-        f"{advice}"
+        f"Asked for {asked}{in_all}, but only {n_drawable} of {n_all} {unit}s can be drawn "
+        f"({available.why}). {advice}"
     )
 
 
