@@ -132,7 +132,7 @@ def log_error(
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, whose arguments go through `for_terminal`, whoever shows them."""
+    """The logger of a module, whose arguments are one line each and steer nothing, whoever shows them."""
     logger = logging.getLogger(name)
     if not any(isinstance(each, _SafeArguments) for each in logger.filters):
         logger.addFilter(_SafeArguments())
@@ -153,7 +153,8 @@ class _SafeArguments(logging.Filter):
 
 def _safe_argument(value: Any) -> Any:
     is_shown_as_text = isinstance(value, str | BaseException | PurePath)
-    return for_terminal(str(value)) if is_shown_as_text else value
+    # With a line break in it a text could pass for a line of its own.
+    return for_terminal(str(value)).replace("\n", "\\n") if is_shown_as_text else value
 
 
 def _escape(found: re.Match[str]) -> str:

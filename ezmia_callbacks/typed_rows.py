@@ -113,6 +113,8 @@ def read_rest(row: object, *, schema: int) -> dict[str, Any]:
     {'caveat': ''}
     """
     rest = dict(read_mapping(row))
+    if "schema" not in rest:
+        raise ConfigurationError("it has no schema number: it is a file of another kind")
     found = rest.pop("schema", None)
     if isinstance(found, bool) or found != schema:
         raise ConfigurationError(f"its schema is not {schema}, the only one that this release reads")

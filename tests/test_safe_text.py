@@ -171,6 +171,14 @@ def test_log_lines_that_quote_data_steer_no_terminal_whoever_shows_them():
     assert " at 3: " in stream.getvalue()
 
 
+def test_what_is_put_into_a_log_line_cannot_pass_for_another(caplog):
+    logger = get_logger("ezmia_callbacks.of_a_test")
+
+    logger.warning("%s and %s at\n%d", "a\nWARNING: b", ValueError("c\r\nd"), 3)
+
+    assert caplog.messages == ["a\\nWARNING: b and c\\nd at\n3"]
+
+
 def test_every_module_logs_through_the_logger_that_makes_texts_safe():
     own = {"safe_text.py", "console.py", "terminal.py", "run.py"}
     others = [

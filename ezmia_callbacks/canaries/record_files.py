@@ -1,4 +1,4 @@
-"""Files of training records: JSONL, CSV and Parquet, read whole and written back without some rows.
+"""Files of training records, read whole and written back without some rows.
 
 Of text files every kept row is written as the bytes that it was read as: a training set that lost its
 non-members differs from the original in nothing else.
@@ -7,20 +7,34 @@ non-members differs from the original in nothing else.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ezmia_callbacks.canaries.records import Record, record_kind
+from ezmia_callbacks.canaries.records import (
+    RECORD_FIELDS,
+    REJECTED_IDS,
+    Record,
+    canonical_record,
+    is_empty,
+    record_kind,
+)
 from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.safe_text import describe_columns
 
 __all__: list[str] = []
+
+ENDINGS = ".jsonl, .json, .txt, .csv or .parquet, also with .gz"
+"""Of files that can be read, in words."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -47,45 +61,78 @@ class RecordFile:
                 (`text`, `messages`, `prompt` and `completion`, `chosen` and `rejected`, `input_ids`).
 
         Raises:
-            ConfigurationError: naming the row that is no such record, and the columns it has.
+            ConfigurationError: naming the row that is no such record, or holds what cannot be read as text or
+                tokens: halves of characters, NaN, negative token ids.
         """
         if text_column is not None:
-            return [self._text(i, text_column) for i in range(len(self.rows))]
+            texts = [self._text(i, text_column) for i in range(len(self.rows))]
+            for number, text in enumerate(texts, start=1):
+                self._refuse({text_column: _fault(text)}, number)
+            return list(texts)
         for number, row in enumerate(self.rows, start=1):
             try:
                 record_kind(row)
             except ConfigurationError:
                 raise ConfigurationError(
-                    f"{str(self.path)!r}, row {number}: no column 'text', 'messages', 'prompt' and "
+                    f"{self._place(number)}: no column 'text', 'messages', 'prompt' and "
                     f"'completion', 'chosen' and 'rejected', or 'input_ids'; it has {describe_columns(row)}. "
-                    f"Name the column that holds the text: --text-column NAME.{self._hint}"
+                    "Rename the columns, or name the one that holds the text: --text-column NAME."
+                    f"{self._hint}"
                 ) from None
+            try:
+                is_empty(row)
+                record = canonical_record(row)
+            except ConfigurationError as error:
+                self._refuse({name: _fault(row[name]) for name in row if name in RECORD_FIELDS}, number)
+                raise ConfigurationError(f"{self._place(number)}: {error}") from error
+            self._refuse(_faults(record), number)
         return list(self.rows)
+
+    def _place(self, number: int) -> str:
+        return f"{str(self.path)!r}, row {number}"
+
+    def _refuse(self, faults: Mapping[str, str], number: int) -> None:
+        for name, fault in faults.items():
+            if fault:
+                raise ConfigurationError(
+                    f"{self._place(number)}: {name!r} holds {fault}: repair the row, or leave it out."
+                )
 
     @property
     def _hint(self) -> str:
-        return (
-            " The first line of a CSV file names its columns." if self.path.suffix.lower() == ".csv" else ""
-        )
+        is_csv = ending_of(self.path).removesuffix(".gz") == ".csv"
+        return " The first line of a CSV file names its columns." if is_csv else ""
 
     def _text(self, index: int, column: str) -> str:
         row = self.rows[index]
         if column not in row:
             raise ConfigurationError(
-                f"{str(self.path)!r}, row {index + 1}: no column {column!r}; it has {describe_columns(row)}."
-                f"{self._hint}"
+                f"{self._place(index + 1)}: no column {column!r}; it has {describe_columns(row)}.{self._hint}"
             )
         text = row[column]
         if not isinstance(text, str):
             raise ConfigurationError(
-                f"{str(self.path)!r}, row {index + 1}: column {column!r} holds a {type(text).__name__}; "
-                "text is needed."
+                f"{self._place(index + 1)}: column {column!r} holds a {type(text).__name__}; text is needed."
             )
         return text
 
 
+def ending_of(path: Path) -> str:
+    """The ending by which a file of records is read, in lower case; "" if it has none of them.
+
+    >>> ending_of(Path("notes.JSONL.gz")), ending_of(Path("notes.v2.csv")), ending_of(Path("notes.doc"))
+    ('.jsonl.gz', '.csv', '')
+    """
+    name = path.name.lower()
+    inner = Path(name.removesuffix(".gz")).suffix
+    return inner + name.removeprefix(name.removesuffix(".gz")) if inner in _READERS else ""
+
+
 def read_record_file(path: str | Path) -> RecordFile:
-    r"""The records of a `.jsonl`, `.csv` or `.parquet` file.
+    r"""The records of a `.jsonl`, `.json`, `.txt`, `.csv` or `.parquet` file, also with `.gz`.
+
+    A `.json` file holds a list of objects, or one object a line. A `.txt` file holds one record a paragraph
+    where it has blank lines, else one a line; its rows have the column `text`.
 
     Raises:
         ConfigurationError: if the file is missing, has another ending, is damaged (naming the line), or holds
@@ -101,45 +148,44 @@ def read_record_file(path: str | Path) -> RecordFile:
     ([{'text': 'one'}, {'text': 'two'}], b'{"text":   "two"}\n')
     """
     path = Path(path)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise ConfigurationError(
-            f"A file of records must end in .jsonl, .csv or .parquet, got {str(path)!r}: convert it."
-        )
+    ending = ending_of(path)
+    if not ending:
+        raise ConfigurationError(f"A file of records must end in {ENDINGS}, got {str(path)!r}: convert it.")
     try:
         content = path.read_bytes()
     # No file can have a path with NUL in it.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"Cannot read {str(path)!r}: {reason}.") from error
-    file = readers[path.suffix.lower()](path, content)
+    is_compressed = ending.endswith(".gz")
+    file = _READERS[ending.removesuffix(".gz")](path, _unpacked(path, content) if is_compressed else content)
     if not file.rows:
         raise ConfigurationError(f"{str(path)!r} contains no records.")
-    return file
+    if not is_compressed:
+        return file
+    # Without a time, so that the same rows make the same file.
+    return RecordFile(path, file.rows, lambda kept: gzip.compress(file.content_of(kept), mtime=0))
 
 
-def json_line(line: str | bytes, *, path: Path, number: int) -> Any:
-    """The value that a line of a file holds as JSON.
-
-    Args:
-        line: The line.
-        path: The file, for the error.
-        number: Number of the line in it, from 1.
-
-    Raises:
-        ConfigurationError: if the line is not JSON.
-
-    >>> json_line('{"text": "one"}', path=Path("notes.jsonl"), number=1)
-    {'text': 'one'}
-    """
+def _json_line(line: bytes, *, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
-    # Nested too deeply; of numbers with more digits than Python converts a ValueError has no `msg`.
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "it is nested too deeply, or a number in it is too long")
         raise ConfigurationError(
-            f"{str(path)!r}, line {number}: not JSON ({reason}): write one object per line."
+            f"{str(path)!r}, line {number}: not JSON ({_reason(error)}): write one object per line."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # Of numbers with more digits than Python converts a ValueError has no `msg`.
+    return getattr(error, "msg", "it is nested too deeply, or a number in it is too long")
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigurationError(f"{str(path)!r} is not a whole gzip file: pack it again.") from error
 
 
 def _read_jsonl(path: Path, content: bytes) -> RecordFile:
@@ -152,14 +198,78 @@ def _read_jsonl(path: Path, content: bytes) -> RecordFile:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = json_line(line, path=path, number=number)
-        if not isinstance(row, dict):
-            raise ConfigurationError(
-                f"{str(path)!r}, line {number}: a JSON {type(row).__name__}; an object is needed."
-            )
-        rows.append(row)
+        rows.append(_object(_json_line(line, path=path, number=number), f"{str(path)!r}, line {number}"))
         pieces.append(line)
     return RecordFile(path, tuple(rows), lambda kept: mark + b"".join(pieces[i] for i in kept))
+
+
+def _read_json(path: Path, content: bytes) -> RecordFile:
+    mark, text = _decoded(path, content)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Many tools write one object a line under this name, too.
+        if text.lstrip()[:1] == "{":
+            return _read_jsonl(path, content)
+        line = getattr(error, "lineno", 1)
+        raise ConfigurationError(f"{str(path)!r}, line {line}: not JSON ({_reason(error)}).") from error
+    if not isinstance(values, list):
+        is_canaries = isinstance(values, dict) and "fingerprint" in values
+        kind = "canaries, which `ezmia audit` takes as --canaries" if is_canaries else "one JSON value"
+        raise ConfigurationError(
+            f"{str(path)!r} holds {kind}; a list of objects, or one object a line, is needed."
+        )
+    rows = tuple(_object(value, f"{str(path)!r}, row {i}") for i, value in enumerate(values, start=1))
+    pieces = list(_texts_of_items(text))
+    return RecordFile(
+        path, rows, lambda kept: mark + ("[\n" + ",\n".join(pieces[i] for i in kept) + "\n]\n").encode()
+    )
+
+
+def _texts_of_items(text: str) -> Iterator[str]:
+    """Each item of a JSON list as it is written; the text must be known to be one."""
+    decoder, blank = json.JSONDecoder(), " \t\n\r"
+
+    def skipped(position: int) -> int:
+        while text[position] in blank:
+            position += 1
+        return position
+
+    position = skipped(text.index("[") + 1)
+    while text[position] != "]":
+        _, end = decoder.raw_decode(text, position)
+        yield text[position:end]
+        position = skipped(end)
+        if text[position] == ",":
+            position = skipped(position + 1)
+
+
+def _object(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{place}: a JSON {type(value).__name__}; an object is needed.")
+    return value
+
+
+def _read_txt(path: Path, content: bytes) -> RecordFile:
+    mark, text = _decoded(path, content)
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    is_blank = [not line.strip() for line in lines]
+    filled = [i for i, blank in enumerate(is_blank) if not blank]
+    has_paragraphs = bool(filled) and any(is_blank[filled[0] : filled[-1]])
+    starts = [i for i in filled if not has_paragraphs or i == 0 or is_blank[i - 1]]
+    # Blank lines go with what stands before them.
+    pieces = ["".join(lines[i:j]) for i, j in pairwise([*starts, len(lines)])]
+    head = "".join(lines[: starts[0]]) if starts else ""
+    rows = tuple({"text": _without_line_ends(piece)} for piece in pieces)
+    return RecordFile(path, rows, lambda kept: mark + (head + "".join(pieces[i] for i in kept)).encode())
+
+
+def _without_line_ends(piece: str) -> str:
+    lines = piece.split("\n")
+    while not lines[-1].strip():
+        lines.pop()
+    return "\n".join(line.removesuffix("\r") for line in lines)
 
 
 def _read_csv(path: Path, content: bytes) -> RecordFile:
@@ -249,3 +359,49 @@ def _fields_of_any_length() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(limit)
+
+
+def _fault(value: object) -> str:
+    """What in a value of a record cannot be read as text; "" if nothing."""
+    if isinstance(value, str):
+        return "half of a character (a surrogate)" if _has_half_characters(value) else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "a number that is not finite (NaN or infinity)"
+    parts: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        parts = [*value, *value.values()]
+    elif isinstance(value, list | tuple):
+        parts = value
+    return next(filter(None, map(_fault, parts)), "")
+
+
+def _faults(record: Record) -> dict[str, str]:
+    """The fault of each field of a record as `canonical_record` returns it."""
+    if not isinstance(record, Mapping):
+        return {}
+    if "input_ids" not in record:
+        return {name: _fault(value) for name, value in record.items()}
+    # Columns of whole numbers by now, too many to look at each.
+    least = {
+        name: min(cast(list[int], record.get(name, [0])), default=0) for name in ("input_ids", REJECTED_IDS)
+    }
+    return {
+        name: f"the token id {value}, where ids count from 0" for name, value in least.items() if value < 0
+    }
+
+
+def _has_half_characters(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+_READERS: dict[str, Callable[[Path, bytes], RecordFile]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".txt": _read_txt,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

@@ -9,7 +9,7 @@ import typer
 
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.canaries.files import load_canaries
-from ezmia_callbacks.canaries.record_files import read_record_file
+from ezmia_callbacks.canaries.record_files import ENDINGS, ending_of, read_record_file
 from ezmia_callbacks.cli.budget import (
     ConfidenceOption,
     FprOption,
@@ -17,7 +17,9 @@ from ezmia_callbacks.cli.budget import (
     MaxTprOption,
     Rule,
     RuleOption,
+    ScoreOption,
     budget_of,
+    check_score,
 )
 from ezmia_callbacks.cli.figures import epoch_of, verdict_of
 from ezmia_callbacks.cli.terminal import (
@@ -109,7 +111,7 @@ def audit(
         Path | None,
         typer.Option(
             "--members",
-            help="Instead: records that the model was trained on, as .jsonl, .csv or .parquet.",
+            help=f"Instead: records that the model was trained on, as {ENDINGS}.",
             rich_help_panel=_CANARIES,
         ),
     ] = None,
@@ -175,14 +177,7 @@ def audit(
             rich_help_panel=_MODEL,
         ),
     ] = 16,
-    score: Annotated[
-        str,
-        typer.Option(
-            "--score",
-            help="What decides: strongest (of ez, loss_difference, wbc, loss), or one score: ez, loss, "
-            "min_k, zlib, ...; others are shown beside it in a report.",
-        ),
-    ] = STRONGEST,
+    score: ScoreOption = STRONGEST,
     max_auc: MaxAucOption = None,
     max_tpr: MaxTprOption = None,
     fpr: FprOption = 0.01,
@@ -216,6 +211,7 @@ def audit(
     judged; 3 an audit failed or could not be judged, so that leakage is unknown.
     """
     budget = budget_of(max_auc=max_auc, max_tpr=max_tpr, fpr=fpr, rule=rule, confidence=confidence)
+    check_score(score)
     with quiet_libraries():
         drawn = _canaries(canaries, members, non_members, text_column=text_column)
         from ezmia_callbacks.post_hoc import audit_checkpoints, find_checkpoints
@@ -252,15 +248,40 @@ def _canaries(
     file: Path | None, members: Path | None, non_members: Path | None, *, text_column: str | None
 ) -> CanarySet:
     if file is not None and members is None and non_members is None:
-        return load_canaries(file)
+        return _load_canaries(file)
     if file is not None or members is None or non_members is None:
         raise ConfigurationError(
-            "Give either --canaries FILE, or both --members FILE and --non-members FILE."
+            "Give either --canaries FILE, or both --members FILE and --non-members FILE: `ezmia split` makes "
+            "the first before training."
         )
     return CanarySet.from_lists(
         read_record_file(members).records(text_column=text_column),
         read_record_file(non_members).records(text_column=text_column),
     )
+
+
+def _load_canaries(file: Path) -> CanarySet:
+    """The canaries of a file; one of records is told where it goes."""
+    advice = (
+        f"{str(file)!r} is a file of records, which does not say what was trained on: give it as --members, "
+        "and one of similar records that were not trained on as --non-members, or draw canaries before "
+        "training with `ezmia split`."
+    )
+    if file.is_file() and ending_of(file) not in ("", ".json"):
+        raise ConfigurationError(advice)
+    try:
+        return load_canaries(file)
+    except ConfigurationError:
+        if _holds_records(file):
+            raise ConfigurationError(advice) from None
+        raise
+
+
+def _holds_records(file: Path) -> bool:
+    try:
+        return bool(read_record_file(file).records())
+    except ConfigurationError:
+        return False
 
 
 def _exit_code(history: AuditHistory) -> ExitCode:

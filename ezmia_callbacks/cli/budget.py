@@ -1,4 +1,4 @@
-"""The options that name a leakage budget, the same in every command that takes one."""
+"""The options that name a leakage budget and what decides, the same in every command that takes them."""
 
 from enum import Enum
 from typing import Annotated
@@ -7,6 +7,8 @@ import typer
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
+from ezmia_callbacks.functional.judged import STRONGEST, judged_scores
+from ezmia_callbacks.scoring import SCORES
 
 __all__: list[str] = []
 
@@ -60,6 +62,27 @@ ConfidenceOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+_TOGETHER = ", ".join(judged_scores(STRONGEST))
+ScoreOption = Annotated[
+    str,
+    typer.Option(
+        "--score",
+        help=f"What decides: {STRONGEST} ({_TOGETHER} together, and margin for preference pairs), or one "
+        f"score: {', '.join(SCORES)}.",
+    ),
+]
+
+
+def check_score(score: str) -> None:
+    """Raise unless there is such a score.
+
+    Raises:
+        ConfigurationError: naming all that there are.
+    """
+    if score != STRONGEST and score not in SCORES:
+        raise ConfigurationError(
+            f"Unknown --score {score!r}: use {STRONGEST}, or one of {', '.join(SCORES)}."
+        )
 
 
 def budget_of(
@@ -75,6 +98,11 @@ def budget_of(
     limit = max_auc if max_tpr is None else max_tpr
     if limit is None:
         return None
+    option, chance = ("--max-auc", 0.5) if max_tpr is None else ("--max-tpr", fpr)
+    if 0.0 < fpr < 1.0 and not chance < limit < 1.0:
+        raise ConfigurationError(
+            f"{option} must lie strictly between {chance:g} (chance) and 1, got {limit:g}."
+        )
     return LeakageBudget(
         limit=limit,
         metric="auc" if max_tpr is None else "tpr_at_fpr",

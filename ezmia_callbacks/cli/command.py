@@ -16,6 +16,7 @@ try:
 except ImportError:
     sys.exit('The command needs typer and rich: pip install "ezmia-callbacks[huggingface,report]"')
 
+from ezmia_callbacks.canaries.record_files import ENDINGS
 from ezmia_callbacks.cli.audit import audit
 from ezmia_callbacks.cli.doctor import doctor
 from ezmia_callbacks.cli.plan import plan
@@ -83,7 +84,7 @@ def demo(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Your records: .txt, or .jsonl with a field `text`."),
+        typer.Option(help=f"Your records: {ENDINGS}."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the plot and the summary.")] = Path("ezmia-demo"),
     limit: Annotated[float, typer.Option(help="Largest tolerated AUC, above 0.5 and below 1.")] = 0.7,
@@ -140,8 +141,10 @@ def _explain(error: Exception) -> int:
     """The exit code of an error, after its line was printed."""
     if isinstance(error, NonFiniteLogitsError | AuditMemoryError):
         return fail(str(error), ExitCode.FAILED)
-    if isinstance(error, AuditError | OSError):
+    if isinstance(error, AuditError):
         return fail(str(error), ExitCode.BAD_INPUT)
+    if isinstance(error, OSError):
+        return fail(_of_system(error), ExitCode.BAD_INPUT)
     # Usage errors of typer, whose class moved from click into typer.
     if hasattr(error, "show"):
         # It quotes arguments, and names of files among them.
@@ -153,6 +156,13 @@ def _explain(error: Exception) -> int:
         typer.echo(for_terminal("".join(traceback.format_tb(error.__traceback__))), err=True, nl=False)
     typer.echo(for_terminal(describe_error(error)), err=True)
     return fail("this is a bug, please report it (`ezmia --debug ...` says more).", ExitCode.FAILED)
+
+
+def _of_system(error: OSError) -> str:
+    """What the operating system says, by the name of the file and without a number."""
+    if error.strerror is None or error.filename is None:
+        return str(error)
+    return f"{str(error.filename)!r}: {error.strerror}."
 
 
 if __name__ == "__main__":

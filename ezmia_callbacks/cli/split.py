@@ -7,17 +7,25 @@ import typer
 
 from ezmia_callbacks.canaries.files import save_canaries
 from ezmia_callbacks.canaries.hold_out import hold_out_canaries
-from ezmia_callbacks.canaries.record_files import RecordFile, read_record_file
+from ezmia_callbacks.canaries.record_files import ENDINGS, RecordFile, ending_of, read_record_file
 from ezmia_callbacks.canaries.sets import CanarySet
 from ezmia_callbacks.cli.terminal import JsonOption, say, say_json
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.files import write_atomically
+from ezmia_callbacks.functional.sizes import audit_reach
 
 __all__: list[str] = []
 
 
 def split(
-    data: Annotated[Path, typer.Argument(metavar="FILE", help="Training records: .jsonl, .csv or .parquet.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help=f"Training records: {ENDINGS}. A .txt file has one a paragraph if there are blank lines, "
+            "else one a line.",
+        ),
+    ],
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", help="Folder for the training file and canaries.json.")
     ],
@@ -31,7 +39,7 @@ def split(
         int | None,
         typer.Option(
             "--coins",
-            help="Instead of the two: number of records to flip a fair coin for, 50 or more. Only coin flips "
+            help="Instead of both: number of records to flip a fair coin for, 50 or more. Only coin flips "
             "allow a lower bound on epsilon.",
         ),
     ] = None,
@@ -49,18 +57,22 @@ def split(
 
     Train on the new file, and measure with canaries.json, during the run (`load_canaries`) or afterwards
     (`ezmia audit`). The same file and seed give the same split. Which records were held out is in
-    canaries.json, together with their text: keep it as you keep your data. Only you can read it; the training
-    file can be read by those who can read FILE.
+    canaries.json, together with their text. Both files can be read by you alone.
 
-    `ezmia plan` says how many canaries a budget needs; 500 members and 1000 non-members are a good start.
+    Without --members and --non-members, non-members are a tenth of the records, at most 1000, and members
+    twice as many, at most 500. `ezmia plan` says how many canaries a budget needs.
+
+    Example: ezmia split data.jsonl -o split
     """
-    is_by_sizes = None not in (members, non_members) and coins is None
-    if not is_by_sizes and (coins is None or (members, non_members) != (None, None)):
+    if (members is None) != (non_members is None) or (coins is not None and members is not None):
         raise ConfigurationError(
-            "Say how many canaries to draw: --members and --non-members, or --coins alone."
+            "Say how many canaries to draw by --members and --non-members together, or by --coins alone, or "
+            "leave out all three: the number of records decides then."
         )
     file = read_record_file(data)
-    train_path, canaries_path = output_dir / f"train{data.suffix.lower()}", output_dir / "canaries.json"
+    train_path, canaries_path = output_dir / f"train{ending_of(data)}", output_dir / "canaries.json"
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigurationError(f"--output-dir {str(output_dir)!r} is a file; a folder is needed.")
     _check_targets((train_path, canaries_path), source=data, is_forced=is_forced)
     records = file.records(text_column=text_column)
     _, canaries = hold_out_canaries(
@@ -69,8 +81,8 @@ def split(
     kept = _kept_rows(file, canaries)
     # The canaries first: a training file without them could not be audited any more.
     save_canaries(canaries, canaries_path)
-    # Whoever may read the records may read the training file: it holds nothing else.
-    write_atomically(train_path, file.content_of(kept), mode=data.stat().st_mode)
+    write_atomically(train_path, file.content_of(kept))
+    reach = audit_reach(canaries.n_members, canaries.n_non_members)
     if is_json:
         say_json(
             {
@@ -82,12 +94,14 @@ def split(
                 "n_non_members": canaries.n_non_members,
                 "seed": seed,
                 "fingerprint": canaries.fingerprint,
+                "reach": reach.to_dict(),
             }
         )
         return
     say(f"Canaries: {canaries.describe()}")
     say(f"{canaries_path}: {canaries.n_members} members, {canaries.n_non_members} non-members")
     say(f"{train_path}: {len(kept)} of {len(file.rows)} rows, including the members")
+    say(reach.describe())
     say(f"Train on {train_path}, then run: ezmia audit RUN --base MODEL --canaries {canaries_path}")
 
 

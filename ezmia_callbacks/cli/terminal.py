@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ezmia_callbacks.cli.options import in_options
 from ezmia_callbacks.safe_text import for_terminal
 
 __all__: list[str] = []
@@ -69,8 +70,8 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def fail(message: str, code: ExitCode) -> int:
-    """Print one line to standard error; returns the exit code."""
-    typer.echo(f"ezmia: {for_terminal(' '.join(message.split()))}", err=True)
+    """Print one line to standard error, with options for arguments; returns the exit code."""
+    typer.echo(f"ezmia: {_line(message)}", err=True)
     return int(code)
 
 
@@ -165,10 +166,13 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING or says_all():
-            message = for_terminal(" ".join(record.getMessage().split()))
-            typer.echo(f"ezmia: {record.levelname.lower()}: {message}", err=True)
+            typer.echo(f"ezmia: {record.levelname.lower()}: {_line(record.getMessage())}", err=True)
             if record.exc_text:
                 typer.echo(record.exc_text, err=True)
+
+
+def _line(message: str) -> str:
+    return for_terminal(in_options(" ".join(message.split())))
 
 
 def _console() -> Console:

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ezmia_callbacks.canaries.record_files import json_line
+from ezmia_callbacks.canaries.record_files import read_record_file
+from ezmia_callbacks.canaries.records import record_text
 from ezmia_callbacks.errors import ConfigurationError
 
 __all__: list[str] = []
@@ -99,13 +100,10 @@ def package_docstrings(*names: str) -> list[str]:
 
 
 def records_from_file(path: str | Path) -> list[str]:
-    r"""Distinct records of a `.txt` or `.jsonl` file, in the file's order.
-
-    A `.txt` file holds one record per paragraph where it has blank lines, else one per line. A
-    `.jsonl` file holds one JSON object with a string field "text" per line.
+    r"""Distinct texts of a file of records, in the file's order.
 
     Raises:
-        ConfigurationError: if the file cannot be read, has another ending, or holds no record.
+        ConfigurationError: if the file cannot be read, or holds a record without text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,44 +112,13 @@ def records_from_file(path: str | Path) -> list[str]:
     ...     records_from_file(path)
     ['A first record.', 'A second one.']
     """
-    path = Path(path)
-    if path.suffix not in {".txt", ".jsonl"}:
+    texts = [record_text(record) for record in read_record_file(path).records()]
+    if None in texts:
         raise ConfigurationError(
-            f"A file of records must end in .txt or .jsonl, got {str(path)!r}: convert it."
+            f"{str(path)!r}, row {texts.index(None) + 1}: token ids without text, which the demo tokenizes: "
+            "give it the texts."
         )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"{str(path)!r} is not UTF-8 text (byte {error.start}): save it as UTF-8."
-        ) from error
-    if path.suffix == ".jsonl":
-        texts = _jsonl_texts(content, path)
-    else:
-        stripped = content.strip()
-        has_blank_lines = _PARAGRAPH_BREAK.search(stripped) is not None
-        texts = _PARAGRAPH_BREAK.split(stripped) if has_blank_lines else stripped.splitlines()
-    records = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
-    if not records:
-        raise ConfigurationError(f"{str(path)!r} holds no record: it needs at least one text.")
-    return records
-
-
-def _jsonl_texts(content: str, path: Path) -> list[str]:
-    texts = []
-    # Not `splitlines`: JSON strings may hold U+2028 and its like unescaped.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = json_line(line, path=path, number=number)
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ConfigurationError(
-                f'{str(path)!r}, line {number}: needs an object with a string field "text".'
-            )
-        texts.append(row["text"])
-    return texts
+    return list(dict.fromkeys(text.strip() for text in texts if text and text.strip()))
 
 
 def _package_folder(name: str) -> Path:

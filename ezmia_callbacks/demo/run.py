@@ -25,6 +25,7 @@ from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
 from ezmia_callbacks.report.html import write_report
 from ezmia_callbacks.report.markdown import summarize
 from ezmia_callbacks.report.plots import plot_leakage_and_loss
+from ezmia_callbacks.safe_text import for_terminal
 
 try:
     import peft
@@ -110,9 +111,9 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     with _quiet():
         histories = _train_twice(texts, budget, settings, console)
     for name, history in histories.items():
-        console.print(_conclusion(name, history), highlight=False)
+        _say(console, f"\n{_conclusion(name, history)}", style="bold")
     files = ", ".join(str(settings.output_dir / name) for name in (PICTURE, PAGE, SUMMARY))
-    console.print(f"\nFiles: {files}", highlight=False, soft_wrap=True)
+    _say(console, f"\nFiles: {files}")
     return histories
 
 
@@ -121,11 +122,11 @@ def _train_twice(
 ) -> dict[str, AuditHistory]:
     base = _base_model(settings, console)
     corpus = _corpus(texts, settings, base.tokenizer)
-    console.print(
+    _say(
+        console,
         f"\nEach run trains on {len(corpus.train_dataset)} records; {corpus.canaries.n_members} of them "
         f"(members) and {corpus.canaries.n_non_members} records that are never trained on (non-members) "
         f"were drawn at random. Budget: {budget.describe()}.",
-        highlight=False,
     )
     histories = {name: _fine_tune(name, base, corpus, budget, settings, console) for name in (FULL, LORA)}
 
@@ -156,9 +157,8 @@ def _quiet() -> Iterator[None]:
 def _base_model(settings: DemoSettings, console: Console) -> _Base:
     if settings.model is None:
         texts = standard_library_docstrings()
-        console.print(
-            f"Training a small base model on {len(texts)} passages of Python's own documentation ...",
-            highlight=False,
+        _say(
+            console, f"Training a small base model on {len(texts)} passages of Python's own documentation ..."
         )
         trained = train_base_model(texts, seed=settings.seed, show_progress=console.is_terminal)
         state = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
@@ -254,7 +254,7 @@ def _fine_tune(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_LiveTable(audit, console))
-    console.print(f"\n[bold]{name}[/bold], learning rate {learning_rate:g}", highlight=False)
+    _say(console, f"\n{name}, learning rate {learning_rate:g}", style="bold")
     trainer.train()
     return audit.history
 
@@ -303,7 +303,11 @@ class _LiveTable(transformers.TrainerCallback):  # type: ignore[misc]  # skipped
     def _print(self, cells: Sequence[str]) -> None:
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, self._WIDTHS, strict=True))
         style = "bold red" if line.endswith("STOP") else ("bold" if cells is self._COLUMNS else "")
-        self._console.print(line.rstrip(), style=style, highlight=False, markup=False, soft_wrap=True)
+        _say(self._console, line.rstrip(), style=style)
+
+
+def _say(console: Console, text: str, *, style: str = "") -> None:
+    console.print(for_terminal(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(result: AuditResult, *, train_loss: float | None) -> tuple[str, ...]:
@@ -354,4 +358,4 @@ def _conclusion(name: str, history: AuditHistory) -> str:
     if n_failed:
         of_all = f"{n_failed} of {len(history.audits_after_baseline)}"
         outcome += f" {of_all} audits failed; at those points leakage is unknown, not absent."
-    return f"\n[bold]{name}[/bold] {outcome}"
+    return f"{name} {outcome}"

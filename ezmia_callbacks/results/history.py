@@ -239,7 +239,8 @@ class AuditHistory:
             audits = read_audits([parse_json(line) for line in lines])
         # A path that no file can have is a ValueError; so is a file that is no UTF-8.
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path} is not an audit history: {str(error).rstrip('.')}.") from error
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise ConfigurationError(f"{path} is not an audit history: {reason}.") from error
         known = {name: value for name, value in vars(run).items() if name != "facts"}
         return cls(audits, run_metadata=RunMetadata.from_dict(run.facts), **known)
 

@@ -446,6 +446,11 @@ def _tokenized_row(record: Mapping[str, Any], *, record_id: str) -> TokenRow:
             )
         attended = np.asarray(record["attention_mask"], dtype=np.bool_)
         ids, labels = ids[attended], labels[attended]
+    if ids.size and ids.min() < 0:
+        raise ConfigurationError(
+            f"Record {record_id}: the token id {ids.min()}; ids count from 0: tokenize it again, or leave it "
+            "out."
+        )
     if is_pair(record):
         rejected = {"input_ids": record[REJECTED_IDS], "labels": record.get(REJECTED_LABELS)}
         of_rejected = _tokenized_row(rejected, record_id=f"{record_id} (rejected side)")

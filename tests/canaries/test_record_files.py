@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import sys
 
@@ -102,7 +103,18 @@ def test_records_are_recognized_by_their_columns_or_by_the_one_that_is_named(tmp
         ("data.csv", b"id,text\n", "contains no records"),
         ("data.csv", b"", "contains no records"),
         ("data.parquet", b"not parquet", "is not a Parquet file"),
-        ("data.txt", b"a", r"must end in \.jsonl, \.csv or \.parquet"),
+        ("data.doc", b"a", r"must end in \.jsonl, \.json, \.txt, \.csv or \.parquet, also with \.gz"),
+        ("data.txt", b" \n\n", "contains no records"),
+        ("data.txt", b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
+        ("data.json", b'[{"text": "a"},\n{"text": }]', "line 2: not JSON"),
+        ("data.json", b'[{"text": "a"}, "b"]', "row 2: a JSON str; an object is needed"),
+        ("data.json", b'{"data": [{"text": "a"}]}', "holds one JSON value; a list of objects, or one object"),
+        ("data.json", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("data.json", b"[" * 100_000, "line 1: not JSON"),
+        ("data.json", b"[]", "contains no records"),
+        ("data.jsonl.gz", b'{"text": "a"}', "is not a whole gzip file"),
+        ("data.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], "is not a whole gzip file"),
+        ("data.jsonl.gz", gzip.compress(b'{"text": "a"}\n\n[1]'), "line 3: a JSON list"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_place(name, content, message, tmp_path):
@@ -131,6 +143,97 @@ def test_a_missing_column_is_named_with_those_there_are(row, column, message, tm
 
     with pytest.raises(ConfigurationError, match=message):
         file.records(text_column=column)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": f"a{HALF}b"}, r"'text' holds half of a character \(a surrogate\)"),
+        ({"messages": [{"role": "user", "content": HALF}]}, "'messages' holds half of a character"),
+        ({"messages": [{"role": "user", "content": "a", HALF: 1}]}, "'messages' holds half of a character"),
+        ({"text": float("nan")}, r"'text' holds a number that is not finite \(NaN or infinity\)"),
+        ({"prompt": "a", "completion": float("inf")}, "'completion' holds a number that is not finite"),
+        ({"text": 3}, "Got a int in the field 'text'"),
+        ({"messages": [{"role": "user", "content": float("nan")}]}, "'messages' holds a number that is not"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [{"x": float("nan")}]}, "'tools' holds a"),
+        ({"input_ids": [3, -5]}, "'input_ids' holds the token id -5, where ids count from 0"),
+        ({"input_ids": [3], "rejected_input_ids": [-1]}, "'rejected_input_ids' holds the token id -1"),
+        ({"input_ids": [3, float("nan")]}, "'input_ids' holds a number that is not finite"),
+        ({"input_ids": [3, 4], "labels": [1]}, "token columns of different lengths"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_by_file_and_row(row, message, tmp_path):
+    rows = [{"text": "one", "input_ids": None}, row]
+    file = read_record_file(written(tmp_path / "d.jsonl", "".join(json.dumps(each) + "\n" for each in rows)))
+
+    with pytest.raises(ConfigurationError, match=rf"d\.jsonl', row 2: .*{message}"):
+        file.records()
+
+
+def test_a_named_column_is_looked_at_as_well(tmp_path):
+    file = read_record_file(written(tmp_path / "d.jsonl", json.dumps({"body": HALF})))
+
+    with pytest.raises(ConfigurationError, match="row 1: 'body' holds half of a character"):
+        file.records(text_column="body")
+
+
+def test_what_other_columns_hold_does_not_matter(tmp_path):
+    row = {"text": "one \U0001f600", "score": float("nan"), "note": HALF}
+    chat = {"messages": [{"role": "a", "content": "b"}], "tools": None}
+    ids = {"input_ids": [], "labels": [-100]}
+    rows = [row, chat, {**ids, "labels": []}]
+    file = read_record_file(written(tmp_path / "d.jsonl", "".join(json.dumps(each) + "\n" for each in rows)))
+
+    assert file.records()[1:] == rows[1:]
+
+
+def test_text_has_a_record_a_line_and_keeps_its_bytes(tmp_path):
+    lines = ["\ufeff one \r\n", "zw\u00f6lf \u2028 \x85\n", "three\n", "four, without a newline"]
+    file = read_record_file(written(tmp_path / "data.txt", "".join(lines)))
+
+    texts = [" one ", "zw\u00f6lf \u2028 \x85", "three", "four, without a newline"]
+    assert file.records() == [{"text": text} for text in texts]
+    assert file.content_of([0, 1, 3]).decode() == "".join([lines[0], lines[1], lines[3]])
+
+
+def test_text_with_blank_lines_has_a_record_a_paragraph(tmp_path):
+    pieces = ["\r\n \n", "one\r\nstill one\n\n", "two\n \t\n\n", "three\n\n"]
+    file = read_record_file(written(tmp_path / "data.txt", "".join(pieces)))
+
+    assert [row["text"] for row in file.rows] == ["one\nstill one", "two", "three"]
+    assert file.content_of([0, 2]).decode() == pieces[0] + pieces[1] + pieces[3]
+
+
+def test_a_list_of_objects_keeps_each_as_it_was_written(tmp_path):
+    items = ['{"text":   "a, ]",\n "n": [1, {}]}', '{"text": "\\u00fc"}', '{"n": 1e3, "text": "\u2028"}']
+    file = read_record_file(
+        written(tmp_path / "data.json", f"\ufeff \n[ {items[0]}, {items[1]}\n,{items[2]} ] ")
+    )
+
+    kept = file.content_of([0, 2]).decode()
+    assert [row["text"] for row in file.rows] == ["a, ]", "\u00fc", "\u2028"]
+    assert kept == f"\ufeff[\n{items[0]},\n{items[2]}\n]\n"
+    assert read_record_file(written(tmp_path / "kept.json", kept)).rows == (file.rows[0], file.rows[2])
+
+
+def test_a_json_file_of_lines_is_read_and_written_as_lines(tmp_path):
+    lines = ['{"text": "one"}\n', '{"text":  "two"}\n']
+    file = read_record_file(written(tmp_path / "data.json", "".join(lines)))
+
+    assert file.content_of([1]).decode() == lines[1]
+
+
+def test_packed_files_are_packed_again_the_same_way_each_time(tmp_path):
+    lines = [b'{"text": "one"}\n', b'{"text":  "two"}\n']
+    file = read_record_file(written(tmp_path / "data.JSONL.gz", gzip.compress(b"".join(lines))))
+
+    assert file.rows == ({"text": "one"}, {"text": "two"})
+    assert gzip.decompress(file.content_of([1])) == lines[1]
+    # Bytes 4 to 8 are the time.
+    assert file.content_of([1])[4:8] == bytes(4)
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5_000 + "}"])

@@ -153,11 +153,19 @@ def bad_audits(run, folder):
     few = write_jsonl(folder / "few.jsonl", texts[:3])
     some = write_jsonl(folder / "some.jsonl", texts[10:])
     odd = write_jsonl(folder / "odd.jsonl", [{"body": "a"}])
+    listed = folder / "listed.json"
+    listed.write_text(json.dumps(texts))
     model = ["audit", run.folder, "--base", run.base, "--device", "cpu"]
     drawn = ["--canaries", run.canaries_file]
     return {
         "no canaries": (model, "either --canaries FILE, or both --members FILE and --non-members FILE"),
         "one side": ([*model, "--members", some], "either --canaries FILE"),
+        "data for canaries": ([*model, "--canaries", some], "some.jsonl' is a file of records"),
+        "a list for canaries": ([*model, "--canaries", listed], "listed.json' is a file of records"),
+        "canaries for data": (
+            [*model, "--members", run.canaries_file, "--non-members", some],
+            "canaries.json' holds canaries, which `ezmia audit` takes as --canaries",
+        ),
         "no file": ([*model, "--canaries", folder / "no.json"], "no.json"),
         "no column": ([*model, "--members", odd, "--non-members", some], "odd.jsonl', row 1: no column"),
         "wrong column": (
@@ -180,7 +188,10 @@ def bad_audits(run, folder):
             "'no/such-model' cannot be loaded as the base model",
         ),
         "wrong device": ([*model[:-1], "abacus", *drawn], "no device 'abacus'"),
-        "wrong score": ([*model, *drawn, "--score", "magic"], "Unknown score 'magic'"),
+        "wrong score": (
+            [*model, *drawn, "--score", "magic"],
+            "Unknown --score 'magic': use strongest, or one of ez,",
+        ),
     }
 
 

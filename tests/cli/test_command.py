@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from ezmia_callbacks import __version__
 from ezmia_callbacks.cli import command
 from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError
+from ezmia_callbacks.scoring import SCORES
 
 COMMANDS = ("demo", "doctor", "plan", "split", "audit", "report", "compare")
 
@@ -147,6 +149,23 @@ def test_every_command_explains_itself_and_offers_json(name):
     assert "--json" in outcome.output
     # The blank help of an undocumented option would be a row without words.
     assert len(outcome.output) > 500
+
+
+@pytest.mark.parametrize("name", ["audit", "plan"])
+def test_the_help_lists_every_score(name):
+    output = CliRunner().invoke(command.app, [name, "--help"], env={"COLUMNS": "300"}).output
+
+    listed = set(re.findall(r"[a-z_]+", output[output.index("--score") :]))
+    assert {"strongest", *SCORES} <= listed
+
+
+def test_what_the_system_says_comes_with_the_file_and_without_a_number(monkeypatch):
+    def fail(**options):
+        Path("/dev/null/x").mkdir()
+
+    monkeypatch.setattr(command, "app", fail)
+
+    assert run_main(monkeypatch) == (2, "", "ezmia: '/dev/null/x': Not a directory.\n")
 
 
 def test_the_commands_are_listed_and_the_version_is_told():

@@ -168,16 +168,21 @@ def test_json_lines_are_read_by_their_text_field(tmp_path):
     assert records_from_file(path) == ["one\n\nstill one", "two\u2028still two"]
 
 
+def test_every_file_of_records_is_read(tmp_path):
+    path = tmp_path / "records.csv"
+    path.write_text("prompt,completion\nWho? ,Me.\nWho? ,Me.\nWhere? ,Here.\n")
+
+    assert records_from_file(path) == ["Who? Me.", "Where? Here."]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("records.csv", b"text\n", r"must end in \.txt or \.jsonl"),
-        ("records.txt", b" \n\n", "holds no record"),
+        ("records.doc", b"text\n", r"must end in \.jsonl, \.json, \.txt"),
+        ("records.txt", b" \n\n", "contains no records"),
         ("records.txt", b"caf\xe9", "not UTF-8"),
-        ("records.jsonl", b"{}\n", r'line 1: needs an object with a string field "text"'),
-        ("records.jsonl", b'{"text": "one"}\n\n{"text": 2}', "line 3: needs an object"),
-        ("records.jsonl", b'["text"]', "line 1: needs an object"),
-        ("records.jsonl", b'{"text": "one"', "line 1: not JSON"),
+        ("records.jsonl", b'{"text": "one"}\n\n{"text": 2}', "row 2: Got a int in the field 'text'"),
+        ("records.jsonl", b'{"text": "one"}\n{"input_ids": [1]}', "row 2: token ids without text"),
     ],
 )
 def test_file_that_cannot_be_used_is_explained(tmp_path, name, content, message):

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -144,6 +145,15 @@ def test_a_run_with_a_failed_audit_is_not_said_to_have_stayed_within_its_budget(
 
     assert "1 of 1 audits failed; at those points leakage is unknown" in conclusion
     assert "within the budget" not in conclusion
+
+
+def test_names_of_files_steer_no_terminal_and_are_no_markup(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(demo, "_train_twice", lambda *arguments: {})
+
+    _, printed = show(DemoSettings(data=data, output_dir=Path("a\x1b[31m[bold]b")))
+
+    assert r"a\x1b[31m[bold]b" in printed
+    assert "\x1b" not in printed
 
 
 def test_a_run_without_a_verdict_is_not_said_to_have_stayed_within_its_budget():

@@ -95,6 +95,23 @@ def test_labels_that_are_not_the_input_are_refused():
         encode_canaries(as_canaries(rows[:10], rows[10:]))
 
 
+@pytest.mark.parametrize("field", ["input_ids", "rejected_input_ids"])
+def test_a_negative_token_id_is_refused_by_its_record(field):
+    rows = [{"input_ids": [5, 6, i], "rejected_input_ids": [5, 7, i]} for i in range(20)]
+    rows[3][field] = [5, -6]
+
+    with pytest.raises(ConfigurationError, match=r"Record member-3.*: the token id -6; ids count from 0"):
+        encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+
+def test_ids_of_padding_that_the_mask_takes_away_do_not_matter():
+    rows = [{"input_ids": [5, 6, i, -100], "attention_mask": [1, 1, 1, 0]} for i in range(20)]
+
+    encoded = encode_canaries(as_canaries(rows[:10], rows[10:]))
+
+    assert [len(row.input_ids) for row in encoded.rows] == [3] * 20
+
+
 def test_fingerprint_changes_with_tokens_labels_and_membership():
     rows = make_rows(make_texts(20))
     masked = [{**row, "labels": [IGNORED_LABEL, IGNORED_LABEL, *row["input_ids"][2:]]} for row in rows]
