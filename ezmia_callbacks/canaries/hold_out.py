@@ -1,5 +1,6 @@
 """Draw canaries from a training set, and take the non-members out of it."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, overload
@@ -18,9 +19,12 @@ from ezmia_callbacks.canaries.records import (
 from ezmia_callbacks.canaries.sets import CanarySet, Provenance, RowsByNumber
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.functional.planning import MINIMUM_PER_CLASS
-from ezmia_callbacks.safe_text import describe_columns
+from ezmia_callbacks.functional.sizes import audit_reach, sizes_for, useful_sizes, way_out
+from ezmia_callbacks.safe_text import describe_columns, get_logger
 
 __all__: list[str] = []
+
+logger = get_logger(__name__)
 
 # Fewer than 10 on a side have a probability below 1e-5 then: sizes are never made up for after the draw,
 # which would tie the coins together.
@@ -127,6 +131,8 @@ def hold_out_canaries(
     training set as they are. Which of the drawn records are members is a second random draw, so
     that membership is exchangeable. Members stay where they are; the order of rows is kept.
 
+    Without sizes, non-members are a tenth of the rows, at most 1000, and members, which stay, twice as
+    many, at most 500. What an audit finds out with them is logged, as a warning where it is little.
     Sizes are asked for in one of two ways. `n_members` and `n_non_members` are met exactly.
     `n_canaries` draws that many records and flips an independent fair coin for each: about half
     become members. Only such coins carry a lower bound on epsilon.
@@ -153,17 +159,20 @@ def hold_out_canaries(
 
     Raises:
         ConfigurationError: if the dataset is streamed, a dictionary of splits or not a dataset, a
-            row has no accepted shape or no group, the seed is not a non-negative integer, or sizes are
-            missing or contradict each other.
-        TooFewCanariesError: if fewer canaries are asked for than are needed, or the pool is too small.
+            row has no accepted shape or no group, the seed is not a non-negative integer, or sizes
+            contradict each other.
+        TooFewCanariesError: if fewer canaries are asked for than are needed, or the pool is too small;
+            it names sizes that can be drawn.
 
-    >>> texts = [f"patient note {i}" for i in range(100)]
+    >>> texts = [f"patient note {i}" for i in range(300)]
+    >>> hold_out_canaries(texts)[1]
+    CanarySet(60 members, 30 non-members, drawn at random, seed 0)
     >>> train_texts, canaries = hold_out_canaries(texts, n_members=10, n_non_members=20, seed=0)
     >>> len(train_texts), canaries.n_members, canaries.n_non_members
-    (80, 10, 20)
+    (280, 10, 20)
     """
     check_seed(seed)
-    n_drawn, n_kept = _checked_sizes(n_members, n_non_members, n_canaries)
+    _check_ways(n_members, n_non_members, n_canaries)
     source = checked_dataset(dataset)
     rows = readable(source)
     keys = [None if is_empty(row) else record_key(row) for row in iterated(rows)]
@@ -174,14 +183,14 @@ def hold_out_canaries(
     # The unit of the draw, by its first row: without groups, each row is one.
     units = np.arange(len(keys)) if group_by is None else _first_rows_of_groups(source, group_by)
     drawable = np.unique(units[pool])
-    if len(drawable) < n_drawn:
-        sizes = "" if n_kept is None else f"{n_kept} members and {n_drawn - n_kept} non-members, "
-        kind, n_all = ("rows", len(keys)) if group_by is None else ("groups", len(np.unique(units)))
-        raise TooFewCanariesError(
-            f"Asked for {sizes}{n_drawn} in all, but only {len(drawable)} of {n_all} {kind} can be drawn "
-            f"({n_duplicates} repeat another row, {n_empty} are empty): ask for fewer, or add different "
-            "records."
-        )
+    available = _Available(
+        n_all=len(np.unique(units)),
+        n_drawable=len(drawable),
+        unit="row" if group_by is None else "group",
+        why=f"{n_duplicates} repeat another row, {n_empty} are empty",
+    )
+    is_chosen = n_members is None and n_non_members is None and n_canaries is None
+    n_drawn, n_kept = sizes = _sizes(n_members, n_non_members, n_canaries, available)
 
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(drawable, size=n_drawn, replace=False))
@@ -208,6 +217,8 @@ def hold_out_canaries(
         groups=None if group_by is None else tuple(f"group-{units[i]}" for i in chosen),
         rows=RowsByNumber(source, chosen),
     )
+    if is_chosen:
+        _say_what_was_chosen(sizes, available, n_rows=len(keys), n_held_out=int(is_held_out.sum()))
     return select(source, np.flatnonzero(~is_held_out).tolist()), canaries
 
 
@@ -259,28 +270,97 @@ def _group(row: Any, group_by: GroupBy) -> Hashable:
 
 
 class _Sizes(NamedTuple):
-    """How many records to draw, and how many of them to keep; None leaves that to coins."""
+    """How many units to draw, and how many of them to keep; None leaves that to coins."""
 
     n_drawn: int
     n_kept: int | None
 
 
-def _checked_sizes(n_members: int | None, n_non_members: int | None, n_canaries: int | None) -> _Sizes:
-    if n_canaries is not None and n_members is None and n_non_members is None:
-        check_number_of_coins(n_canaries, "`n_canaries`")
-        return _Sizes(n_canaries, None)
-    if n_canaries is not None or n_members is None or n_non_members is None:
+class _Available(NamedTuple):
+    """What there is to draw from, in rows or groups, and why the rest is not."""
+
+    n_all: int
+    n_drawable: int
+    unit: str
+    why: str
+
+
+def _check_ways(n_members: int | None, n_non_members: int | None, n_canaries: int | None) -> None:
+    """Raise if sizes are asked for in two ways, or in half of one."""
+    is_half = (n_members is None) != (n_non_members is None)
+    if is_half or (n_canaries is not None and n_members is not None):
         raise ConfigurationError(
             f"Got n_members={n_members}, n_non_members={n_non_members}, n_canaries={n_canaries}; pass the "
-            "first two for a split of exactly these sizes, or n_canaries alone for a coin per record."
+            "first two for a split of exactly these sizes, or n_canaries alone for a coin per record, or "
+            "nothing for sizes that suit the number of rows."
         )
-    if min(n_members, n_non_members) < MINIMUM_PER_CLASS:
+
+
+def _sizes(
+    n_members: int | None, n_non_members: int | None, n_canaries: int | None, available: _Available
+) -> _Sizes:
+    """The sizes that were asked for, or those that suit the number of rows.
+
+    Raises:
+        TooFewCanariesError: if they are too small or cannot be drawn, naming sizes that can.
+    """
+    n_all, n_drawable, unit, _ = available
+    if n_canaries is not None:
+        sizes = _Sizes(n_canaries, None)
+        asked = f"coin flips for {n_canaries} {unit}s"
+        is_enough = n_canaries >= MINIMUM_COINS
+        least = f"{MINIMUM_COINS} are needed, so that {MINIMUM_PER_CLASS} end up on each side"
+    elif n_members is not None and n_non_members is not None:
+        sizes = _Sizes(n_members + n_non_members, n_members)
+        asked = f"{n_members} members and {n_non_members} non-members"
+        is_enough = min(n_members, n_non_members) >= MINIMUM_PER_CLASS
+        least = f"{MINIMUM_PER_CLASS} of each are needed"
+    else:
+        n_members, n_non_members = sizes_for(n_all, n_drawable=n_drawable, unit=unit)
+        return _Sizes(n_members + n_non_members, n_members)
+    if is_enough and sizes.n_drawn <= n_drawable:
+        return sizes
+    advice = way_out(n_all, n_drawable, unit=unit) if n_canaries is None else _way_out_for_coins(available)
+    if not is_enough:
         raise TooFewCanariesError(
-            f"Asked for {n_members} members and {n_non_members} non-members; at least "
-            f"{MINIMUM_PER_CLASS} of each are needed, and a few hundred for useful intervals: "
-            "raise `n_members` or `n_non_members`."
+            f"Asked for {asked}; at least {least}, and a few hundred for useful intervals. {advice}"
         )
-    return _Sizes(n_members + n_non_members, n_members)
+    raise TooFewCanariesError(
+        f"Asked for {asked}, {sizes.n_drawn} in all, but only {n_drawable} of {n_all} {unit}s can be drawn "
+        f"({available.why}). {advice}"
+    )
+
+
+def _way_out_for_coins(available: _Available) -> str:
+    n_all, n_drawable, unit, _ = available
+    sizes = useful_sizes(n_all, n_drawable)
+    if sizes is None or n_drawable < MINIMUM_COINS:
+        return way_out(n_all, n_drawable, unit=unit)
+    n_coins = min(n_drawable, max(MINIMUM_COINS, 2 * sizes.n_non_members))
+    return f"n_canaries={n_coins} can be drawn, about half of which leave training."
+
+
+def _say_what_was_chosen(sizes: _Sizes, available: _Available, *, n_rows: int, n_held_out: int) -> None:
+    """Log the sizes that nobody asked for, and what an audit finds out with them."""
+    n_all, n_drawable, unit, _ = available
+    n_members = sizes.n_kept or 0
+    reach = audit_reach(n_members, sizes.n_drawn - n_members)
+    advice = ""
+    if not reach.is_useful and useful_sizes(n_all, n_drawable) == (reach.n_members, reach.n_non_members):
+        advice = " To find more, add different records, or put synthetic canaries in (insert_canaries)."
+    elif not reach.is_useful:
+        advice = f" {way_out(n_all, n_drawable, unit=unit)}"
+    logger.log(
+        logging.INFO if reach.is_useful else logging.WARNING,
+        "Chose canaries among %d %ss; %d of %d rows (%.2g %%) leave the training set. %s%s",
+        n_all,
+        unit,
+        n_held_out,
+        n_rows,
+        100.0 * n_held_out / n_rows,
+        reach.describe(),
+        advice,
+    )
 
 
 def check_number_of_coins(n_coins: int, name: str) -> None:

@@ -1,5 +1,6 @@
 import pickle
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from ezmia_callbacks.canaries import CanarySet, Record, hold_out_canaries
 from ezmia_callbacks.canaries.records import exact_key, fingerprint, record_key
 from ezmia_callbacks.errors import ConfigurationError, TooFewCanariesError
+from ezmia_callbacks.functional.sizes import audit_reach
 
 TEXTS = [f"Patient note number {i}" for i in range(60)]
 
@@ -341,17 +343,155 @@ def test_only_coins_carry_epsilon() -> None:
 
 
 def test_a_coin_for_fewer_than_fifty_records_is_refused() -> None:
-    with pytest.raises(TooFewCanariesError, match="Asked for coin flips for 49 records; at least 50"):
+    with pytest.raises(TooFewCanariesError, match="Asked for coin flips for 49 rows; at least 50"):
         hold_out_canaries(TEXTS, n_canaries=49)
 
 
 @pytest.mark.parametrize(
     "sizes",
-    [{}, {"n_members": 10}, {"n_canaries": 50, "n_members": 10}, {"n_canaries": 50, "n_non_members": 10}],
+    [
+        {"n_members": 10},
+        {"n_non_members": 10},
+        {"n_canaries": 50, "n_members": 10},
+        {"n_canaries": 50, "n_non_members": 10},
+        {"n_canaries": 50, "n_members": 10, "n_non_members": 10},
+    ],
 )
-def test_sizes_that_are_missing_or_contradict_are_refused(sizes: dict[str, int]) -> None:
+def test_sizes_that_are_half_given_or_contradict_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match="or n_canaries alone for a coin per record"):
         hold_out_canaries(TEXTS, **sizes)
+
+
+def sizes_of(canaries: CanarySet) -> tuple[int, int]:
+    return canaries.n_members, canaries.n_non_members
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "sizes"), [(100, (20, 10)), (1_500, (300, 150)), (4_000, (500, 400)), (12_000, (500, 1_000))]
+)
+def test_without_sizes_at_most_a_tenth_of_the_rows_leaves_training(
+    n_rows: int, sizes: tuple[int, int]
+) -> None:
+    texts = [f"note {i}" for i in range(n_rows)]
+
+    kept, canaries = hold_out_canaries(texts)
+
+    assert sizes_of(canaries) == sizes
+    assert len(kept) == n_rows - sizes[1] >= 0.9 * n_rows
+    assert canaries.provenance.method == "hold_out"
+    explicit = hold_out_canaries(texts, n_members=sizes[0], n_non_members=sizes[1])[1]
+    assert canaries.fingerprint == explicit.fingerprint
+
+
+def test_without_sizes_as_many_are_drawn_as_repeats_leave() -> None:
+    dataset = [f"note {i}" for i in range(150)] + ["the same"] * 1_850
+
+    kept, canaries = hold_out_canaries(dataset)
+
+    assert sizes_of(canaries) == (75, 75)
+    assert len(kept) == 1_925
+
+
+def test_without_sizes_groups_are_counted_and_not_their_rows() -> None:
+    rows = [{"text": f"Note {n} of {i}", "user": i} for i in range(200) for n in range(3)]
+
+    kept, canaries = hold_out_canaries(rows, group_by="user")
+
+    assert len(set(canaries.groups or ())) == 60
+    assert sizes_of(canaries) == (120, 60)
+    assert len(kept) == 540
+
+
+@pytest.mark.parametrize(("n_rows", "level"), [(110, "WARNING"), (2_000, "INFO")])
+def test_what_an_audit_finds_with_the_chosen_sizes_is_said(
+    n_rows: int, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        _, canaries = hold_out_canaries([f"note {i}" for i in range(n_rows)])
+
+    (record,) = caplog.records
+    assert record.levelname == level
+    message = record.getMessage()
+    assert message.startswith(f"Chose canaries among {n_rows} rows; {n_rows // 10} of {n_rows} rows (10 %)")
+    assert audit_reach(*sizes_of(canaries)).describe() in message
+    assert bool(PROPOSAL.search(message)) == (level == "WARNING")
+
+
+def test_sizes_that_were_asked_for_are_not_commented_on(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        hold_out_canaries(TEXTS, n_members=10, n_non_members=10)
+
+    assert caplog.records == []
+
+
+PROPOSAL = re.compile(r"\bn_(?:members|non_members|canaries)=\d+(?:, n_non_members=\d+)?(?= can be drawn)")
+
+
+def proposal_of(message: str) -> dict[str, int]:
+    (found,) = PROPOSAL.findall(message)
+    return {name: int(n) for name, n in (each.split("=") for each in found.split(", "))}
+
+
+@pytest.mark.parametrize("n_rows", [20, 48, 60, 99, 500, 3_000])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_members": 500, "n_non_members": 5_000},
+        {"n_members": 5, "n_non_members": 5},
+        {"n_canaries": 9_000},
+        {"n_canaries": 10},
+    ],
+)
+@pytest.mark.parametrize("n_repeats", [0, 300])
+def test_sizes_that_a_refusal_proposes_can_be_drawn(
+    sizes: dict[str, int], n_rows: int, n_repeats: int
+) -> None:
+    dataset = [*(f"note {i}" for i in range(n_rows)), *["the same"] * n_repeats]
+
+    with pytest.raises(TooFewCanariesError) as caught:
+        hold_out_canaries(dataset, **sizes)
+    proposed = proposal_of(str(caught.value))
+    _, canaries = hold_out_canaries(dataset, **proposed)
+
+    assert ("n_canaries" in proposed) == ("n_canaries" in sizes and n_rows >= 50)
+    assert min(sizes_of(canaries)) >= 10
+
+
+@pytest.mark.parametrize(("n_rows", "n_repeats"), [(20, 0), (48, 0), (99, 0), (25, 70)])
+def test_sizes_that_cannot_be_chosen_are_proposed(n_rows: int, n_repeats: int) -> None:
+    dataset = [*(f"note {i}" for i in range(n_rows)), *["the same"] * n_repeats]
+
+    with pytest.raises(
+        TooFewCanariesError, match="too few for an audit that takes at most a tenth"
+    ) as caught:
+        hold_out_canaries(dataset)
+    _, canaries = hold_out_canaries(dataset, **proposal_of(str(caught.value)))
+
+    assert min(sizes_of(canaries)) >= 10
+
+
+def test_where_no_larger_split_can_be_drawn_other_records_are_proposed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hold_out_canaries([*TEXTS[:20], *["the same"] * 300])
+
+    (record,) = caplog.records
+    assert "insert_canaries" in record.getMessage()
+    assert not PROPOSAL.search(record.getMessage())
+
+
+def test_groups_that_a_refusal_proposes_can_be_drawn() -> None:
+    with pytest.raises(TooFewCanariesError, match="Got 60 groups: too few") as caught:
+        hold_out_canaries(NOTES, group_by="user_id")
+
+    _, canaries = hold_out_canaries(NOTES, group_by="user_id", **proposal_of(str(caught.value)))
+
+    assert len(set(canaries.groups or ())) > 50
+
+
+def test_where_no_split_can_be_drawn_the_refusal_says_what_else_can_be_done() -> None:
+    with pytest.raises(TooFewCanariesError, match=r"fewer than 20 rows: add different .*insert_canaries"):
+        hold_out_canaries(TEXTS[:19])
 
 
 # Person i has i % 3 + 1 notes; the rows of a person do not stand together.
