@@ -66,7 +66,8 @@ from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
-from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
+from ezmia_callbacks.scoring.forward import call_for_logits, evaluation_without_side_effects
+from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoint_folder, checkpoints_in, step_of
 from ezmia_callbacks.shells.membership_check import is_indexable
@@ -148,6 +149,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             the model has met one side of a split that it did draw: figures then read too low, or too high.
         assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
             cannot be looked at. By default figures and verdicts are of the members that batches held.
+        logits_fn: How to get logits (batch, length, vocabulary) out of the model, given the model, the
+            input ids and the attention mask; the default calls it like a Hugging Face model. With a parameter
+            `**inputs` it is also given what else training feeds, by name.
         trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
 
     Attributes:
@@ -190,6 +194,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         on_error: OnError = "warn",
         allow_shift: bool = False,
         assume_seen: bool = False,
+        logits_fn: LogitsFunction = call_for_logits,
         trainer: Any = None,
     ) -> None:
         self.settings = AuditSettings(
@@ -215,6 +220,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         )
         check_canaries(canaries)
         self.canaries = canaries
+        self.logits_fn = logits_fn
         self.auditor: PrivacyAuditor | None = None
         self._trainer = TrainerReference(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
@@ -718,6 +724,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             tokenizer=tokenizer_of(trainer),
             training_records=training_records(trainer),
             show_progress=not args.disable_tqdm,
+            logits_fn=self.logits_fn,
             autocast=lambda: autocast(trainer),
         )
 
