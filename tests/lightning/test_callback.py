@@ -3,6 +3,7 @@ import logging
 import math
 import pickle
 import sys
+import types
 import textwrap
 from datetime import timedelta
 from importlib import import_module
@@ -1118,6 +1119,18 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(MissingDependencyError, match=r'pip install "ezmia-callbacks\[lightning\]"'):
+        callback_classes()
+
+
+def test_a_broken_lightning_is_shown_as_what_it_is(monkeypatch):
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            raise ImportError("cannot import name 'Tensor' from 'torch'")
+
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", Broken("lightning.pytorch"))
+
+    with pytest.raises(MissingDependencyError, match="lightning.pytorch is installed and cannot be imported"):
         callback_classes()
 
 
