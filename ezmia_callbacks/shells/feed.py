@@ -56,8 +56,8 @@ logger = get_logger(__name__)
 _N_ROWS_TRIED = 4
 
 ADVICE = (
-    "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
-    "and pass them as PrivacyAuditCallback(canaries, ...)."
+    "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset)`, train on what "
+    "it returns, and pass `PrivacyAuditCallback(canaries=canaries)`."
 )
 
 

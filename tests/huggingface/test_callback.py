@@ -645,7 +645,7 @@ def test_a_meaningless_interval_is_refused_when_built(every):
 
 
 def test_canaries_of_another_type_are_refused_when_built():
-    with pytest.raises(ConfigurationError, match="must be a CanarySet, got list"):
+    with pytest.raises(ConfigurationError, match="must be a CanarySet, or 'hold_out', got list"):
         PrivacyAuditCallback(["a", "b"])
 
 

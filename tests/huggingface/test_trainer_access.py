@@ -48,7 +48,7 @@ def test_no_other_file_of_the_package_touches_what_is_borrowed():
 
 def test_no_other_file_for_hugging_face_touches_anything_private():
     # One callback asks another of its kind.
-    assert private_names_outside(FILE.parent, file=FILE.name, own={"_folder"}) == {}
+    assert private_names_outside(FILE.parent, file=FILE.name, own={"_folder", "_held_out"}) == {}
     assert list(private_names_in((PACKAGE / "axolotl.py").read_text("utf-8"))) == []
 
 
@@ -191,19 +191,25 @@ def broken_package(name, *, loads_lazily):
                 raise AttributeError(attribute)
             if not loads_lazily:
                 raise missing
-            raise RuntimeError(f"Failed to import {name}.{attribute} (look up to see its traceback)") from missing
+            raise RuntimeError(
+                f"Failed to import {name}.{attribute} (look up to see its traceback)"
+            ) from missing
 
     return Broken(name)
 
 
 @pytest.mark.parametrize("loads_lazily", [True, False])
 def test_a_broken_transformers_is_shown_as_what_it_is(monkeypatch, loads_lazily):
-    monkeypatch.setitem(sys.modules, "transformers", broken_package("transformers", loads_lazily=loads_lazily))
+    monkeypatch.setitem(
+        sys.modules, "transformers", broken_package("transformers", loads_lazily=loads_lazily)
+    )
 
     with pytest.raises(MissingDependencyError) as raised:
         runpy.run_path(trainer_access.__file__)
 
-    assert "installed and cannot be imported: ModuleNotFoundError: No module named 'regex'." in str(raised.value)
+    assert "installed and cannot be imported: ModuleNotFoundError: No module named 'regex'." in str(
+        raised.value
+    )
     assert "pip install" not in str(raised.value)
 
 

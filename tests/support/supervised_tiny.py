@@ -46,7 +46,7 @@ def collate_supervised(instances):
 
 
 class LazyRows(Dataset):
-    """As FastChat's `LazySupervisedDataset`: rows are made, and padded, when they are read; a boolean mask."""
+    """As FastChat's `LazySupervisedDataset`: made and padded when they are read; the mask is boolean."""
 
     def __init__(self, texts):
         self.texts = texts
