@@ -36,7 +36,7 @@ class PrivacyAuditPlugin(BasePlugin):  # type: ignore[misc]  # skipped import
     """Adds a `PrivacyAuditCallback` to the trainer that Axolotl builds.
 
     Members are drawn from the training set, non-members from the evaluation set: set `val_set_size` or
-    `test_datasets`.
+    `test_datasets`. With `canaries: hold_out` both are drawn from the training set, at random.
     """
 
     def get_input_args(self) -> str:

@@ -12,7 +12,7 @@
     ├── NonFiniteLogitsError     (ArithmeticError)  NaN or infinity where a probability is needed
     ├── AuditMemoryError         (MemoryError)  one record alone does not fit into memory
     ├── ReferenceMismatchError                  the reference is missing or belongs to another run
-    └── MissingDependencyError   (ImportError)  an optional package is not installed
+    └── MissingDependencyError   (ImportError)  an optional package is not installed, or is broken
 
 Each message says what was got, what is needed, and what to do.
 """
@@ -92,4 +92,29 @@ class ReferenceMismatchError(AuditError):
 
 
 class MissingDependencyError(AuditError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed, and is not installed, or cannot be imported although it is."""
+
+    @classmethod
+    def because(cls, error: Exception, package: str, advice: str) -> "MissingDependencyError":
+        """The error to raise where an import failed: what to install, or what is broken.
+
+        Args:
+            error: What the import raised.
+            package: What was imported, by its dotted name.
+            advice: What needs it, and what to install if it is not there.
+
+        >>> missing = ModuleNotFoundError("No module named 'transformers'", name="transformers")
+        >>> print(MissingDependencyError.because(missing, "transformers", "pip install transformers"))
+        pip install transformers
+        >>> broken = ModuleNotFoundError("No module named 'regex'", name="regex")
+        >>> print(MissingDependencyError.because(broken, "transformers", "pip install transformers"))
+        transformers is installed and cannot be imported: ModuleNotFoundError: No module named 'regex'.
+        """
+        if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
+            return cls(advice)
+        first: BaseException = error
+        # Packages that load their parts lazily say only which part could not be loaded.
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = " ".join(str(first).split()).rstrip(".")
+        return cls(f"{package} is installed and cannot be imported: {type(first).__name__}: {reason}.")

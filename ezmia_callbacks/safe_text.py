@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -30,12 +30,21 @@ _COMMON_COLUMNS = frozenset({
     "chosen_input_ids", "code", "comment", "completion", "completion_mask", "content", "context",
     "conversation", "conversations", "date", "description", "dialog", "dialogue", "document",
     "file_name", "id", "image", "images", "index", "input", "input_ids", "instruction", "instructions",
-    "label", "labels", "language", "message", "messages", "metadata", "name", "output", "position_ids",
-    "prompt", "query", "question", "rating", "rejected", "rejected_input_ids", "response", "review",
-    "score", "sentence", "source", "split", "summary", "system", "target", "text", "texts", "timestamp",
-    "title", "token_type_ids", "tokens", "tools", "topic", "url", "user", "user_id",
+    "label", "labels", "language", "message", "messages", "metadata", "name", "output", "pixel_values",
+    "position_ids", "prompt", "query", "question", "rating", "rejected", "rejected_input_ids",
+    "response", "review", "score", "sentence", "source", "split", "summary", "system", "target", "text",
+    "texts", "timestamp", "title", "token_type_ids", "tokens", "tools", "topic", "url", "user", "user_id",
 })
 # fmt: on
+
+_NOUNS: Mapping[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    dict: "mapping",
+    tuple: "list",
+}
 
 _UNSAFE_IN_TERMINALS = re.compile(f"[{_CONTROLS}{_NO_CHARACTERS}{_REORDERING}]")
 _INVALID_IN_DOCUMENTS = re.compile(f"[{_CONTROLS}{_NO_CHARACTERS}]")
@@ -82,6 +91,39 @@ def describe_columns(names: Iterable[object]) -> str:
     if not common:
         return others.replace(" with", " column with" if n_others == 1 else " columns with")
     return f"the columns {', '.join(map(repr, common))}{f' and {others}' if n_others else ''}"
+
+
+def describe_row(row: Mapping[str, Any]) -> str:
+    """What a row holds, for an error: of each column the type and the shape, and no value.
+
+    Names are told as by `describe_columns`.
+
+    >>> print(describe_row({"input_ids": [5, 6], "text": "My number is", "My number is": None}))
+    'input_ids': a list of 2 integers; 'text': a string; a column with a name of its own: None
+    """
+    columns = sorted(row.items(), key=lambda column: (column[0] not in _COMMON_COLUMNS, str(column[0])))
+    return "; ".join(
+        f"{repr(name) if name in _COMMON_COLUMNS else 'a column with a name of its own'}: {_kind(value)}"
+        for name, value in columns
+    )
+
+
+def _kind(value: Any) -> str:
+    """A value's type and shape, in words."""
+    if value is None:
+        return "None"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        is_tensor = type(value).__module__.partition(".")[0] == "torch"
+        return f"{'a tensor' if is_tensor else 'an array'} of shape {tuple(value.shape)}, {value.dtype}"
+    if isinstance(value, list | tuple):
+        nouns = {_noun(item) for item in value}
+        return f"a list of {len(value)} {f'{nouns.pop()}s' if len(nouns) == 1 else 'items'}"
+    noun = _noun(value)
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _noun(value: Any) -> str:
+    return _NOUNS.get(type(value), type(value).__name__)
 
 
 def describe_error(error: BaseException) -> str:

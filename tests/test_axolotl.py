@@ -49,6 +49,20 @@ def test_a_configuration_file_audits_the_run(axolotl, tmp_path):
     assert any("privacy/auc" in row for row in trainer.state.log_history)
 
 
+def test_a_configuration_file_has_canaries_held_out(axolotl, tmp_path):
+    trainer = make_trainer(tmp_path, make_rows(make_texts(160)), max_steps=1)
+    settings = {"canaries": "hold_out"}
+
+    for callback in axolotl.PrivacyAuditPlugin().add_callbacks_post_trainer(
+        {"privacy_audit": settings}, trainer
+    ):
+        trainer.add_callback(callback)
+    trainer.train()
+
+    assert len(trainer.train_dataset) == 144
+    assert len(callback.history) == 2
+
+
 def test_without_settings_it_only_measures(axolotl, tmp_path):
     (callback,) = axolotl.PrivacyAuditPlugin().add_callbacks_post_trainer({}, make_trainer(tmp_path, []))
 

@@ -195,6 +195,11 @@ class RowsByNumber(Sequence[Any]):
         self._rows = rows
         self._numbers = [int(number) for number in numbers]
 
+    @property
+    def dataset(self) -> Any:
+        """The dataset that was given first, where rows were chosen from chosen rows."""
+        return self._rows.dataset if isinstance(self._rows, RowsByNumber) else self._rows
+
     def __len__(self) -> int:
         return len(self._numbers)
 

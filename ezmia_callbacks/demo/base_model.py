@@ -143,8 +143,8 @@ def train_tokenizer(
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
-    except ImportError:
-        raise _missing_transformers() from None
+    except Exception as error:  # whatever a broken installation raises
+        raise _missing_transformers(error) from error
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -180,8 +180,8 @@ def _packed_tokens(records: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 def _untrained_model(recipe: BaseModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        raise _missing_transformers() from None
+    except Exception as error:  # whatever a broken installation raises
+        raise _missing_transformers(error) from error
     return LlamaForCausalLM(
         LlamaConfig(
             # The requested size, also where a short text yielded fewer merges.
@@ -255,7 +255,10 @@ def _learning_rate_share(step: int, *, n_steps: int) -> float:
     return 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
 
 
-def _missing_transformers() -> MissingDependencyError:
-    return MissingDependencyError(
-        'The demo needs transformers and peft: pip install "ezmia-callbacks[huggingface]".'
+def _missing_transformers(error: Exception) -> MissingDependencyError:
+    of_others = {"peft", "tokenizers"} & {getattr(error, "name", None)}
+    return MissingDependencyError.because(
+        error,
+        of_others.pop() if of_others else "transformers",
+        'The demo needs transformers and peft: pip install "ezmia-callbacks[huggingface]".',
     )

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -37,6 +37,7 @@ from ezmia_callbacks.huggingface.checkpoints import (
     steps_between,
     steps_per_epoch,
 )
+from ezmia_callbacks.huggingface.hold_out import HeldOut
 from ezmia_callbacks.huggingface.last_word import LastWord
 from ezmia_callbacks.huggingface.trainer_access import (
     Trainer,
@@ -66,7 +67,8 @@ from ezmia_callbacks.reference.sources import ReferenceSource
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
-from ezmia_callbacks.scoring.forward import evaluation_without_side_effects
+from ezmia_callbacks.scoring.forward import call_for_logits, evaluation_without_side_effects
+from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoint_folder, checkpoints_in, step_of
 from ezmia_callbacks.shells.membership_check import is_indexable
@@ -110,9 +112,10 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     on the disk is over it; these audits come on top of `every`.
 
     Args:
-        canaries: Records with known membership, from `hold_out_canaries`. None draws members from the
-            trainer's training set and non-members from its evaluation set: the split is then the user's,
-            and figures include any difference between the two sets.
+        canaries: Records with known membership, from `hold_out_canaries`. `"hold_out"` has the callback draw
+            them itself by that function, when the trainer is made, and takes the non-members out of the
+            trainer's training set. None draws members from that set and non-members from the evaluation
+            set: the split is then the user's, and figures include any difference between the two sets.
         budget: When to stop; None only measures.
         every: When to audit: `"epoch"`, an integer number of optimizer steps, or a fraction of an epoch in
             (0, 1). `"auto"` audits at the end of each epoch, and under a budget also after an eighth, a
@@ -148,9 +151,14 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             the model has met one side of a split that it did draw: figures then read too low, or too high.
         assume_seen: Believe that every member is trained on and no non-member is, for training whose batches
             cannot be looked at. By default figures and verdicts are of the members that batches held.
+        logits_fn: `logits_fn(model, input_ids, attention_mask)` returns logits (batch, length, vocabulary);
+            None calls the model as Hugging Face's are called. With a parameter `**inputs` it is also given
+            what else training feeds, by name.
         trainer: The trainer, if it cannot be found (it can, unless hooks are called by hand).
 
     Attributes:
+        canaries: The canaries that were given, or held out of the trainer that began last; None before, and
+            where they are drawn from the trainer's two datasets.
         history: All audits so far of the newest run.
         histories: Those of all runs, the oldest first: one callback may serve several trainers, one after the
             other, as in folds or sweeps. Each run has a folder of its own: `_privacy_audit`,
@@ -169,7 +177,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
 
     def __init__(
         self,
-        canaries: CanarySet | None = None,
+        canaries: CanarySet | Literal["hold_out"] | None = None,
         *,
         budget: LeakageBudget | None = None,
         every: Cadence = "auto",
@@ -190,6 +198,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         on_error: OnError = "warn",
         allow_shift: bool = False,
         assume_seen: bool = False,
+        logits_fn: LogitsFunction | None = None,
         trainer: Any = None,
     ) -> None:
         self.settings = AuditSettings(
@@ -213,8 +222,10 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             allow_shift=allow_shift,
             assume_seen=assume_seen,
         )
-        check_canaries(canaries)
-        self.canaries = canaries
+        check_canaries(canaries, may_hold_out=True)
+        self.canaries = None if isinstance(canaries, str) else canaries
+        self._held_out = HeldOut(seed=seed) if isinstance(canaries, str) else None
+        self.logits_fn = logits_fn
         self.auditor: PrivacyAuditor | None = None
         self._trainer = TrainerReference(trainer)
         self._begun_with: weakref.ref[nn.Module] | None = None
@@ -230,6 +241,9 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._notes: CheckpointNotes | None = None
         self._noted_step: int | None = None
         console.show_audit_lines()
+        if trainer is not None:
+            # It is made already.
+            self._draw(trainer)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model and auditor belong to this process.
@@ -246,6 +260,13 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def histories(self) -> tuple[AuditHistory, ...]:
         """The audits of every run that this callback has audited, the newest last."""
         return self._runs.histories(self.auditor)
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the non-members out of the training set, if that was asked for, before anything reads it."""
+        if self._held_out is not None:
+            self._draw(self._trainer.anew(self))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -719,10 +740,20 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             tokenizer=tokenizer_of(trainer),
             training_records=training_records(trainer),
             show_progress=not args.disable_tqdm,
+            logits_fn=self.logits_fn or call_for_logits,
             autocast=lambda: autocast(trainer),
         )
 
+    def _draw(self, trainer: Trainer) -> None:
+        if self._held_out is None:
+            return
+        callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, PrivacyAuditCallback)]
+        others = [c._held_out for c in callbacks if c is not self and c._held_out is not None]
+        self._held_out.draw(trainer, others=others)
+
     def _prepare_canaries(self, trainer: Trainer) -> CanarySet:
+        if self._held_out is not None:
+            self.canaries = self._held_out.of(trainer)
         if self.canaries is None:
             return draw_from_trainer(
                 trainer,

@@ -22,14 +22,17 @@ from ezmia_callbacks.scoring.rows import Tokenizer
 
 try:
     import transformers
-except ImportError:
-    raise MissingDependencyError(
-        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"'
-    ) from None
+
+    # It is loaded only here, and with it whatever of the installation is broken.
+    TrainerCallback = transformers.TrainerCallback
+except Exception as error:
+    raise MissingDependencyError.because(
+        error,
+        "transformers",
+        'The Hugging Face callback needs transformers: pip install "ezmia-callbacks[huggingface]"',
+    ) from error
 
 __all__: list[str] = []
-
-TrainerCallback = transformers.TrainerCallback
 
 PRIVATE: Mapping[str, str] = {
     "_getframe": (

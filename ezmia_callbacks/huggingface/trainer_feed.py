@@ -18,6 +18,11 @@ from ezmia_callbacks.shells.membership_check import sample_training_rows
 
 __all__: list[str] = []
 
+_HOLD_OUT_ADVICE = (
+    'Have them drawn from the training set at random, by `PrivacyAuditCallback(canaries="hold_out")`, which '
+    f"takes at most a tenth of its rows out of training. Or: {ADVICE[0].lower()}{ADVICE[1:]}"
+)
+
 
 def feed_of(trainer: Trainer) -> Feed:
     """How a trainer feeds its model: through its preparation, if it is one of TRL's, and its collator.
@@ -56,12 +61,13 @@ def draw_from_trainer(trainer: Trainer, *, n_members: int, n_non_members: int, s
     evaluation = trainer.eval_dataset
     if evaluation is None:
         raise CanaryError(
-            "No canaries were given and the trainer has no `eval_dataset` to draw non-members from. " + ADVICE
+            "No canaries were given and the trainer has no `eval_dataset` to draw non-members from. "
+            f"{_HOLD_OUT_ADVICE}"
         )
     if isinstance(evaluation, Mapping):
         raise CanaryError(
             f"No canaries were given and the trainer has {len(evaluation)} evaluation sets: it is "
-            "not clear which one matches the training set. " + ADVICE
+            f"not clear which one matches the training set. {_HOLD_OUT_ADVICE}"
         )
     return draw_canaries(
         feed_of(trainer),

@@ -53,6 +53,7 @@ PRIVATE: Mapping[str, str] = {
 }
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+_ADVICE = 'The Lightning callback needs lightning: pip install "ezmia-callbacks[lightning]"'
 
 
 class LightningTrainer(Protocol):
@@ -86,19 +87,19 @@ def callback_classes() -> tuple[type, ...]:
     The two packages share no class, and `LightningCLI` insists on its own.
 
     Raises:
-        MissingDependencyError: if neither is installed.
+        MissingDependencyError: if neither is installed, or can be imported.
     """
     loaded = [name for name in _PACKAGES if name in sys.modules]
-    classes = []
+    classes: list[type] = []
+    failures: list[MissingDependencyError] = []
     for name in loaded or _PACKAGES:
         try:
             classes.append(import_module(name).Callback)
-        except ImportError:
-            continue
+        except Exception as error:  # whatever a broken installation raises
+            failures.append(MissingDependencyError.because(error, name, _ADVICE))
     if not classes:
-        raise MissingDependencyError(
-            'The Lightning callback needs lightning: pip install "ezmia-callbacks[lightning]"'
-        )
+        # One that is broken says more than one that is not there.
+        raise max(failures, key=lambda failure: str(failure) != _ADVICE)
     return tuple(classes)
 
 

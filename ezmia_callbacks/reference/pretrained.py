@@ -25,15 +25,17 @@ def load_pretrained(name: str, *, trust_remote_code: bool = False, **options: An
     Raises:
         ConfigurationError: if weights are missing, with their number, or have other shapes than the
             checkpoint's configuration says.
-        MissingDependencyError: if transformers is not installed.
+        MissingDependencyError: if transformers is not installed, or cannot be imported.
         Exception: whatever transformers raises when it cannot load the checkpoint.
     """
     try:
         from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise MissingDependencyError(
-            'Loading a checkpoint needs transformers: pip install "ezmia-callbacks[huggingface]"'
-        ) from None
+    except Exception as error:  # whatever a broken installation raises
+        raise MissingDependencyError.because(
+            error,
+            "transformers",
+            'Loading a checkpoint needs transformers: pip install "ezmia-callbacks[huggingface]"',
+        ) from error
 
     def load(**further: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(

@@ -58,6 +58,9 @@ _LOWEST = -1e3
 # evaluation mode. Training would go on with those, by a product that has no gradient.
 _PACKS_IN_PLACE = "support_avx512bf16_for_cpu"
 
+# What a model is called with by name, unless a `logits_fn` calls it.
+_NEEDED = ("input_ids", "attention_mask")
+
 # Tokens of a record that are enough to try a model on.
 _N_PROBE_TOKENS = 16
 
@@ -178,9 +181,13 @@ def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
 
     Raises:
         InputNotTakenError: if the model does not take one of the further inputs.
+        UnsupportedModelError: if it does not take token ids and their mask by the names that these have.
     """
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    lacking = [name for name in _NEEDED if name not in parameters and not takes_any]
+    if lacking:
+        raise _needs_logits_fn(model, lacking[0])
     # Whoever takes any name reads numbers at most: names of files, say, are for somebody else.
     unknown = frozenset(
         name
@@ -200,10 +207,21 @@ def call_for_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
         refused = frozenset(name for name in inputs if f"argument '{name}'" in str(error))
         if refused:
             raise InputNotTakenError(refused) from error
+        for name in _NEEDED:
+            if f"argument '{name}'" in str(error):
+                raise _needs_logits_fn(model, name) from error
         raise
     # Anything else is refused by its shape.
     logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output)
     return logits
+
+
+def _needs_logits_fn(model: nn.Module, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The forward pass of {type(model).__name__} takes no `{name}`: say how it is called, by "
+        "`logits_fn=lambda model, input_ids, attention_mask: model(input_ids)` or another function that "
+        "returns its logits, of shape (batch, length, vocabulary). The callbacks and PrivacyAuditor take one."
+    )
 
 
 def inputs_not_named(model: nn.Module, names: frozenset[str]) -> frozenset[str]:

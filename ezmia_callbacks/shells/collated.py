@@ -12,7 +12,7 @@ import torch
 
 from ezmia_callbacks.canaries.records import FURTHER_INPUTS, IGNORED_LABEL, REJECTED_IDS, REJECTED_LABELS
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.safe_text import describe_columns, describe_error
+from ezmia_callbacks.safe_text import describe_columns, describe_error, describe_row
 
 __all__: list[str] = []
 
@@ -145,10 +145,11 @@ def _columns(rows: Sequence[Row], collate: Collate) -> Mapping[str, Any]:
     try:
         batch = collate([dict(row) for row in rows])
     except Exception as error:
-        columns = describe_columns({name for row in rows for name in row})
         n_canaries = "one canary" if len(rows) == 1 else f"{len(rows)} canaries"
+        # Rows of different lengths, of which a batch fails, need not be told from each other further.
+        held = " And another: ".join(list(dict.fromkeys(map(describe_row, rows)))[:2])
         raise ConfigurationError(
-            f"The trainer's collator cannot make a batch of {n_canaries} with {columns}: "
+            f"The trainer's collator cannot make a batch of {n_canaries} with {held}. "
             f"{describe_error(error)}. Draw the canaries from the dataset that the trainer is given."
         ) from error
     return batch if isinstance(batch, Mapping) else {}

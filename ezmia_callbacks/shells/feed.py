@@ -46,6 +46,7 @@ from ezmia_callbacks.shells.collated import (
     made_for_batch,
 )
 from ezmia_callbacks.shells.membership_check import check_membership, is_indexable, keys_of
+from ezmia_callbacks.shells.stored_rows import AsStored, columns_of
 
 __all__: list[str] = []
 
@@ -55,8 +56,8 @@ logger = get_logger(__name__)
 _N_ROWS_TRIED = 4
 
 ADVICE = (
-    "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset, ...)` "
-    "and pass them as PrivacyAuditCallback(canaries, ...)."
+    "Draw canaries yourself with `train_dataset, canaries = hold_out_canaries(train_dataset)`, train on what "
+    "it returns, and pass `PrivacyAuditCallback(canaries=canaries)`."
 )
 
 
@@ -123,9 +124,17 @@ class Feed:
     @property
     def row_columns(self) -> frozenset[str]:
         """The columns of the training rows, as far as they are known."""
+        return columns_of(self.training.rows, self.first_row)
+
+    def as_stored(self, records: Sequence[Row], taken_from: Sequence[Any] | None) -> Sequence[Row]:
+        """Records as rows of the training set, in its types and with its columns; see `AsStored`."""
         first = self.first_row
-        names = first if isinstance(first, Mapping) else getattr(self.training.rows, "column_names", None)
-        return frozenset(names or ())
+        return AsStored(
+            records,
+            taken_from,
+            training=self.training.rows,
+            first=first if isinstance(first, Mapping) else None,
+        )
 
 
 class _DrawnRow(NamedTuple):
@@ -390,33 +399,7 @@ def _prepared(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> Pre
     if not (is_tokenized or is_tokenized_later or feed.takes_raw_records):
         return _tokenized(feed, canaries, max_length=max_length)
     rows = [as_row(record, text_field=feed.text_field) for record in canaries.records]
-    return PreparedRows(_with_other_columns(rows, canaries.rows, feed.row_columns), range(len(canaries)))
-
-
-class _WithOtherColumns(Sequence[Row]):
-    """Rows with other columns of those that they were taken from, read when they are asked for."""
-
-    def __init__(self, rows: Sequence[Row], stored: Sequence[Any], columns: frozenset[str]) -> None:
-        self._rows = rows
-        self._stored = stored
-        self._columns = columns
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        stored = self._stored[index]
-        if not isinstance(stored, Mapping):
-            return self._rows[index]
-        return {k: v for k, v in stored.items() if k in self._columns} | dict(self._rows[index])
-
-
-def _with_other_columns(
-    rows: Sequence[Row], stored: Sequence[Any] | None, columns: frozenset[str]
-) -> Sequence[Row]:
-    """Such as images: the collator gets of canaries what it gets of training rows, and no more."""
-    known = {name for row in rows for name in row}
-    return rows if stored is None or columns <= known else _WithOtherColumns(rows, stored, columns)
+    return PreparedRows(feed.as_stored(rows, canaries.rows), range(len(canaries)))
 
 
 def _tokenized(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> PreparedRows:
@@ -434,7 +417,7 @@ def _tokenized(feed: Feed, canaries: CanarySet, *, max_length: int | None) -> Pr
         if has_labels:
             fields["labels"] = row.labels.tolist()
         rows.append(fields | _token_types(feed, canaries.records[index], len(row.input_ids)))
-    return PreparedRows(rows, kept)
+    return PreparedRows(feed.as_stored(rows, None), kept)
 
 
 def _token_types(feed: Feed, record: Record, length: int) -> dict[str, Any]:

@@ -23,18 +23,36 @@ __all__: list[str] = []
 
 logger = get_logger(__name__)
 
+HOLD_OUT = "hold_out"
+"""What the user passes as `canaries` to have them drawn out of the trainer's training set."""
 
-def check_canaries(canaries: object) -> None:
+
+def check_canaries(canaries: object, *, may_hold_out: bool = False) -> None:
     """Refuse what is neither canaries nor None.
+
+    Args:
+        canaries: What the user passed.
+        may_hold_out: Whether the shell can draw canaries out of the training set itself.
 
     Raises:
         ConfigurationError: naming where canaries come from.
     """
-    if canaries is not None and not isinstance(canaries, CanarySet):
+    if canaries is None or isinstance(canaries, CanarySet):
+        return
+    if isinstance(canaries, str) and canaries == HOLD_OUT:
+        if may_hold_out:
+            return
         raise ConfigurationError(
-            f"`canaries` must be a CanarySet, got {type(canaries).__name__}: use `hold_out_canaries` or "
-            "`CanarySet.from_lists(members, non_members)`."
+            f"`canaries={HOLD_OUT!r}` is for the Hugging Face callback: Lightning's training data come from "
+            "loaders that are made elsewhere. Draw where the training set is made, "
+            "`train_dataset, canaries = hold_out_canaries(train_dataset)`, make the loader of what it "
+            "returns, and pass `canaries`."
         )
+    or_held_out = f", or {HOLD_OUT!r}" if may_hold_out else ""
+    raise ConfigurationError(
+        f"`canaries` must be a CanarySet{or_held_out}, got {type(canaries).__name__}: use "
+        "`hold_out_canaries` or `CanarySet.from_lists(members, non_members)`."
+    )
 
 
 def reference_source(reference: ReferenceSource | str | Path, *, model: nn.Module) -> ReferenceSource:

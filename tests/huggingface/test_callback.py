@@ -18,9 +18,11 @@ from huggingface_tiny import (
 )
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_rows, make_texts, make_tokenizer
+from torch import nn
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
+    Trainer,
     TrainerCallback,
     default_data_collator,
 )
@@ -643,7 +645,7 @@ def test_a_meaningless_interval_is_refused_when_built(every):
 
 
 def test_canaries_of_another_type_are_refused_when_built():
-    with pytest.raises(ConfigurationError, match="must be a CanarySet, got list"):
+    with pytest.raises(ConfigurationError, match="must be a CanarySet, or 'hold_out', got list"):
         PrivacyAuditCallback(["a", "b"])
 
 
@@ -951,3 +953,37 @@ def test_weights_that_deepspeed_keeps_where_they_were_never_restored_are_refused
     _refuse_unsupported(trainer, restore=False)
     engine.config["fp16"]["enabled"] = False
     _refuse_unsupported(trainer, restore=True)
+
+
+class OwnModel(nn.Module):
+    """A model of the user's own: it is called with tokens alone, and returns logits and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)
+
+    def forward(self, tokens):
+        return self.head(self.embedding(tokens))
+
+
+class OwnTrainer(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        logits = model(inputs["input_ids"])
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+
+def test_a_model_of_the_users_own_is_called_as_the_user_says(tmp_path):
+    rows, canaries = draw()
+    settings = {"model": OwnModel(), "trainer_class": OwnTrainer, "remove_unused_columns": False}
+    audit = PrivacyAuditCallback(canaries, logits_fn=lambda model, ids, mask: model(ids))
+
+    make_trainer(tmp_path / "told", rows, [audit], **settings).train()
+    refused = make_trainer(tmp_path / "untold", rows, [PrivacyAuditCallback(canaries)], **settings)
+
+    assert audit.history.n_failed == 0
+    assert audit.auditor.exposures.n_batches > 0
+    assert audit.history[-1].to_metrics()["auc"] > 0.6
+    with pytest.raises(UnsupportedModelError, match="logits_fn"):
+        refused.train()

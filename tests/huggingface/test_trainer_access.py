@@ -3,9 +3,10 @@
 import inspect
 import pickle
 import re
+import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import transformers
@@ -19,7 +20,7 @@ from private_names import (
 )
 from tiny import make_rows, make_texts
 
-from ezmia_callbacks.errors import ConfigurationError
+from ezmia_callbacks.errors import ConfigurationError, MissingDependencyError
 from ezmia_callbacks.huggingface import trainer_access
 from ezmia_callbacks.huggingface.trainer_access import (
     PRIVATE,
@@ -47,7 +48,7 @@ def test_no_other_file_of_the_package_touches_what_is_borrowed():
 
 def test_no_other_file_for_hugging_face_touches_anything_private():
     # One callback asks another of its kind.
-    assert private_names_outside(FILE.parent, file=FILE.name, own={"_folder"}) == {}
+    assert private_names_outside(FILE.parent, file=FILE.name, own={"_folder", "_held_out"}) == {}
     assert list(private_names_in((PACKAGE / "axolotl.py").read_text("utf-8"))) == []
 
 
@@ -178,3 +179,42 @@ def test_a_trainer_tells_its_folder_its_tokenizer_and_its_columns(tmp_path):
     assert run_folder(trainer) == tmp_path
     assert tokenizer_of(trainer) is trainer.processing_class
     assert {"input_ids", "labels"} <= columns_kept(trainer)
+
+
+def broken_package(name, *, loads_lazily):
+    """A package that is there, and needs one that is not."""
+    missing = ModuleNotFoundError("No module named 'regex'", name="regex")
+
+    class Broken(ModuleType):
+        def __getattr__(self, attribute):
+            if attribute.startswith("__"):
+                raise AttributeError(attribute)
+            if not loads_lazily:
+                raise missing
+            raise RuntimeError(
+                f"Failed to import {name}.{attribute} (look up to see its traceback)"
+            ) from missing
+
+    return Broken(name)
+
+
+@pytest.mark.parametrize("loads_lazily", [True, False])
+def test_a_broken_transformers_is_shown_as_what_it_is(monkeypatch, loads_lazily):
+    monkeypatch.setitem(
+        sys.modules, "transformers", broken_package("transformers", loads_lazily=loads_lazily)
+    )
+
+    with pytest.raises(MissingDependencyError) as raised:
+        runpy.run_path(trainer_access.__file__)
+
+    assert "installed and cannot be imported: ModuleNotFoundError: No module named 'regex'." in str(
+        raised.value
+    )
+    assert "pip install" not in str(raised.value)
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with pytest.raises(MissingDependencyError, match=r'pip install "ezmia-callbacks\[huggingface\]"'):
+        runpy.run_path(trainer_access.__file__)

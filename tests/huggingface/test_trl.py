@@ -367,6 +367,42 @@ def test_one_line_draws_from_the_trainers_prepared_rows(tmp_path, caplog, kind):
     assert "not found" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("make", "kind", "config"),
+    [
+        (make_sft, "text", {}),
+        (make_sft, "text", {"max_length": 9, "shuffle_dataset": True}),
+        (make_sft, "prompt_completion", {}),
+        (make_sft, "messages", {"assistant_only_loss": True}),
+        pytest.param(make_dpo, "preference", {}, marks=needs_joined_pairs),
+        pytest.param(make_dpo, "chat_preference", {}, marks=needs_joined_pairs),
+    ],
+    ids=str,
+)
+def test_rows_are_held_out_after_trls_preparation_without_an_evaluation_set(
+    tmp_path, caplog, make, kind, config
+):
+    dataset = make_dataset(kind, n=120)
+    audit = PrivacyAuditCallback("hold_out")
+
+    trainer = make(tmp_path, dataset, [audit], config=config)
+    trainer.train()
+
+    assert trainer.args.eval_strategy == "no"
+    assert len(trainer.train_dataset) == 120 - audit.canaries.n_non_members == 108
+    assert_scored_as_trained(trainer, audit, n_members=24, n_non_members=12)
+    assert audit.canaries.provenance.is_randomized
+    assert "not found" not in caplog.text
+
+
+@pytest.mark.parametrize("config", [{}, {"packing_strategy": "wrapped"}], ids=str)
+def test_packed_rows_are_not_held_out(tmp_path, config):
+    config = {"packing": True, "max_length": 30, **config}
+
+    with pytest.raises(CanaryError, match=r"is packed.*before the trainer is made.*packing=False"):
+        make_sft(tmp_path, make_dataset("text"), [PrivacyAuditCallback("hold_out")], config=config)
+
+
 def test_one_line_with_an_evaluation_set_that_is_trained_on_is_refused(tmp_path):
     dataset = make_dataset("text", n=100)
     trainer = make_sft(

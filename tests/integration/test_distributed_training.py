@@ -8,6 +8,7 @@ from processes import run_processes
 BODIES = (
     bodies.trainer_is_neutral,
     bodies.trainer_stops_and_puts_back,
+    bodies.trainer_holds_out,
     bodies.trainer_cannot_prepare_on_one,
     bodies.accelerate_is_neutral,
     bodies.accelerate_stops_and_puts_back,
@@ -52,6 +53,14 @@ def test_trainer_stops_all_processes_at_one_step_with_the_same_weights_put_back(
         assert outcome["kept_files"] == []
     assert len({outcome["stopped_at"] for outcome in outcomes["trainer_stops_and_puts_back"]}) == 1
     assert_same_weights(outcomes["trainer_stops_and_puts_back"])
+
+
+def test_all_processes_hold_out_the_same_rows(outcomes):
+    first, second = outcomes["trainer_holds_out"]
+    assert first == second
+    assert len(first["rows"]) == 144
+    assert min(first["fed"]) == 1
+    assert first["n_non_members_fed"] == 0
 
 
 def test_canaries_that_cannot_be_prepared_on_one_process_end_the_run_on_all(outcomes):

@@ -4,6 +4,7 @@ import math
 import pickle
 import sys
 import textwrap
+import types
 from datetime import timedelta
 from importlib import import_module
 from types import SimpleNamespace
@@ -1018,6 +1019,7 @@ def test_two_callbacks_must_keep_apart(tmp_path):
         ({"score": "best"}, "Unknown score"),
         ({"budget": 0.6}, "`budget` must be a LeakageBudget"),
         ({"canaries": ["a"]}, "`canaries` must be a CanarySet"),
+        ({"canaries": "hold_out"}, r"hold_out_canaries\(train_dataset\)`, make the loader"),
     ],
     ids=str,
 )
@@ -1035,8 +1037,8 @@ def test_the_arguments_are_those_of_the_hugging_face_callback():
 
     own, other = arguments(PrivacyAuditCallback), arguments(ezmia_callbacks.PrivacyAuditCallback)
 
-    # A Hugging Face trainer has a tokenizer and a model of a known kind; a Lightning one hands itself over.
-    assert {k: v for k, v in own.items() if k not in ("tokenizer", "logits_fn")} == {
+    # A Hugging Face trainer has a tokenizer; a Lightning one hands itself over.
+    assert {k: v for k, v in own.items() if k != "tokenizer"} == {
         k: v for k, v in other.items() if k != "trainer"
     }
 
@@ -1118,6 +1120,18 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(MissingDependencyError, match=r'pip install "ezmia-callbacks\[lightning\]"'):
+        callback_classes()
+
+
+def test_a_broken_lightning_is_shown_as_what_it_is(monkeypatch):
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            raise ImportError("cannot import name 'Tensor' from 'torch'")
+
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", Broken("lightning.pytorch"))
+
+    with pytest.raises(MissingDependencyError, match=r"lightning\.pytorch is installed and cannot be"):
         callback_classes()
 
 

@@ -338,3 +338,37 @@ def test_memory_that_runs_out_on_a_long_record_is_no_limit_of_the_model(monkeypa
 
     with pytest.raises(RuntimeError, match="out of memory"):
         check_model(model, mixed_rows())
+
+
+class OwnModel(nn.Module):
+    """Its forward pass has names of its own, and it returns logits alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(64, 8)
+        self.head = nn.Linear(8, 64)
+
+    def forward(self, tokens):
+        return self.head(self.embedding(tokens))
+
+
+class Wrapped(nn.Module):
+    """Takes any name, and hands it on."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("make", [OwnModel, lambda: Wrapped(OwnModel())], ids=["own", "wrapped"])
+def test_a_model_that_takes_no_input_ids_is_refused_with_a_function_that_works_as_typed(make):
+    model, rows = make(), as_rows(make_texts(4))
+
+    with pytest.raises(UnsupportedModelError, match="takes no `input_ids`") as raised:
+        check_model(model, rows)
+    typed = str(raised.value).partition("`logits_fn=")[2].partition("`")[0]
+
+    assert check_model(model, rows, logits_fn=eval(typed)).reason is not None

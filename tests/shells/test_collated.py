@@ -52,12 +52,28 @@ def test_a_collator_that_does_not_make_one_labeled_row_is_refused(batch, message
         collated({"input_ids": [1, 2]}, lambda rows: batch)
 
 
-def test_a_collator_that_fails_is_named_with_the_columns():
+def test_a_collator_that_fails_is_named_with_what_the_row_held_and_no_value_of_it():
     def collate(rows):
         raise KeyError("pixels")
 
-    with pytest.raises(ConfigurationError, match=r"columns 'input_ids': KeyError in \S+\.collate, line"):
-        collated({"input_ids": [1, 2]}, collate)
+    row = {
+        "input_ids": [4711, 4712],
+        "labels": torch.tensor([4711, 4712], dtype=torch.int32),
+        "pixel_values": np.full((3, 4, 4), 0.815, np.float32),
+        "text": "my secret",
+        "messages": [{"role": "user"}] * 3,
+        "my secret": 4711,
+    }
+
+    with pytest.raises(ConfigurationError) as raised:
+        collated(row, collate)
+
+    assert (
+        "a batch of one canary with 'input_ids': a list of 2 integers; 'labels': a tensor of shape (2,), "
+        "torch.int32; 'messages': a list of 3 mappings; 'pixel_values': an array of shape (3, 4, 4), "
+        "float32; 'text': a string; a column with a name of its own: an integer. KeyError in "
+    ) in str(raised.value)
+    assert not any(value in str(raised.value) for value in ("4711", "secret", "0.815", "pixels"))
 
 
 def test_of_a_preference_pair_both_sides_are_fed_and_the_prompt_carries_no_loss():

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+from supervised_tiny import (
+    LazyRows,
+    RowsWithImages,
+    SupervisedRows,
+    collate_supervised,
+    collate_with_images,
+)
 from tiny import make_rows, make_texts, make_tokenizer
+from transformers import default_data_collator
 
 from ezmia_callbacks import CanarySet, hold_out_canaries
 from ezmia_callbacks.errors import (
@@ -252,3 +261,103 @@ def test_columns_that_training_rows_do_not_have_do_not_reach_the_collator():
     canaries_as_fed(Feed(Source("train_dataset", stripped), collate), canaries, max_length=None)
 
     assert seen == {"input_ids", "attention_mask"} | (set(rows[0]) - {"source"})
+
+
+def varied_texts(n=60):
+    return [text if i % 2 else text.rpartition(" ")[0] for i, text in enumerate(make_texts(n))]
+
+
+def in_batches(dataset, collate):
+    """Attended token ids and labels of each row of a dataset, as its own collator makes them."""
+    found = set()
+    for index in range(len(dataset)):
+        batch = collate([dataset[index]])
+        is_attended = batch["attention_mask"][0].bool()
+        found.add(tuple(tuple(batch[name][0][is_attended].tolist()) for name in ("input_ids", "labels")))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "collate"),
+    [
+        (SupervisedRows, collate_supervised),
+        (LazyRows, default_data_collator),
+        (RowsWithImages, collate_with_images),
+    ],
+)
+def test_rows_of_tensors_reach_the_collator_as_tensors(make, collate, caplog):
+    dataset = make(varied_texts())
+    remaining, canaries = hold_out(dataset)
+
+    fed = canaries_as_fed(Feed(Source("train_dataset", remaining), collate), canaries, max_length=None)
+
+    scored = {
+        (tuple(row["input_ids"]), tuple(row["labels"]))
+        for row, is_member in zip(fed.records, fed.is_member, strict=True)
+        if is_member
+    }
+    assert len(scored) == 15
+    assert scored <= in_batches(remaining, collate)
+    assert "not found" not in caplog.text
+
+
+def kinds_of_columns(row):
+    return {name: (type(value), getattr(value, "dtype", None)) for name, value in row.items()}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(lambda ids: {"input_ids": ids, "labels": list(ids)}, id="lists"),
+        pytest.param(lambda ids: {"input_ids": torch.tensor(ids, dtype=torch.int32)}, id="int32 tensors"),
+        pytest.param(
+            lambda ids: {"input_ids": np.array(ids), "attention_mask": np.ones(len(ids), np.bool_)},
+            id="arrays",
+        ),
+        pytest.param(lambda ids: {"input_ids": tuple(ids), "weight": torch.tensor(0.5)}, id="a column more"),
+    ],
+)
+@pytest.mark.parametrize("are_from_the_dataset", [True, False])
+def test_canaries_have_the_types_of_the_training_rows(stored, are_from_the_dataset):
+    rows = [stored(row["input_ids"]) for row in make_rows(make_texts(60))]
+    kept, canaries = hold_out(rows)
+    if not are_from_the_dataset:
+        members = [r for r, is_in in zip(canaries.records, canaries.is_member, strict=True) if is_in]
+        others = [r for r, is_in in zip(canaries.records, canaries.is_member, strict=True) if not is_in]
+        canaries = CanarySet.from_lists(members, others)
+    seen = []
+
+    def collate(rows):
+        seen.extend(rows)
+        return without_first_loss(rows)
+
+    canaries_as_fed(Feed(Source("train_dataset", kept), collate), canaries, max_length=None)
+
+    expected = kinds_of_columns(kept[0])
+    if not are_from_the_dataset:
+        expected.pop("weight", None)  # no part of a record: a list of records does not have it
+    # Training rows are looked at, too, last of all.
+    assert [kinds_of_columns(row) for row in seen[: len(canaries)]] == [expected] * len(canaries)
+
+
+def test_text_becomes_rows_of_the_type_of_the_training_rows():
+    texts, canaries = hold_out(varied_texts())
+    feed = Feed(
+        Source("train_dataset", SupervisedRows(texts)), collate_supervised, tokenizer=make_tokenizer()
+    )
+
+    fed = canaries_as_fed(feed, canaries, max_length=None)
+
+    assert len(fed) == len(canaries)
+
+
+def test_an_image_that_the_first_row_lacks_goes_with_its_canary():
+    remaining, canaries = hold_out(RowsWithImages(varied_texts()))
+
+    fed = canaries_as_fed(
+        Feed(Source("train_dataset", remaining), collate_with_images), canaries, max_length=None
+    )
+
+    made = fed.batch_inputs.make(fed.record_ids)["images"]
+    numbers = [int(record_id.removeprefix("row-")) for record_id in fed.record_ids]
+    assert made[:, 0, 0, 0].tolist() == [float(number) if number % 2 else 0.0 for number in numbers]

@@ -102,6 +102,21 @@ def trainer_stops_and_puts_back(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def trainer_holds_out(rank: int, folder: Path) -> dict[str, Any]:
+    """Each process draws for itself."""
+    audit = PrivacyAuditCallback("hold_out")
+    trainer = make_ddp_trainer(folder, make_rows(make_texts(160)), [audit], num_train_epochs=1)
+    trainer.train()
+    is_member = audit.auditor.encoded.is_member
+    return {
+        "canaries": audit.canaries.fingerprint,
+        "rows": trainer.train_dataset,
+        "audits": [row["metrics"]["auc"]["value"] for row in audit.history.to_dicts()],
+        "fed": audit.auditor.exposures.n_times[is_member].tolist(),
+        "n_non_members_fed": int(audit.auditor.exposures.n_times[~is_member].sum()),
+    }
+
+
 def trainer_cannot_prepare_on_one(rank: int, folder: Path) -> str:
     rows, canaries = draw()
     audit = PrivacyAuditCallback(canaries)
