@@ -52,7 +52,6 @@ def train(base: str, texts: list[str], output_dir: Path, *, first_epoch: int, en
             optimizer.step()
             optimizer.zero_grad()
         result = auditor.audit(model, step=(epoch + 1) * len(loader), epoch=epoch + 1)
-        accelerator.print(result.describe())
         if result.decision.stop:
             auditor.restore_within_budget(model, optimizer)
             break

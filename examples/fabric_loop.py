@@ -46,7 +46,6 @@ def main() -> None:
             optimizer.zero_grad()
             step += 1
         result = auditor.audit(model, step=step, epoch=epoch + 1)
-        fabric.print(result.describe())
         if result.decision.stop:
             auditor.restore_within_budget(model, optimizer)
             break

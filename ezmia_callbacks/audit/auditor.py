@@ -25,6 +25,12 @@ from ezmia_callbacks.audit.folder_lock import FolderLock
 from ezmia_callbacks.audit.judge import Judge
 from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.model_facts import name_of, parameters_of
+from ezmia_callbacks.audit.outcome import (
+    Line,
+    lines_of_end,
+    lines_of_failed_restore,
+    lines_of_restore,
+)
 from ezmia_callbacks.audit.rejected import save_rejected
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.run_id import new_run_id
@@ -34,6 +40,7 @@ from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.audit.weights import AuditedWeights
 from ezmia_callbacks.audit.windows import end_is_uncertain_by
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.console import say
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     gather,
@@ -171,7 +178,7 @@ class PrivacyAuditor:
         >>> auditor.begin(model)  # doctest: +SKIP
         >>> for epoch in range(3):  # doctest: +SKIP
         ...     train_one_epoch(model)
-        ...     if auditor.audit(model, epoch=epoch + 1).decision.stop:
+        ...     if auditor.audit(model, step=(epoch + 1) * len(loader), epoch=epoch + 1).decision.stop:
         ...         auditor.restore_within_budget(model, optimizer)
         ...         break
         >>> auditor.finish(model)  # doctest: +SKIP
@@ -244,6 +251,11 @@ class PrivacyAuditor:
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
         self._said: set[str] = set()
+        # The audit of what the model holds, as far as is known without looking, and the steps done by then.
+        self._left: AuditResult | None = None
+        self._left_at = 0
+        self._restored: AuditResult | None = None
+        self._is_restore_tried = False
         self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
         # As it is in the folder, if this process wrote it there.
@@ -463,6 +475,7 @@ class PrivacyAuditor:
             n_audits: Number of audits that the new run will make.
         """
         self._take_folder()
+        self._forget_what_was_said()
         self._weights.start_over(unwrapped(model))
         self._judge = replace(self._judge, n_audits=n_audits)
         self._move_to(self._state.restarted())
@@ -504,6 +517,7 @@ class PrivacyAuditor:
             step = self.history[-1].step + 1 if len(self.history) else 1
         self._refuse_earlier(step)
         moment = Moment(step, epoch)
+        self._say_if_stop_was_ignored(step)
         with self._watch.audit():
             model = unwrapped(model)
             try:
@@ -521,12 +535,13 @@ class PrivacyAuditor:
                 is_lost = any(gather(isinstance(error, ModelChangedError | BrokenPassError)))
                 if self.settings.on_error == "raise" or is_lost:
                     raise
-                log_error(
-                    logger,
-                    "The audit at step %d failed, and training goes on (%s).",
-                    step,
-                    error=error,
-                )
+                if self._is_new(result.error or ""):
+                    log_error(
+                        logger,
+                        "The audit at step %d failed, and training goes on (%s).",
+                        step,
+                        error=error,
+                    )
                 return result
             is_within = bool(result.decision.is_within_budget)
             if lost and not is_within:
@@ -597,25 +612,43 @@ class PrivacyAuditor:
         """
         return self._weights.audit_of(unwrapped(model))
 
-    def restore_within_budget(self, model: nn.Module, optimizer: Any = None) -> AuditResult:
+    def restore_within_budget(
+        self, model: nn.Module, optimizer: Any = None, *, is_final: bool = True
+    ) -> AuditResult:
         """Restore, in place, the weights of the last audit within the budget; returns that audit.
 
         It is the last one whose weights could be kept: after a full disk, an earlier one. Every tensor is
         compared with those of that step afterwards, and some canaries are scored again: what is returned has
-        been seen. With `keep_rejected` the present weights are written to `over_budget` first.
+        been seen. With `keep_rejected` the present weights are written to `over_budget` first. The console
+        says what was put back, and what is lost.
 
         Args:
             model: The model.
             optimizer: Its optimizer: float32 copies of the weights that it may hold, as in mixed precision,
                 are restored with the model.
+            is_final: Whether the model is left so; if not, nothing is said.
 
         Raises:
             AuditError: if no such weights were kept, if they cannot be put back whole, or if the model is
                 another one afterwards; says what it holds.
         """
+        self._is_restore_tried |= is_final
         if self.settings.keep_rejected:
             self._save_rejected(unwrapped(model))
-        step = self._weights.restore(unwrapped(model), optimizer=optimizer)
+        try:
+            kept = self._put_back(unwrapped(model), optimizer)
+        except AuditError as error:
+            if is_final:
+                self._say_new(lines_of_failed_restore(error, self.history))
+            raise
+        if is_final:
+            self._restored = kept
+            self._note_left(kept)
+            self._say_new(lines_of_restore(kept, self.history, rejected=self.rejected_folder))
+        return kept
+
+    def _put_back(self, model: nn.Module, optimizer: Any) -> AuditResult:
+        step = self._weights.restore(model, optimizer=optimizer)
         results = [r for r in self.history if r.step == step and r.decision.is_within_budget]
         if not results:
             raise AuditError(
@@ -627,36 +660,37 @@ class PrivacyAuditor:
         return results[-1]
 
     def finish(self, model: nn.Module | None = None) -> None:
-        """Say that the run is over: its history is whole, and the kept weights are removed.
+        """Say that the run is over, and what it came to: its history is whole, the kept weights are removed.
+
+        The console gets the audits as a table, and what is known of the model that is left. Kept weights stay
+        where the model is over budget and `restore_within_budget` was not called.
 
         Without a model it waits for no other process, so that one alone may call it.
 
         Args:
-            model: The model that is left: whether its weights are those of an audit is said, for averages may
-                have been copied into it since.
+            model: The model that is left: it is looked whether its weights are those of an audit, for
+                averages may have been copied into it since.
         """
+        left = self._left_without_looking() if model is None else self.audit_of(model)
         if model is not None:
-            self._look_at_the_end(model)
+            self._state = self._state.with_final_weights(self._weights.digest)
+        is_within = left is not None and left.decision.is_within_budget
+        can_restore = self.settings.keeps_weights and self.history.is_past_budget
+        can_restore &= not self._is_restore_tried and not is_within
+        if len(self.history) and not self.settings.judge_only:
+            is_restored = left is not None and left is self._restored
+            self._say(lines_of_end(self.history, left, is_restored=is_restored, can_restore=can_restore))
         if self._seen is not None:
             self._seen.unwatch()
             self._log_never_fed()
         # Those in the folder are a later run's, if one has taken it.
-        self._weights.finish(removes_files=self._lock is None or not self._lock.is_lost)
+        is_own = self._lock is None or not self._lock.is_lost
+        self._weights.finish(removes_files=is_own and not can_restore)
         if len(self.history):
             self._state = replace(self._state, history=replace(self.history, is_complete=True))
             self._save_audits(may_raise=False)
         if self._lock is not None:
             self._lock.release()
-
-    def _look_at_the_end(self, model: nn.Module) -> None:
-        known = self.audit_of(model)
-        self._state = self._state.with_final_weights(self._weights.digest)
-        if known is None and is_main_process():
-            logger.warning(
-                "The model that is left does not hold the weights of any audit: its leakage is unknown%s. "
-                "Audit it before it is finished.",
-                "" if self.settings.budget is None else ", and it may be OVER BUDGET",
-            )
 
     def _before_training(self, tokenizer: Tokenizer | None, metadata: RunMetadata) -> RunState:
         """The canaries as rows, and an empty history."""
@@ -721,6 +755,7 @@ class PrivacyAuditor:
     def _start(self, model: nn.Module, moment: Moment) -> AuditResult:
         """The baseline of a run that starts here."""
         called, model = model, unwrapped(model)
+        self._forget_what_was_said()
         self._move_to(self._state.anew())
         self._weights.begin(model)
         self._prepare(model)
@@ -735,6 +770,7 @@ class PrivacyAuditor:
             self._weights.note_audited(result)
             self._weights.keep_start(model, step=moment.step)
         self._watch_batches(called, step=moment.step)
+        self._note_left(result)
         return result
 
     def _name_run(self) -> None:
@@ -774,6 +810,7 @@ class PrivacyAuditor:
         )
         self._state = replace(self._state, is_resumed=False)
         self._watch_batches(called, step=step)
+        self._note_left(self.history[-1])
 
     def _say_where_it_stands(self) -> None:
         """Name verdicts that were edited, and a last audit that this budget does not let pass."""
@@ -849,9 +886,8 @@ class PrivacyAuditor:
     def _refuse_contamination(self, result: AuditResult) -> None:
         """Say loudly, or raise if errors are to be raised, that non-members are trained on."""
         found = [finding for finding in result.findings if finding.name == CONTAMINATION]
-        if not found or found[0].text in self._said:
+        if not found or not self._is_new(found[0].text):
             return
-        self._said.add(found[0].text)
         if self.settings.on_error == "raise":
             raise OverlappingCanariesError(found[0].text)
         if is_main_process():
@@ -1139,8 +1175,9 @@ class PrivacyAuditor:
     def _record(self, result: AuditResult) -> None:
         earlier = self.history
         self._state = self._state.with_result(result, self._target)
+        self._note_left(result)
         if is_main_process():
-            logger.info("%s", result.describe())
+            self._say([Line(logging.WARNING if result.decision.stop else logging.INFO, result.describe())])
             for finding in result.findings:
                 # Of the baseline's, the caveat says all.
                 if result.is_baseline or finding.name == CONTAMINATION:
@@ -1161,14 +1198,55 @@ class PrivacyAuditor:
             self._lock.hold()
             self._folder.save_audits(self._state, after=saved)
         except ConfigurationError as error:
-            logger.warning("The audit is not written: %s", error)
+            if self._is_new(str(error)):
+                logger.warning("The audit is not written: %s", error)
         except OSError as error:
             if may_raise:
                 raise
-            logger.warning("The audit history could not be written: %s", error)
+            if self._is_new(str(error)):
+                logger.warning("The audit history could not be written: %s", error)
         else:
             # Its statistics are large, and no longer needed.
             self._saved = replace(self._state, last_audit=None)
+
+    def _say(self, lines: Iterable[Line]) -> None:
+        """Say something on the console; of a run that is over its caller has the word."""
+        for line in lines:
+            if not self.settings.judge_only:
+                say(logger, line.text, level=line.level)
+            elif is_main_process():
+                logger.log(line.level, "%s", line.text)
+
+    def _say_new(self, lines: Iterable[Line]) -> None:
+        """Say what was not said before: who puts weights back twice has done so once."""
+        self._say(line for line in lines if self._is_new(line.text))
+
+    def _forget_what_was_said(self) -> None:
+        """Another run begins."""
+        self._said.clear()
+        self._restored, self._is_restore_tried = None, False
+
+    def _is_new(self, text: str) -> bool:
+        """Whether this was not said before; from now on it was."""
+        is_new = text not in self._said
+        self._said.add(text)
+        return is_new
+
+    def _say_if_stop_was_ignored(self, step: int) -> None:
+        stopped = self.history.stopped
+        if stopped is None or self._is_restore_tried or step <= stopped.step:
+            return
+        restore = "call `restore_within_budget(model, optimizer)` and " if self.settings.keeps_weights else ""
+        text = f"The audit of step {stopped.step} said STOP, and training goes on: {restore}end the loop."
+        self._say_new([Line(logging.WARNING, text)])
+
+    def _note_left(self, result: AuditResult) -> None:
+        self._left, self._left_at = result, self.n_steps_seen
+
+    def _left_without_looking(self) -> AuditResult | None:
+        """The audit of what the model holds; None if optimizer steps were seen since."""
+        self.notice_step()
+        return self._left if self.n_steps_seen == self._left_at else None
 
     def _save_reference(self) -> None:
         if self._folder is not None and is_main_process():

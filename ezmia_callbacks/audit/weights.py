@@ -55,6 +55,7 @@ class AuditedWeights:
         self._on_error = on_error
         self._audited: dict[str, AuditResult] = {}
         self._present: Imprint | None = None
+        self._said: set[str] = set()
         self.digest = ""
 
     @property
@@ -313,7 +314,8 @@ class AuditedWeights:
     def _fail(self, error: Exception) -> None:
         if self._on_error == "raise":
             raise error
-        if is_main_process():
+        if is_main_process() and describe_error(error) not in self._said:
+            self._said.add(describe_error(error))
             log_error(
                 logger,
                 "Weights could not be kept, and a stop would restore older ones (%s).",

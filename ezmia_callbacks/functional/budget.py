@@ -59,6 +59,17 @@ def fpr_of_metric(name: str) -> float | None:
     return fpr if 0.0 < fpr < 1.0 else None
 
 
+def metric_label(name: str) -> str:
+    """Name of a metric for a reader; of one that is unknown, its name in results.
+
+    >>> metric_label("tpr_at_fpr_0.01")
+    'TPR at 1 % FPR'
+    """
+    if (fpr := fpr_of_metric(name)) is not None:
+        return f"TPR at {100 * fpr:g} % FPR"
+    return {"auc": "AUC", "advantage": "membership advantage"}.get(name, name)
+
+
 @dataclass(frozen=True)
 class LeakageBudget:
     """How much membership leakage a run may show before it is stopped.
@@ -128,9 +139,7 @@ class LeakageBudget:
     @property
     def label(self) -> str:
         """Name of the metric for a reader, e.g. `TPR at 1 % FPR`."""
-        if self.metric == "tpr_at_fpr":
-            return f"TPR at {100 * self.fpr:g} % FPR"
-        return "AUC" if self.metric == "auc" else "membership advantage"
+        return metric_label(self.name)
 
     def describe(self) -> str:
         """The rule as one plain sentence."""

@@ -18,6 +18,7 @@ from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.audit.zero import refuse_unproven
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.console import write_warnings_above_bars
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
     is_main_process,
@@ -48,7 +49,7 @@ from ezmia_callbacks.huggingface.trainer_access import (
     TrainingArguments,
     autocast,
     called_by_loop,
-    log_plainly,
+    log_unprinted,
     n_batches,
     run_folder,
     save_state,
@@ -69,22 +70,16 @@ from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.scoring.attack import Attack
 from ezmia_callbacks.scoring.forward import call_for_logits, evaluation_without_side_effects
 from ezmia_callbacks.scoring.projection import LogitsFunction
-from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.checkpoint_folders import checkpoint_folder, checkpoints_in, step_of
 from ezmia_callbacks.shells.membership_check import is_indexable
 from ezmia_callbacks.shells.messages import (
     check_canaries,
-    log_earlier_weights,
-    log_first_audit,
-    log_not_restored,
     log_other_checkpoint,
     log_other_weights,
     log_restarted,
-    log_restored,
-    log_start,
-    log_unjudged,
     reference_source,
-    warn_of_failed_audits,
+    say_first_audit,
+    say_start,
 )
 from ezmia_callbacks.shells.runs import RunsOfOneCallback
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, swaps_weights, weights_for_use
@@ -95,7 +90,6 @@ __all__: list[str] = []
 # With the prefix no class name, so that Trainer leaves it alone and still saves it with every checkpoint.
 _STATE_KEY = "ezmia/privacy_audit:"
 _FOLDER = "_privacy_audit"
-_CONSOLE_CALLBACKS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
 
 
 class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped import
@@ -231,7 +225,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._begun_with: weakref.ref[nn.Module] | None = None
         self._runs = RunsOfOneCallback()
         self._state: TrainerState | None = None
-        self._is_publishing = False
         self._is_ended = False
         self._early_steps: frozenset[int] = frozenset()
         self._older_checkpoints: dict[Path, float] = {}
@@ -240,7 +233,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._is_given_up = False
         self._notes: CheckpointNotes | None = None
         self._noted_step: int | None = None
-        console.show_audit_lines()
+        write_warnings_above_bars()
         if trainer is not None:
             # It is made already.
             self._draw(trainer)
@@ -307,12 +300,12 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             self._keep_in(state)
             return
         self._begin_part(trainer, state)
-        log_start(self.auditor, self.settings.budget)
+        say_start(self.auditor, self.settings.budget)
         result = self.auditor.begin(model, step=0, epoch=0.0)
         self._keep_in(state)
         self.auditor.watch(called_by_loop(trainer))
         self._publish(trainer, state, control, result)
-        log_first_audit(plan, self.settings)
+        say_first_audit(plan, self.settings)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -406,29 +399,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             if step_of(state.best_model_checkpoint) == state.global_step:
                 state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep the audit's many figures out of the progress bar's echo: they have a line of their own.
-
-        Trackers come before this callback and have them all; a callback of the user's that comes after it
-        gets them all, too.
-        """
-        if not self._is_publishing or logs is None:
-            return
-        callbacks = self._find_trainer().callback_handler.callbacks
-        after = [c for c in callbacks[callbacks.index(self) + 1 :] if not isinstance(c, LastWord)]
-        if all(type(callback).__name__ in _CONSOLE_CALLBACKS for callback in after):
-            prefix = self.settings.prefix
-            shown = {f"{prefix}{name}" for name in ("auc", "auc_lower", "auc_upper", "failed")}
-            for name in [name for name in logs if name.startswith(prefix) and name not in shown]:
-                del logs[name]
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -466,10 +436,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         if self._guards_checkpoints and known.decision.is_within_budget is False and not self._is_given_up:
             self._is_ended = False
             self._restore(args, state, **kwargs)
-        elif known is not self.history[-1] and known is not self._restored_result:
-            log_earlier_weights(known)
-        warn_of_failed_audits(self.history)
-        log_unjudged(self.history)
         with weights_for_use(kwargs.get("optimizer")):
             auditor.finish(model)
 
@@ -658,14 +624,13 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         forget_undone_steps(optimizer)
         try:
             kept = auditor.restore_within_budget(model, optimizer=optimizer)
-        except AuditError as error:
+        except AuditError:
+            # The auditor has said so.
             self._is_given_up = True
-            log_not_restored(error, self.history, step=state.global_step)
             return
         self._restored_result = kept
         self._forget_newer_best(state)
         self._set_aside(self._find_trainer(), after_step=kept.step)
-        log_restored(kept, self.history, step=state.global_step, rejected=auditor.rejected_folder)
 
     def _forget_newer_best(self, state: TrainerState) -> None:
         """Trainer would load its best checkpoint last of all: not one newer than the weights restored."""
@@ -696,7 +661,7 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
     def _publish(
         self, trainer: Trainer, state: TrainerState, control: TrainerControl, result: AuditResult
     ) -> None:
-        """Log to trackers and `log_history`."""
+        """Log to trackers, `log_history` and callbacks; the console has had a line of its own."""
         payload = {f"{self.settings.prefix}{name}": value for name, value in result.to_metrics().items()}
         reporters = trainer.callback_handler.callbacks
         if result.is_baseline and is_main_process():
@@ -704,12 +669,10 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
             log_settings(reporters, settings, prefix=self.settings.prefix)
         # Logging resets the flag by which Trainer is about to log its own loss.
         should_log = control.should_log
-        self._is_publishing = True
         try:
-            log_plainly(trainer, payload)
+            log_unprinted(trainer, payload)
         finally:
             control.should_log = should_log
-            self._is_publishing = False
         if is_main_process():
             log_verdict(reporters, result.describe(), prefix=self.settings.prefix, step=result.step)
 

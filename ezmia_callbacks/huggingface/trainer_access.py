@@ -34,6 +34,14 @@ except Exception as error:
 
 __all__: list[str] = []
 
+# By name: the third needs IPython, the last is TRL's.
+_PRINTING_CALLBACKS = {
+    "PrinterCallback",
+    "ProgressCallback",
+    "NotebookProgressCallback",
+    "RichProgressCallback",
+}
+
 PRIVATE: Mapping[str, str] = {
     "_getframe": (
         "sys: the stack of the hook that is called. Tried: CPython 3.11. "
@@ -280,9 +288,24 @@ def splits_records(trainer: Trainer) -> bool:
     return bool(getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False))
 
 
-def log_plainly(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Log by the base class's method: TRL's would drain its own metrics into this record."""
-    transformers.Trainer.log(trainer, dict(metrics))
+def log_unprinted(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Log to `log_history`, trackers and callbacks, but not to those that print dictionaries of all that is.
+
+    By the base class's method: TRL's would drain its own metrics into this record.
+    """
+    handler = trainer.callback_handler
+    callbacks = handler.callbacks
+    # Another list: the one that is there is being walked along.
+    handler.callbacks = [callback for callback in callbacks if not _prints_logs(callback)]
+    try:
+        transformers.Trainer.log(trainer, dict(metrics))
+    finally:
+        handler.callbacks = callbacks
+
+
+def _prints_logs(callback: object) -> bool:
+    """Whether a callback is one of the libraries' own that show what is logged on the console."""
+    return any(one.__name__ in _PRINTING_CALLBACKS for one in type(callback).__mro__)
 
 
 def is_trl(trainer: Trainer) -> bool:

@@ -20,6 +20,7 @@ from ezmia_callbacks.audit.auditor import PrivacyAuditor
 from ezmia_callbacks.audit.cadence import AuditPlan, Cadence, early_steps, ends_epochs
 from ezmia_callbacks.audit.settings import AuditSettings, OnError
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.console import write_warnings_above_bars
 from ezmia_callbacks.distributed import is_main_process, on_all_ranks
 from ezmia_callbacks.errors import (
     AuditError,
@@ -59,20 +60,14 @@ from ezmia_callbacks.scoring.forward import (
 )
 from ezmia_callbacks.scoring.projection import LogitsFunction
 from ezmia_callbacks.scoring.rows import Tokenizer
-from ezmia_callbacks.shells import console
 from ezmia_callbacks.shells.membership_check import sample_training_rows
 from ezmia_callbacks.shells.messages import (
     check_canaries,
-    log_earlier_weights,
-    log_first_audit,
-    log_not_restored,
     log_other_weights,
     log_restarted,
-    log_restored,
-    log_start,
-    log_unjudged,
     reference_source,
-    warn_of_failed_audits,
+    say_first_audit,
+    say_start,
 )
 from ezmia_callbacks.shells.runs import RunsOfOneCallback
 from ezmia_callbacks.shells.schedule_free import forget_undone_steps, weights_for_use
@@ -234,7 +229,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self._is_given_up = False
         self._runs = RunsOfOneCallback()
         self._running: weakref.ref[Any] | None = None
-        console.show_audit_lines()
+        write_warnings_above_bars()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model, precision and auditor belong to this process.
@@ -405,7 +400,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         # Also after a stop: `min_epochs` and `min_steps` make the trainer go on.
         kept = self._restore(trainer, pl_module) if self._is_past_budget else None
         if kept is not None:
-            self._say_restored(trainer, kept)
+            self._set_aside(trainer, after_step=kept.step)
 
     def on_fit_end(self, trainer: LightningTrainer, pl_module: Any) -> None:
         """Say what the run came to, and remove the kept weights; after what others do when training ends.
@@ -420,11 +415,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         if self._guards and is_over and not self._is_given_up:
             kept = self._restore(trainer, pl_module)
             if kept is not None:
-                self._say_restored(trainer, kept)
-        elif known is not None and known.step not in (self._restored_step, self.history[-1].step):
-            log_earlier_weights(known)
-        warn_of_failed_audits(self.history)
-        log_unjudged(self.history)
+                self._set_aside(trainer, after_step=kept.step)
         with torch.inference_mode(False), _weights_for_use(trainer):
             auditor.finish(pl_module)
         self._is_running = False
@@ -466,12 +457,6 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         log_other_weights(known)
         return known
 
-    def _say_restored(self, trainer: LightningTrainer, kept: AuditResult) -> None:
-        if is_main_process():
-            self._set_aside(trainer, after_step=kept.step)
-        rejected = None if self.auditor is None else self.auditor.rejected_folder
-        log_restored(kept, self.history, step=trainer.global_step, rejected=rejected)
-
     def _step(self, trainer: LightningTrainer) -> int:
         """Optimizer steps done: as the trainer counts, or as seen, of an optimizer that it does not know."""
         counted, auditor = int(trainer.global_step), self.auditor
@@ -489,10 +474,10 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
                     for optimizer in trainer.optimizers:
                         forget_undone_steps(optimizer)
                 optimizers = list(trainer.optimizers) if is_undone else None
-                kept = self.auditor.restore_within_budget(pl_module, optimizer=optimizers)
-        except AuditError as error:
+                kept = self.auditor.restore_within_budget(pl_module, optimizer=optimizers, is_final=is_undone)
+        except AuditError:
+            # The auditor has said so.
             self._is_given_up = True
-            log_not_restored(error, self.history, step=trainer.global_step)
             return None
         if is_undone:
             self._restored_step = kept.step
@@ -505,7 +490,8 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
 
     def _set_aside(self, trainer: LightningTrainer, *, after_step: int) -> None:
         """Move away what was saved after a failed audit."""
-        if any(result.status == "failed" and result.step > after_step for result in self.history):
+        is_unaudited = any(r.status == "failed" and r.step > after_step for r in self.history)
+        if is_unaudited and is_main_process():
             into = self._folder(trainer) / "over_budget"
             set_aside(trainer, after_step=after_step, into=into, older=self._older_checkpoints)
 
@@ -543,7 +529,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
             log_verdict(trainer.loggers, result.describe(), prefix=self.settings.prefix, step=result.step)
 
     def _begin(self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor) -> None:
-        log_start(auditor, self.settings.budget)
+        say_start(auditor, self.settings.budget)
         auditor.settle_inputs(pl_module)
         if self.logits_fn is None:
             # The LightningModule itself has no configuration to check the canaries against.
@@ -551,7 +537,7 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         result = auditor.begin(pl_module, step=0, epoch=0.0)
         auditor.watch(self._called_in_training(pl_module))
         self._publish(trainer, result)
-        log_first_audit(self._plan(trainer), self.settings)
+        say_first_audit(self._plan(trainer), self.settings)
 
     def _resume(
         self, trainer: LightningTrainer, pl_module: nn.Module, auditor: PrivacyAuditor, saved: dict[str, Any]

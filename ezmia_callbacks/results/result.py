@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ezmia_callbacks.errors import ConfigurationError
-from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric
+from ezmia_callbacks.functional.budget import Decision, JudgedFigure, fpr_of_metric, metric_label
 from ezmia_callbacks.functional.epsilon import EpsilonBound
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.typed_rows import read_value
@@ -39,8 +39,7 @@ NEWER_FIELDS = frozenset(
 """Fields of a result, at any depth, that files of older releases lack."""
 # Fields that say something of each record: no file holds them.
 _IN_MEMORY = ("scores", "scores_beside", "step_scores")
-# How scores are called on the console.
-_SHORT = {"ez": "EZ", "wbc": "WBC", "loss_difference": "loss difference"}
+_LONGEST_LINE = 100
 
 
 @dataclass(frozen=True)
@@ -304,46 +303,58 @@ class AuditResult:
         return {name: float(value) for name, value in flat.items()}
 
     def describe(self) -> str:
-        """The result as one line for the console.
+        """The result as one line for the console, of at most 100 characters, the verdict first.
 
-        The AUC carries the band that holds for all audits, and the name of its score where several are
-        judged, with EZ beside it. What the other figures are sure of is left to the report.
+        It has the figure that was judged, with the band that holds for all audits, and what was compared with
+        the limit. All other figures are left to `AuditHistory.table`, trackers and the report.
         """
-        when = "baseline" if self.is_baseline else f"step {self.step}"
-        if self.epoch is not None and not self.is_baseline:
-            when = f"epoch {self.epoch:.3g} ({when})"
+        when = "; audit before training" if self.is_baseline else f"; audit at step {self.step}"
+        verdict = f"{self.verdict}, STOP" if self.decision.stop else self.verdict
+        text = " ".join(f"{verdict}: {self._in_short()}".split())
+        epoch = "" if self.epoch is None or self.is_baseline else f", epoch {self.epoch:.3g}"
+        if len(text + when + epoch) <= _LONGEST_LINE:
+            return text + when + epoch
+        room = _LONGEST_LINE - len(when)
+        return (text if len(text) <= room else f"{text[: room - 3]}...") + when
+
+    def _in_short(self) -> str:
+        decision = self.decision
         if self.status == "failed":
-            return f"privacy audit {when}: FAILED, leakage unknown: {self.error}"
-        parts = [
-            _describe(name, measurement) for name, measurement in self.metrics.items() if name != "advantage"
-        ]
-        auc = self.metrics.get("auc")
-        if auc is not None and auc.value is None:
-            parts = [f"no figures ({auc.note})"]
-        elif auc is not None and self.judged_beside:
-            ez = self.judged_beside.get("ez", {}).get("auc")
-            beside = "" if ez is None or ez.value is None else f", EZ {ez.value:.3f}"
-            parts[0] += f" by {_SHORT.get(self.decided_by, self.decided_by)}{beside}"
-        if self.member_loss is not None and self.non_member_loss is not None:
-            parts.append(f"loss members {self.member_loss:.3f} / held out {self.non_member_loss:.3f}")
-        if self.n_members_seen is not None and self.n_members_seen < self.n_members:
-            parts.append(f"{self.n_members_seen} of {self.n_members} members seen")
-        line = f"privacy audit {when}: " + ", ".join(parts)
-        # A stop without a limit: the figure could not be judged.
-        if self.decision.limit is not None or self.decision.stop:
-            line += f" | {self.decision.message}" + (" -> STOP" if self.decision.stop else "")
-        return line
+            return f"leakage unknown, {self.error}"
+        name = next((name for name in self.metrics if metric_label(name) in decision.message), "auc")
+        figure = _describe(name, self.metrics.get(name))
+        if self.is_baseline:
+            return (
+                f"{figure}, loss of members {_loss(self.member_loss)}, held out {_loss(self.non_member_loss)}"
+            )
+        if decision.is_within_budget is None:
+            # The verdict has said so.
+            reason = decision.message.removeprefix("not judged ").removeprefix("yet: ")
+            auc = self.metrics.get("auc")
+            if auc is not None and auc.value is None and decision.limit is None:
+                figure = f"no figures ({auc.note})"
+            return f"{reason}, {figure}" if figure and not decision.stop else reason
+        if decision.compared is None or decision.limit is None:
+            return figure
+        relation = "<=" if decision.is_within_budget else ">"
+        compared = f"{decision.compared:.3f} {relation} limit {decision.limit:.3f}"
+        return f"{figure}, {'reversed ' if decision.is_reversed else ''}{compared}"
 
 
-def _describe(name: str, measurement: Measurement) -> str:
+def _describe(name: str, measurement: Measurement | None) -> str:
+    """A figure with its band; empty if there is none."""
+    if measurement is None or measurement.value is None:
+        return ""
     label = "AUC" if name == "auc" else name
     if (fpr := fpr_of_metric(name)) is not None:
         label = f"TPR@{100 * fpr:g}%FPR"
-    if measurement.value is None:
-        return f"{label} not resolved"
-    text = f"{label} {measurement.value:.3f}"
     band = measurement.band or measurement.interval
-    return text if band is None or name != "auc" else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
+    text = f"{label} {measurement.value:.3f}"
+    return text if band is None else f"{text} [{band.lower:.3f}, {band.upper:.3f}]"
+
+
+def _loss(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+_LONGEST_NAME = len("loss_difference")
 _COLUMNS = ("epoch", "step", "AUC", "by", "members seen", "held-out loss", "verdict")
 
 
@@ -75,11 +76,16 @@ def _cells(result: AuditResult) -> tuple[str, ...]:
         "-" if result.epoch is None else f"{result.epoch:.3g}",
         str(result.step),
         figure(result.metrics.get("auc")),
-        result.decided_by if has_figures else "-",
+        _cut(result.decided_by) if has_figures else "-",
         f"{seen} of {result.n_members}" if has_figures else "-",
         loss(result.non_member_loss),
         result.verdict,
     )
+
+
+def _cut(name: str) -> str:
+    """A score's name, as long as the longest of the built-in ones: a table has to fit on a terminal."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
 def figure(measurement: Measurement | None) -> str:

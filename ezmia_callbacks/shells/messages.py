@@ -9,12 +9,12 @@ from ezmia_callbacks.audit.auditor import PrivacyAuditor
 from ezmia_callbacks.audit.cadence import AuditPlan
 from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.canaries import CanarySet
+from ezmia_callbacks.console import say
 from ezmia_callbacks.distributed import is_main_process
 from ezmia_callbacks.errors import AuditError, ConfigurationError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.reference.pretrained import load_pretrained
 from ezmia_callbacks.reference.sources import ReferenceSource
-from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 from ezmia_callbacks.safe_text import get_logger
 from ezmia_callbacks.scoring.memory import is_out_of_memory
@@ -88,18 +88,18 @@ def _loader(name: str, *, like: nn.Parameter) -> Callable[[], nn.Module]:
     return load
 
 
-def log_start(auditor: PrivacyAuditor, budget: LeakageBudget | None) -> None:
+def say_start(auditor: PrivacyAuditor, budget: LeakageBudget | None) -> None:
     """Say what will be measured, and held against what."""
     if is_main_process():
         logger.info("%s", auditor.canaries.describe())
-        if budget is not None:
-            logger.info("leakage budget: %s", budget.describe())
+    if budget is not None:
+        say(logger, f"leakage budget: {budget.describe()}")
 
 
-def log_first_audit(plan: AuditPlan, settings: AuditSettings) -> None:
+def say_first_audit(plan: AuditPlan, settings: AuditSettings) -> None:
     """Say, before the first step under a budget, when the first audit comes and what it could cost."""
     budget = settings.budget
-    if budget is None or not is_main_process():
+    if budget is None:
         return
     if not plan.steps:
         when = "at the end of the first epoch"
@@ -111,11 +111,11 @@ def log_first_audit(plan: AuditPlan, settings: AuditSettings) -> None:
             when += f" (epoch {plan.steps[0] / plan.steps_per_epoch:.3g})"
     over = f"it and the next {budget.patience}" if budget.patience else "it"
     lost = (
-        "the starting weights would be all that is left"
+        "only the starting weights would be left"
         if settings.keeps_weights
-        else "training would stop with the weights over budget"
+        else "training would stop and stay over budget"
     )
-    logger.info("First audit %s; were %s over budget, %s.", when, over, lost)
+    say(logger, f"First audit {when}; were {over} over budget, {lost}.")
 
 
 def log_restarted() -> None:
@@ -124,54 +124,6 @@ def log_restarted() -> None:
         "Training starts again with weights that this callback has seen before: the reference taken before "
         "the first step is kept."
     )
-
-
-def log_restored(
-    kept: AuditResult, history: AuditHistory, *, step: int, rejected: Path | None = None
-) -> None:
-    """Say at which step the run ended and why, what the model holds now, and what became of the rest.
-
-    Args:
-        kept: The audit of the weights that were restored.
-        history: All audits.
-        step: Optimizer steps done.
-        rejected: Folder to which the weights over the budget were written; None if they are gone.
-    """
-    if not is_main_process():
-        return
-    if kept.is_baseline:
-        restored = "the starting weights, the last ones within it"
-        advice = (
-            f"To keep part of the training, {_earlier_audits(history)}give the model less room to "
-            "memorize: LoRA, a smaller learning rate."
-        )
-    else:
-        last = history.last_within_budget
-        is_last = last is not None and last.step == kept.step
-        which = "the last audit within it" if is_last else "the last audit within it that could be kept"
-        restored, advice = f"the weights of step {kept.step}, {which}", ""
-    checked = "checked: every weight is, and the canaries that were scored again say the same"
-    text = f"{_how_it_ended(history, step)}. Restored {restored} ({checked}). {advice}".rstrip()
-    logger.warning("%s %s", text, _what_is_lost(kept, step=step, rejected=rejected))
-
-
-def _what_is_lost(kept: AuditResult, *, step: int, rejected: Path | None) -> str:
-    if rejected is not None:
-        return f"The weights over the budget are in {rejected}."
-    return (
-        f"What was trained after step {kept.step}, until step {step}, is gone (`keep_rejected=True` would "
-        "keep it aside)."
-    )
-
-
-def _earlier_audits(history: AuditHistory) -> str:
-    """How to audit before the audit that was the first; empty if there is no step before it."""
-    first = history.audits_after_baseline[0]
-    if first.epoch is None or first.epoch > 0.25:
-        return "audit more often (`every=0.25`), or "
-    if first.step > 1:
-        return f"audit more often (`every={first.step // 2}`, in steps), or "
-    return ""
 
 
 def log_other_weights(result: AuditResult) -> None:
@@ -192,59 +144,4 @@ def log_other_checkpoint(folder: Path, differing: Sequence[str]) -> None:
             folder,
             len(differing),
             differing[0],
-        )
-
-
-def log_earlier_weights(result: AuditResult) -> None:
-    """Say that training left the weights of an earlier audit, such as those of the best checkpoint."""
-    if is_main_process():
-        logger.info(
-            "The model that training left holds the weights of step %d: its figures are those of that audit, "
-            "not the last ones.",
-            result.step,
-        )
-
-
-def log_not_restored(error: AuditError, history: AuditHistory, *, step: int) -> None:
-    """Say that the model is over budget, or may be, and stays so."""
-    logger.error(
-        "%s, and earlier weights could not be restored: %s The model %s OVER BUDGET.",
-        _how_it_ended(history, step),
-        error,
-        "may be" if _is_stopped_unjudged(history) else "is",
-    )
-
-
-def _how_it_ended(history: AuditHistory, step: int) -> str:
-    # With patience, training can end over budget before anything stops it.
-    ended = "Training ended" if history.stopped is None else "Stopped"
-    if _is_stopped_unjudged(history):
-        return f"{ended} at step {step}: leakage could no longer be judged against the budget"
-    return f"{ended} at step {step}: leakage exceeded the budget"
-
-
-def _is_stopped_unjudged(history: AuditHistory) -> bool:
-    return history.stopped is not None and history.is_unjudged(history.stopped)
-
-
-def log_unjudged(history: AuditHistory) -> None:
-    """Say, at the end of a run with a budget, that nobody knows whether the model is within it."""
-    judged = [result for result in history if result.status == "ok" and not result.is_baseline]
-    if not judged or not is_main_process():
-        return
-    last = judged[-1]
-    if history.is_unjudged(last) and not last.decision.stop:
-        logger.error(
-            "Training ended without a verdict, so that the model may be OVER BUDGET: %s.",
-            last.decision.message,
-        )
-
-
-def warn_of_failed_audits(history: AuditHistory) -> None:
-    """Say how many audits failed."""
-    if history.n_failed and is_main_process():
-        logger.warning(
-            "%d of %d privacy audits failed: at those points leakage is unknown, not absent.",
-            history.n_failed,
-            len(history.audits_after_baseline),
         )

@@ -6,7 +6,9 @@ framework's own way. To be called on the main process only.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from ezmia_callbacks.audit.settings import AuditSettings
 from ezmia_callbacks.results.history import AuditHistory
@@ -19,6 +21,9 @@ logger = get_logger(__name__)
 # Private here are `_ml_flow`, `_wandb` and `_trackio` of transformers' reporting callbacks, tried with
 # transformers 4.46.3 (the first two) and 5.23.0; where one is missing its tracker is passed over. They stay
 # in this file because Lightning's loggers are told the same by the same functions.
+
+# Trackers that have failed, for as long as they live.
+_WARNED_OF: WeakSet[object] = WeakSet()
 
 # What MLflow takes; the others take more.
 _LONGEST_SETTING, _LONGEST_TAG = 250, 5000
@@ -146,4 +151,9 @@ def _has(thing: object, name: str) -> bool:
 
 
 def _warn(tracker: object, error: Exception) -> None:
+    # It mostly fails at every audit. What cannot be in such a set is warned of each time.
+    with suppress(TypeError):
+        if tracker in _WARNED_OF:
+            return
+        _WARNED_OF.add(tracker)
     logger.warning("%s did not take the privacy audit's text: %s", type(tracker).__name__, error)

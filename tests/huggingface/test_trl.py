@@ -916,9 +916,11 @@ class Auditing(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.auditor.begin(model)
 
-    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+    def on_epoch_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         result = self.auditor.audit(model, step=state.global_step, epoch=state.epoch)
-        control.should_training_stop |= result.decision.stop
+        if result.decision.stop:
+            control.should_training_stop = True
+            self.auditor.restore_within_budget(model, optimizer)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.auditor.finish(model)

@@ -45,7 +45,8 @@ def test_unlearned_members_are_over_budget_and_the_verdict_says_in_which_directi
 
     assert result.metrics["auc"].value < 0.2
     assert (result.decision.stop, result.decision.is_within_budget) == (True, False)
-    assert "members score LOWER than non-members" in result.describe()
+    assert "members score LOWER than non-members" in result.decision.message
+    assert ", reversed " in result.describe()
     assert "reversed" in {finding.name for finding in result.findings}
     assert "an attacker turns the score around" in caplog.text
 

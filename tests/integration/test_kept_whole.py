@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import lightning_tiny
 import own_loop
@@ -12,6 +13,7 @@ from lightning import pytorch as pl
 from restoring import Witness, assert_same_weights, checkpoints, make_adapted_model, weights
 from tiny import make_model, make_rows, make_texts
 from transformers import Trainer, TrainerCallback
+from verdicts import judge_by_number
 
 from ezmia_callbacks import (
     LeakageBudget,
@@ -19,10 +21,8 @@ from ezmia_callbacks import (
     PrivacyAuditCallback,
     PrivacyAuditor,
 )
-from ezmia_callbacks.audit import kept_weights, run_state
-from ezmia_callbacks.audit.judge import Judge
+from ezmia_callbacks.audit import kept_weights
 from ezmia_callbacks.errors import AuditError, ConfigurationError
-from ezmia_callbacks.functional.budget import Decision
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
@@ -43,22 +43,7 @@ BUDGET = LeakageBudget(limit=0.65, rule="point")
 def stop_at(monkeypatch):
     """Have audit number so and so be the first one over budget, whatever it finds."""
 
-    def set_verdicts(first_over, *, patience=0):
-        decide = Judge.decide
-
-        def judge(self, metrics, history, *, is_baseline=False, **of_feeding):
-            if is_baseline:
-                return decide(self, metrics, history, is_baseline=True)
-            n_over = len(history) - first_over + 1
-            if n_over <= 0:
-                return Decision(False, True, "within budget: so says the test", 0.6, 0.65)
-            return Decision(n_over > patience, False, "over budget: so says the test", 0.7, 0.65, n_over)
-
-        monkeypatch.setattr(Judge, "decide", judge)
-        # A resumed run would see that these verdicts do not follow from the figures.
-        monkeypatch.setattr(run_state, "judged_anew", lambda history: history)
-
-    return set_verdicts
+    return partial(judge_by_number, monkeypatch)
 
 
 # Layers that are trained in turns, or one after the other.
@@ -125,7 +110,7 @@ def test_layers_in_turns_come_back_whole(tmp_path, stop_at, caplog, trained_by, 
     assert audit.history.stopped.step == 8 * first_over
     assert sum(not torch.equal(a, witness.weights[8][name]) for name, a in witness.weights[0].items()) > 2
     assert_same_weights(trainer.model, witness.weights[step])
-    assert "checked: every weight is" in caplog.text
+    assert "Restored the " in caplog.text
 
 
 def test_layers_in_turns_come_back_whole_in_lightning(tmp_path, stop_at):
@@ -487,7 +472,10 @@ def test_the_best_checkpoint_that_is_loaded_has_the_figures_of_its_audit(tmp_pat
     best = int(trainer.state.best_model_checkpoint.rpartition("-")[2])
     assert best < 24
     assert len(audit.history) == 4
-    assert f"holds the weights of step {best}: its figures are those of that audit" in caplog.text
+    assert (
+        f"holds the weights of step {best}, not the last ones: its figures are those of that audit"
+        in caplog.text
+    )
 
 
 class AverageForEvaluation(Average):
@@ -809,7 +797,7 @@ def test_a_second_training_does_not_take_unaudited_weights_for_those_within_the_
     trainer.train()
 
     assert "was never audited as it is, so that it is not kept" in caplog.text
-    assert "earlier weights could not be restored" in caplog.text
+    assert "Earlier weights could not be restored" in caplog.text
     assert "OVER BUDGET" in caplog.text
     assert "Restored the starting weights" not in caplog.text
 

@@ -436,7 +436,7 @@ def test_weights_that_cannot_be_put_back_are_reported(tmp_path, caplog):
     fit(tmp_path, [audit, LoseWeights()], max_epochs=24)
 
     assert audit.history.stopped is not None
-    assert "earlier weights could not be restored" in caplog.text
+    assert "Earlier weights could not be restored" in caplog.text
     assert "OVER BUDGET" in caplog.text
 
 
@@ -569,7 +569,7 @@ def test_under_a_budget_the_first_epoch_is_looked_at_early_and_all_looks_are_pla
     announced = [message for message in caplog.messages if message.startswith("First audit")]
     assert len(announced) == 1
     assert announced[0].startswith("First audit at step 1 (epoch ")
-    assert announced[0].endswith("the starting weights would be all that is left.")
+    assert announced[0].endswith("only the starting weights would be left.")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ezmia_callbacks import LeakageBudget
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional import Decision, EpsilonBound, Interval
+from ezmia_callbacks.functional.budget import decide_by_strongest
 from ezmia_callbacks.results.result import AuditResult, EdgeCounts, Measurement
 
 
@@ -164,46 +166,79 @@ def test_a_failed_audit_has_one_figure():
     assert failed_result().to_metrics() == {"failed": 1.0}
 
 
-def test_the_line_of_a_full_audit_has_every_figure_and_the_stop():
+def test_the_line_of_an_audit_has_its_verdict_first_then_the_figure_and_the_moment():
     assert full_result().describe() == (
-        "privacy audit epoch 1.5 (step 120): AUC 0.700 [0.610, 0.790], "
-        "TPR@1%FPR not resolved, TPR@10%FPR 0.300, loss members 1.250 / held out 2.500 "
-        "| over budget: lower bound of AUC 0.610 > 0.600 -> STOP"
+        "over budget, STOP: AUC 0.700 [0.610, 0.790], 0.610 > limit 0.600; audit at step 120, epoch 1.5"
+    )
+    within = replace(full_result(), decision=Decision(False, True, "within budget", 0.55, 0.6))
+    assert within.describe() == (
+        "within budget: AUC 0.700 [0.610, 0.790], 0.550 <= limit 0.600; audit at step 120, epoch 1.5"
     )
 
 
 def test_the_line_of_an_audit_that_goes_on_does_not_say_stop():
     result = replace(full_result(), epoch=None, decision=Decision(False, None, "no budget"))
 
-    line = result.describe()
-
-    assert line.startswith("privacy audit step 120: AUC 0.700")
-    assert "STOP" not in line
-    assert "budget" not in line
+    assert result.describe() == "not judged: no budget, AUC 0.700 [0.610, 0.790]; audit at step 120"
 
 
 def test_the_line_of_the_baseline_names_it():
-    assert baseline_result().describe().startswith("privacy audit baseline: AUC 0.700")
+    assert baseline_result().describe() == (
+        "baseline: AUC 0.700 [0.610, 0.790], loss of members 1.250, held out 2.500; audit before training"
+    )
 
 
 def test_the_line_of_a_failed_audit_says_that_leakage_is_unknown():
     assert failed_result().describe() == (
-        "privacy audit step 7: FAILED, leakage unknown: NonFiniteLogitsError: NaN"
+        "failed: leakage unknown, NonFiniteLogitsError: NaN; audit at step 7"
     )
 
 
-def test_the_line_names_the_score_that_leaks_most_with_ez_beside_it():
-    strongest = replace(
-        full_result(), score="strongest", decided_by="wbc", judged_beside={"ez": {"auc": Measurement(0.57)}}
-    )
-    by_ez = replace(strongest, decided_by="ez", judged_beside={"wbc": {"auc": Measurement(0.57)}})
+def test_the_line_has_the_figure_of_the_budget():
+    figure = Measurement(0.3, band=Interval(0.2, 0.4, 0.95, "delong"))
+    for budget, label in (
+        (LeakageBudget(limit=0.15, metric="tpr_at_fpr", fpr=0.1), "TPR@10%FPR"),
+        (LeakageBudget(limit=0.15, metric="advantage"), "advantage"),
+    ):
+        decision = decide_by_strongest(budget, {"": figure.to_judge()})
+        result = replace(
+            full_result(), metrics={**full_result().metrics, budget.name: figure}, decision=decision
+        )
 
-    assert "AUC 0.700 [0.610, 0.790] by WBC, EZ 0.570, TPR" in strongest.describe()
-    assert "AUC 0.700 [0.610, 0.790] by EZ, TPR" in by_ez.describe()
+        assert f"STOP: {label} 0.300 [0.200, 0.400], 0.200 > limit 0.150;" in result.describe()
 
 
-def test_the_line_has_one_band():
-    assert full_result().describe().count("[") == 1
+def test_the_line_says_that_the_score_was_turned_around():
+    budget = LeakageBudget(limit=0.6)
+    low = Measurement(0.2, band=Interval(0.1, 0.3, 0.95, "delong"))
+    decision = decide_by_strongest(budget, {"": low.to_judge()})
+
+    line = replace(full_result(), metrics={"auc": low}, decision=decision).describe()
+
+    assert "AUC 0.200 [0.100, 0.300], reversed 0.700 > limit 0.600" in line
+
+
+@pytest.mark.parametrize("step", [7, 120_000, 123_456_789])
+@pytest.mark.parametrize("epoch", [None, 0.125, 1234.5])
+def test_no_line_is_longer_than_100_characters_and_the_limit_is_in_each(step, epoch):
+    low = Measurement(0.2, band=Interval(0.1, 0.3, 0.95, "delong"))
+    turned = decide_by_strongest(LeakageBudget(limit=0.6), {"": low.to_judge()})
+    long = Decision(True, None, "AUC cannot be judged any more (a reason of many words): " + "why " * 30)
+    results = [
+        full_result(),
+        replace(full_result(), metrics={"auc": low}, decision=turned),
+        replace(full_result(), decision=long),
+        replace(failed_result(), error="RuntimeError:\n" + "CUDA " * 50),
+        baseline_result(),
+    ]
+
+    lines = [replace(result, step=step, epoch=epoch).describe() for result in results]
+
+    assert max(map(len, lines)) <= 100
+    assert not any("\n" in line for line in lines)
+    assert [f"audit at step {step}" in line for line in lines] == [True] * 4 + [False]
+    assert all("limit 0.600" in line for line in lines[:2])
+    assert lines[2].startswith("not judged, STOP: AUC cannot be judged any more")
 
 
 def test_where_several_scores_are_judged_each_has_its_curve_in_the_trackers():
@@ -256,5 +291,5 @@ def test_a_figure_that_cannot_be_judged_has_no_verdict_for_trackers():
 def test_a_stop_without_a_verdict_says_so_on_the_console():
     line = unjudged_result().describe()
 
-    assert line.endswith("(bounds need 132 non-members): it was to end by now -> STOP")
+    assert line.startswith("not judged, STOP: ")
     assert "within" not in line

@@ -47,6 +47,20 @@ def test_a_history_is_a_table_of_one_line_an_audit():
     ]
 
 
+def test_a_table_fits_on_a_terminal():
+    long = replace(
+        result(123_456, OVER, decided_by="a_score_of_ones_own_with_a_long_name"),
+        epoch=12.5,
+        n_members=99_999,
+        n_members_seen=99_998,
+    )
+
+    lines = AuditHistory((*HISTORY, long)).table().splitlines()
+
+    assert max(map(len, lines)) <= 100
+    assert "a_score_of_o...  99998 of 99999" in lines[-1]
+
+
 def test_a_history_shows_its_last_audit_and_no_error_text():
     assert repr(HISTORY) == (
         "AuditHistory(5 audits, the last: AuditResult(step 24, AUC 0.700 by wbc, over budget))"

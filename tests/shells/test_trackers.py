@@ -325,6 +325,22 @@ def test_a_tracker_that_fails_is_warned_about_and_the_others_are_served(caplog):
     assert caplog.messages == ["Refusing did not take the privacy audit's text: no route"]
 
 
+def test_a_tracker_that_fails_at_every_audit_is_warned_about_once(caplog):
+    class Refusing:
+        experiment = SimpleNamespace(log_hparams=None)
+
+        def log_hyperparams(self, params):
+            raise ConnectionError("no route")
+
+    one, other = Refusing(), Refusing()
+    one.experiment.log_hparams = one.log_hyperparams
+
+    for step in (1, 2):
+        log_verdict([one, other], "fine", prefix="privacy/", step=step)
+
+    assert caplog.messages == ["Refusing did not take the privacy audit's text: no route"] * 2
+
+
 def test_a_verdict_for_trackers_without_a_place_for_text_is_passed_over(caplog):
     log_verdict([object(), SimpleNamespace(experiment=object())], "fine", prefix="privacy/", step=1)
 
