@@ -229,7 +229,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._is_given_up = False
         self._notes: CheckpointNotes | None = None
         self._noted_step: int | None = None
-        console.show_audit_lines()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model and auditor belong to this process.
@@ -251,6 +250,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
+        # Here, for in the processes of Ray callbacks are not made but unpickled.
+        console.show_audit_lines()
         trainer, model = self._trainer.anew(self), kwargs["model"]
         self._state = state
         LastWord.put_last(trainer, self)
