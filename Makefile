@@ -53,8 +53,9 @@ test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported rele
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
 
-test-engines: $(INSTALLED) $(ENGINES)/.installed ## Run the tests of DeepSpeed, two processes without a GPU
+test-engines: $(INSTALLED) $(ENGINES)/.installed ## Run DeepSpeed and the launch files without a GPU
 	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q tests/integration/test_deepspeed.py
+	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q -m slow tests/integration/test_launch_files.py
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py

@@ -1,34 +1,17 @@
 """Every example is run as a user runs it: in a process of its own, on a CPU, without a network."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from packaging.version import Version
+from launched import EXAMPLES, ROOT, STOPPED, Example, assert_went_well, make_base_model, run, with_path
 
 from ezmia_callbacks.scoring.forward import deal_rows
 from ezmia_callbacks.scoring.rows import TokenRow
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-STOPPED = r"Stopped at step \d+\. Restored the weights of step \d+\."
-
-
-class Example(NamedTuple):
-    """What a run must print, as a regular expression, and leave in its output folder."""
-
-    says: str
-    leaves: tuple[str, ...]
-
 
 SCRIPTS = {
     "huggingface_trainer": Example(STOPPED, ("run/_privacy_audit/history.jsonl", "final/config.json")),
@@ -68,33 +51,7 @@ def missing_for(name):
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory):
     """The base model, made once for all examples that one process runs."""
-    spec = spec_from_file_location("examples_common", EXAMPLES / "common.py")
-    common = module_from_spec(spec)
-    spec.loader.exec_module(common)
-    return Path(common.small_base_model(tmp_path_factory.mktemp("base")))
-
-
-def run(command, **environment):
-    fixed = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | fixed | environment,
-        cwd=EXAMPLES,
-    )
-
-
-def assert_went_well(outcome, example, output_dir):
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert "Traceback" not in outcome.stderr
-    assert "FAILED" not in outcome.stdout + outcome.stderr
-    assert re.search(example.says, outcome.stdout), outcome.stdout[-2000:]
-    for name in example.leaves:
-        assert (output_dir / name).stat().st_size > 0
-    assert list(output_dir.rglob("last_within_budget*")) == []
+    return make_base_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "huggingface_trainer"])
@@ -115,20 +72,6 @@ def test_an_example_needs_no_arguments(tmp_path):
     assert_went_well(outcome, SCRIPTS["huggingface_trainer"], output_dir)
 
 
-def test_two_processes_run_under_torchrun_and_one_of_them_speaks(tmp_path):
-    launcher = EXAMPLES / "launch" / "torchrun.sh"
-
-    outcome = run(
-        ["bash", launcher, "2", tmp_path], PYTHON=sys.executable, GLOO_SOCKET_IFNAME="lo", USE_LIBUV="0"
-    )
-
-    assert_went_well(outcome, SCRIPTS["huggingface_trainer"], tmp_path)
-    assert outcome.stdout.count("Leakage curve:") == 1
-    header, baseline, *_ = (tmp_path / "run" / "_privacy_audit" / "history.jsonl").read_text().splitlines()
-    assert json.loads(header)["budget"]["limit"] == 0.7
-    assert json.loads(baseline)["is_baseline"]
-
-
 def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(tmp_path):
     notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -146,10 +89,6 @@ def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(tmp_path):
     assert_went_well(outcome, Example(STOPPED, leaves), output_dir)
 
 
-def with_path(folder):
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-
-
 def test_every_example_is_run_and_listed():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
@@ -158,27 +97,6 @@ def test_every_example_is_run_and_listed():
     assert all(
         f"({path.name})" in listed for path in EXAMPLES.iterdir() if path.stem in {*names, "quickstart"}
     )
-
-
-@pytest.mark.parametrize("name", ["accelerate_fsdp", "accelerate_deepspeed_zero2"])
-def test_a_launch_file_holds_only_what_accelerate_knows(name):
-    from accelerate.commands.config import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-
-    config = load_config_from_file(str(EXAMPLES / "launch" / f"{name}.yaml"))
-    known = {action.dest for action in launch_command_parser()._actions}
-
-    settings = {**config.fsdp_config, **config.deepspeed_config}
-    # FSDP2 came with accelerate 1.6, and the file asks for that.
-    is_older = name == "accelerate_fsdp" and Version(version("accelerate")) < Version("1.6")
-    # The launcher's arguments are named as the file's fields.
-    assert settings
-    assert set(settings) - known == ({"fsdp_version", "fsdp_reshard_after_forward"} if is_older else set())
-
-
-@pytest.mark.parametrize("name", ["torchrun", "lightning_multi_node"])
-def test_a_launch_script_is_valid_bash(name):
-    assert run(["bash", "-n", EXAMPLES / "launch" / f"{name}.sh"]).returncode == 0
 
 
 def test_the_page_on_scaling_quotes_what_its_script_prints():
