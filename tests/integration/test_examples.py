@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tempfile
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -32,6 +33,14 @@ SCRIPTS = {
     "compare_lora_ranks": Example(
         r"(?s)LoRA rank 1 .*LoRA rank 8 .*LoRA rank 64 .*stopped at epoch", ("ranks.png", "summary.md")
     ),
+    "ray_train": Example(
+        f"(?s){STOPPED}.*" + r"Ray's last checkpoint: step \d+, AUC 0\.\d+, within budget",
+        ("run/_privacy_audit/history.jsonl", "final/model.safetensors"),
+    ),
+    "ray_tune": Example(
+        r"(?s)within budget\n.*over budget\nBest within the budget: learning rate 0\.\d+",
+        ("trial_*_00000/_privacy_audit/history.jsonl", "trial_*_00000/model.safetensors"),
+    ),
 }
 
 
@@ -39,6 +48,8 @@ def missing_for(name):
     """The package without which an example cannot run here; None if it can."""
     if name in ("lightning_module", "fabric_loop"):
         return None if find_spec("lightning") else "lightning"
+    if name.startswith("ray_"):
+        return None if find_spec("ray") else "Ray, which `make test-engines` brings along,"
     if name == "trl_sft_lora_chat":
         trl = find_spec("trl")
         has_option = trl and "assistant_only_loss" in (
@@ -54,13 +65,21 @@ def base_model(tmp_path_factory):
     return make_base_model(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture
+def of_ray(tmp_path):
+    """What keeps Ray to this test's folders; the paths of its sockets have to be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:
+        yield {"HOME": str(tmp_path), "RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "huggingface_trainer"])
-def test_an_example_runs_and_says_what_came_of_it(name, base_model, tmp_path):
+def test_an_example_runs_and_says_what_came_of_it(name, base_model, tmp_path, of_ray):
     if missing := missing_for(name):
         pytest.skip(f"{missing} is not installed here")
     shutil.copytree(base_model, tmp_path / "base_model")
 
-    outcome = run([sys.executable, EXAMPLES / f"{name}.py", "--output-dir", tmp_path])
+    environment = of_ray if name.startswith("ray_") else {}
+    outcome = run([sys.executable, EXAMPLES / f"{name}.py", "--output-dir", tmp_path], **environment)
 
     assert_went_well(outcome, SCRIPTS[name], tmp_path)
 

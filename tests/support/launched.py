@@ -42,8 +42,10 @@ def run(command, *, cwd=EXAMPLES, **environment):
 
 def assert_went_well(outcome, example: Example, output_dir: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert "Traceback" not in outcome.stderr
-    assert "FAILED" not in outcome.stdout + outcome.stderr
+    # Processes that Ray runs beside the workers tell of waits that were too short for them, and wait again.
+    told = "\n".join(line for line in outcome.stderr.splitlines() if "(TrainController " not in line)
+    assert "Traceback" not in told, told
+    assert "FAILED" not in outcome.stdout + told
     assert re.search(example.says, outcome.stdout), outcome.stdout[-2000:]
     for name in example.leaves:
         (found,) = output_dir.glob(name)
