@@ -7,8 +7,9 @@ INSTALLED := $(VENV)/.installed
 VENV_OLDEST := .venv-oldest
 BIN_OLDEST := $(VENV_OLDEST)/bin
 INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
-# Beside the environment, not in it: transformers and accelerate behave otherwise where they find DeepSpeed.
+# Beside the environment, not in it: transformers and accelerate behave otherwise where they find them.
 ENGINES := build/engines
+RAY := build/ray
 
 # Two cores and many small matrices: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
@@ -53,8 +54,10 @@ test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest supported rele
 test-slow: $(INSTALLED) ## Run the long simulations and the real-model tests
 	$(BIN)/python -m pytest -q -m slow
 
-test-engines: $(INSTALLED) $(ENGINES)/.installed ## Run the tests of DeepSpeed, two processes without a GPU
+test-engines: $(INSTALLED) $(ENGINES)/.installed $(RAY)/.installed ## Run DeepSpeed, Ray and launch files without a GPU
 	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q tests/integration/test_deepspeed.py
+	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q -m slow tests/integration/test_launch_files.py
+	PYTHONPATH="$(CURDIR)/$(RAY)" $(BIN)/python -m pytest -q -k ray tests/integration/test_ray.py tests/integration/test_examples.py
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
@@ -91,6 +94,10 @@ $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 $(ENGINES)/.installed: $(INSTALLED)
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(ENGINES) -c constraints.txt \
 		deepspeed einops hjson msgpack ninja py-cpuinfo
+	touch $@
+
+$(RAY)/.installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(RAY) -c constraints.txt ray msgpack tensorboardX
 	touch $@
 
 $(BIN_OLDEST)/python:

@@ -3,6 +3,7 @@
 import argparse
 import random
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import transformers
@@ -37,8 +38,7 @@ def small_base_model(folder: Path) -> str:
     It has read the documentation of numpy and nothing else.
     """
     path = folder / "base_model"
-    # The last file that is written below.
-    if not (path / "tokenizer_config.json").exists():
+    if not path.exists():
         recipe = BaseModelRecipe(
             vocabulary_size=1024,
             hidden_size=64,
@@ -49,8 +49,14 @@ def small_base_model(folder: Path) -> str:
         )
         base = train_base_model(package_docstrings("numpy"), seed=0, recipe=recipe)
         base.tokenizer.chat_template = _CHAT_TEMPLATE
-        base.model.save_pretrained(path)
-        base.tokenizer.save_pretrained(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            whole = Path(made) / "base_model"
+            base.model.save_pretrained(whole)
+            base.tokenizer.save_pretrained(whole)
+            # Processes that all make it make the same one: the first to have it whole is the one that did.
+            with suppress(OSError):
+                whole.rename(path)
     return str(path)
 
 

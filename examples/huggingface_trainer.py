@@ -4,7 +4,6 @@ Only the two lines marked "yours" stand for what a real script loads. Runs in on
 launch/torchrun.sh, in several.
 """
 
-import torch
 from common import MAX_LENGTH, output_dir_argument, print_outcome, private_texts, small_base_model
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +29,6 @@ def main() -> None:
         save_total_limit=1,
         logging_strategy="epoch",
         report_to="none",
-        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
     )
 

@@ -1,7 +1,10 @@
 """A LightningModule around a causal language model, stopped at a leakage budget.
 
 The callback finds the language model inside the module; for a model of your own making pass `logits_fn=`.
+Runs in one process or, as in launch/lightning_multi_node.sh, on several nodes.
 """
+
+import os
 
 import torch
 from common import MAX_LENGTH, output_dir_argument, print_outcome, private_texts, small_base_model
@@ -45,8 +48,7 @@ def main() -> None:
     trainer = pl.Trainer(
         default_root_dir=output_dir,
         max_epochs=6,
-        accelerator="cpu",
-        devices=1,
+        num_nodes=int(os.environ.get("SLURM_NNODES", "1")),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -58,8 +60,9 @@ def main() -> None:
     )
     trainer.save_checkpoint(output_dir / "final.ckpt")
 
-    print_outcome(audit.history)
-    print(f"Files: {output_dir}")
+    if trainer.is_global_zero:
+        print_outcome(audit.history)
+        print(f"Files: {output_dir}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Lightning with DDP on two nodes of four GPUs each, under SLURM:
 #
+#   export OUTPUT_DIR=/a/folder/that/all/nodes/see
 #   sbatch examples/launch/lightning_multi_node.sh
 #
-# In the script, `pl.Trainer(accelerator="gpu", devices=4, num_nodes=2, strategy="ddp")` has to agree with the lines
-# below; everything else in examples/lightning_module.py stays. `default_root_dir` must be a folder that all nodes
-# see: checkpoints and the reference are read from it on resume.
+# Checkpoints and the reference are read from that folder on resume. examples/lightning_module.py asks SLURM for the
+# number of nodes, and trains on the GPUs that it finds, or on one CPU process a node.
 #
-# Not tested: several nodes, SLURM, GPUs.
+# Tested: this very script with two nodes of one CPU process each, both on one machine, with a stand-in for `srun`.
+# Not tested: SLURM, several machines, GPUs.
 #SBATCH --job-name=ezmia-lightning
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

@@ -6,7 +6,7 @@
 # Every process draws the same canaries (same seed, from the whole data set), scores its share of their batches,
 # and hears the same verdict from the main process, which alone writes files.
 #
-# Tested: two CPU processes with gloo, this very script (tests/integration/test_examples.py).
+# Tested: two CPU processes with gloo, this very script (tests/integration/test_launch_files.py).
 # Not tested: GPUs with NCCL. There the script needs no change: it uses a GPU where it finds one.
 set -euo pipefail
 

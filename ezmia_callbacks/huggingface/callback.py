@@ -233,7 +233,6 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self._is_given_up = False
         self._notes: CheckpointNotes | None = None
         self._noted_step: int | None = None
-        write_warnings_above_bars()
         if trainer is not None:
             # It is made already.
             self._draw(trainer)
@@ -265,6 +264,8 @@ class PrivacyAuditCallback(TrainerCallback):  # type: ignore[misc]  # skipped im
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the reference and make the baseline audit, before the first optimizer step."""
+        # Here, for in the processes of Ray callbacks are not made but unpickled.
+        write_warnings_above_bars()
         trainer, model = self._trainer.anew(self), kwargs["model"]
         self._state = state
         LastWord.put_last(trainer, self)

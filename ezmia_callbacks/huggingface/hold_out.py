@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch.utils.data import Subset
 
 from ezmia_callbacks.canaries import CanarySet, hold_out_canaries
-from ezmia_callbacks.distributed import is_main_process
+from ezmia_callbacks.console import say
 from ezmia_callbacks.errors import CanaryError, ConfigurationError, TooFewCanariesError
 from ezmia_callbacks.huggingface.trainer_access import Trainer
 from ezmia_callbacks.huggingface.trl import is_packed, refuse_other_trainers
@@ -141,14 +141,10 @@ def _hold_out(trainer: Trainer, *, seed: int) -> CanarySet:
     if isinstance(remaining, Subset):
         remaining = _Rest(remaining.dataset, remaining.indices)
     trainer.train_dataset = remaining
-    if is_main_process():
-        logger.info(
-            "Held out of training: %d of %d rows, drawn at random with seed %d, are non-members. Training "
-            "has %d rows left, and %d of them are members.",
-            len(dataset) - len(remaining),
-            len(dataset),
-            seed,
-            len(remaining),
-            canaries.n_members,
-        )
+    say(
+        logger,
+        f"Held out of training: {len(dataset) - len(remaining)} of {len(dataset)} rows, drawn at random with "
+        f"seed {seed}, are non-members. Training has {len(remaining)} rows left, and {canaries.n_members} of "
+        "them are members.",
+    )
     return canaries

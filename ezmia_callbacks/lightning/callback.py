@@ -229,7 +229,6 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
         self._is_given_up = False
         self._runs = RunsOfOneCallback()
         self._running: weakref.ref[Any] | None = None
-        write_warnings_above_bars()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray and spawn pickle callbacks; model, precision and auditor belong to this process.
@@ -271,6 +270,8 @@ class PrivacyAuditCallback(*callback_classes()):  # type: ignore[misc]  # bases 
 
     def setup(self, trainer: LightningTrainer, pl_module: Any, stage: str) -> None:
         """Forget what the last run left: validating and testing load checkpoints, too."""
+        # Here, for in the processes of Ray callbacks are not made but unpickled.
+        write_warnings_above_bars()
         self._loaded = None
         self._is_running = False
 

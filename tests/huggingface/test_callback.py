@@ -16,6 +16,7 @@ from huggingface_tiny import (
     stop_without_a_verdict,
     without_timing,
 )
+from new_console import console_of_a_new_process
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_rows, make_texts, make_tokenizer
 from torch import nn
@@ -881,6 +882,16 @@ def test_the_callback_pickles_before_and_after_training(tmp_path):
 
     assert copy.settings == audit.settings
     assert copy.canaries.fingerprint == canaries.fingerprint
+
+
+def test_a_callback_that_came_by_pickle_shows_its_audits(tmp_path, capsys):
+    rows, canaries = draw()
+    pickled = pickle.dumps(PrivacyAuditCallback(canaries))
+
+    with console_of_a_new_process():
+        make_trainer(tmp_path, rows, [pickle.loads(pickled)], max_steps=2).train()
+
+    assert "; audit at step 2" in capsys.readouterr().out
 
 
 def test_figures_in_the_log_are_plain_numbers(tmp_path):

@@ -1,34 +1,18 @@
 """Every example is run as a user runs it: in a process of its own, on a CPU, without a network."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
-from importlib.metadata import version
+import tempfile
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from packaging.version import Version
+from launched import EXAMPLES, ROOT, STOPPED, Example, assert_went_well, make_base_model, run, with_path
 
 from ezmia_callbacks.scoring.forward import deal_rows
 from ezmia_callbacks.scoring.rows import TokenRow
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-STOPPED = r"Stopped at step \d+\. Restored the weights of step \d+\."
-
-
-class Example(NamedTuple):
-    """What a run must print, as a regular expression, and leave in its output folder."""
-
-    says: str
-    leaves: tuple[str, ...]
-
 
 SCRIPTS = {
     "huggingface_trainer": Example(STOPPED, ("run/_privacy_audit/history.jsonl", "final/config.json")),
@@ -49,6 +33,14 @@ SCRIPTS = {
     "compare_lora_ranks": Example(
         r"(?s)LoRA rank 1 .*LoRA rank 8 .*LoRA rank 64 .*stopped at epoch", ("ranks.png", "summary.md")
     ),
+    "ray_train": Example(
+        f"(?s){STOPPED}.*" + r"Ray's last checkpoint: step \d+, AUC 0\.\d+, within budget",
+        ("run/_privacy_audit/history.jsonl", "final/model.safetensors"),
+    ),
+    "ray_tune": Example(
+        r"(?s)within budget\n.*over budget\nBest within the budget: learning rate 0\.\d+",
+        ("trial_*_00000/_privacy_audit/history.jsonl", "trial_*_00000/model.safetensors"),
+    ),
 }
 
 
@@ -56,6 +48,8 @@ def missing_for(name):
     """The package without which an example cannot run here; None if it can."""
     if name in ("lightning_module", "fabric_loop"):
         return None if find_spec("lightning") else "lightning"
+    if name.startswith("ray_"):
+        return None if find_spec("ray") else "Ray, which `make test-engines` brings along,"
     if name == "trl_sft_lora_chat":
         trl = find_spec("trl")
         has_option = trl and "assistant_only_loss" in (
@@ -68,42 +62,24 @@ def missing_for(name):
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory):
     """The base model, made once for all examples that one process runs."""
-    spec = spec_from_file_location("examples_common", EXAMPLES / "common.py")
-    common = module_from_spec(spec)
-    spec.loader.exec_module(common)
-    return Path(common.small_base_model(tmp_path_factory.mktemp("base")))
+    return make_base_model(tmp_path_factory.mktemp("base"))
 
 
-def run(command, **environment):
-    fixed = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | fixed | environment,
-        cwd=EXAMPLES,
-    )
-
-
-def assert_went_well(outcome, example, output_dir):
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert "Traceback" not in outcome.stderr
-    assert "FAILED" not in outcome.stdout + outcome.stderr
-    assert re.search(example.says, outcome.stdout), outcome.stdout[-2000:]
-    for name in example.leaves:
-        assert (output_dir / name).stat().st_size > 0
-    assert list(output_dir.rglob("last_within_budget*")) == []
+@pytest.fixture
+def of_ray(tmp_path):
+    """What keeps Ray to this test's folders; the paths of its sockets have to be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:
+        yield {"HOME": str(tmp_path), "RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "huggingface_trainer"])
-def test_an_example_runs_and_says_what_came_of_it(name, base_model, tmp_path):
+def test_an_example_runs_and_says_what_came_of_it(name, base_model, tmp_path, of_ray):
     if missing := missing_for(name):
         pytest.skip(f"{missing} is not installed here")
     shutil.copytree(base_model, tmp_path / "base_model")
 
-    outcome = run([sys.executable, EXAMPLES / f"{name}.py", "--output-dir", tmp_path])
+    environment = of_ray if name.startswith("ray_") else {}
+    outcome = run([sys.executable, EXAMPLES / f"{name}.py", "--output-dir", tmp_path], **environment)
 
     assert_went_well(outcome, SCRIPTS[name], tmp_path)
 
@@ -113,20 +89,6 @@ def test_an_example_needs_no_arguments(tmp_path):
 
     (output_dir,) = tmp_path.glob("ezmia-example-*")
     assert_went_well(outcome, SCRIPTS["huggingface_trainer"], output_dir)
-
-
-def test_two_processes_run_under_torchrun_and_one_of_them_speaks(tmp_path):
-    launcher = EXAMPLES / "launch" / "torchrun.sh"
-
-    outcome = run(
-        ["bash", launcher, "2", tmp_path], PYTHON=sys.executable, GLOO_SOCKET_IFNAME="lo", USE_LIBUV="0"
-    )
-
-    assert_went_well(outcome, SCRIPTS["huggingface_trainer"], tmp_path)
-    assert outcome.stdout.count("Leakage curve:") == 1
-    header, baseline, *_ = (tmp_path / "run" / "_privacy_audit" / "history.jsonl").read_text().splitlines()
-    assert json.loads(header)["budget"]["limit"] == 0.7
-    assert json.loads(baseline)["is_baseline"]
 
 
 def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(tmp_path):
@@ -146,10 +108,6 @@ def test_the_notebook_runs_from_top_to_bottom_and_holds_no_outputs(tmp_path):
     assert_went_well(outcome, Example(STOPPED, leaves), output_dir)
 
 
-def with_path(folder):
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-
-
 def test_every_example_is_run_and_listed():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
@@ -158,27 +116,6 @@ def test_every_example_is_run_and_listed():
     assert all(
         f"({path.name})" in listed for path in EXAMPLES.iterdir() if path.stem in {*names, "quickstart"}
     )
-
-
-@pytest.mark.parametrize("name", ["accelerate_fsdp", "accelerate_deepspeed_zero2"])
-def test_a_launch_file_holds_only_what_accelerate_knows(name):
-    from accelerate.commands.config import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-
-    config = load_config_from_file(str(EXAMPLES / "launch" / f"{name}.yaml"))
-    known = {action.dest for action in launch_command_parser()._actions}
-
-    settings = {**config.fsdp_config, **config.deepspeed_config}
-    # FSDP2 came with accelerate 1.6, and the file asks for that.
-    is_older = name == "accelerate_fsdp" and Version(version("accelerate")) < Version("1.6")
-    # The launcher's arguments are named as the file's fields.
-    assert settings
-    assert set(settings) - known == ({"fsdp_version", "fsdp_reshard_after_forward"} if is_older else set())
-
-
-@pytest.mark.parametrize("name", ["torchrun", "lightning_multi_node"])
-def test_a_launch_script_is_valid_bash(name):
-    assert run(["bash", "-n", EXAMPLES / "launch" / f"{name}.sh"]).returncode == 0
 
 
 def test_the_page_on_scaling_quotes_what_its_script_prints():

@@ -37,6 +37,7 @@ from lightning_tiny import (
     validation_loader,
     weights,
 )
+from new_console import console_of_a_new_process
 from restoring import make_adapted_model
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_rows, make_texts, make_tokenizer
@@ -1053,6 +1054,15 @@ def test_the_callback_can_be_pickled_before_and_after(tmp_path):
     assert again.history[-1].step == 8
     assert after.auditor is None
     assert after.settings == audit.settings
+
+
+def test_a_callback_that_came_by_pickle_shows_its_audits(tmp_path, capsys):
+    pickled = pickle.dumps(bare_audit())
+
+    with console_of_a_new_process():
+        fit(tmp_path, [pickle.loads(pickled)], max_epochs=1)
+
+    assert "; audit at step 12" in capsys.readouterr().out
 
 
 def test_the_same_numbers_under_the_other_package(tmp_path, monkeypatch):
