@@ -35,15 +35,16 @@ from ezmia_callbacks.audit.windows import end_is_uncertain_by
 from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
+    can_share_records,
     gather,
     is_main_process,
     n_processes,
     on_all_ranks,
     on_all_ranks_in_turns,
-    refuse_meshes,
     talk_beside_the_model,
     unwrapped,
 )
+from ezmia_callbacks.divisions import refuse_divisions
 from ezmia_callbacks.errors import (
     AuditError,
     BrokenPassError,
@@ -74,6 +75,7 @@ from ezmia_callbacks.results.exposures import (
     Exposures,
     add_exposures,
     cut_exposures,
+    same_exposures,
     truncation,
     whole_again,
 )
@@ -242,6 +244,7 @@ class PrivacyAuditor:
         )
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
+        self._is_fed_alike = False
         self._said: set[str] = set()
         self.rejected_folder: Path | None = None
         self._state = self._before_training(tokenizer, run_metadata or RunMetadata.of_this_process())
@@ -685,9 +688,10 @@ class PrivacyAuditor:
         )
 
     def _check_surroundings(self, model: nn.Module) -> None:
-        """Refuse what makes an audit impossible: the model's mesh, the folder, canaries that differ."""
-        refuse_meshes(unwrapped(model))
+        """Refuse what makes an audit impossible: how a model is divided, the folder, other canaries."""
+        refuse_divisions(unwrapped(model))
         talk_beside_the_model(unwrapped(model))
+        self._is_fed_alike = not can_share_records(unwrapped(model))
         folder = self._folder
         if folder is not None:
             on_all_ranks_in_turns(lambda: folder.check_writable() if is_main_process() else None)
@@ -788,8 +792,7 @@ class PrivacyAuditor:
         state = self._state
         if self._seen is not None:
             self._seen.unwatch()
-        # The sum over all processes is that of the parts.
-        before = state.exposures if is_main_process() else None
+        before = self._before_here(state.exposures)
         rows = replace(state.subset, share=1.0).encoded.rows
         self._seen = SeenCanaries(rows, before)
         # Steps go on: an own loop may count audits.
@@ -797,13 +800,14 @@ class PrivacyAuditor:
         self._seen.watch(called, step=max(step, last))
 
     def _look_back(self, seen: SeenCanaries) -> None:
-        """Add up what all processes were fed, and cut the canaries where training cuts its records."""
+        """Put together what all processes were fed, and cut the canaries where training cuts its records."""
 
         def exposures() -> Exposures:
             seen.settle()
             return seen.exposures()
 
-        fed = add_exposures(gather(on_all_ranks(exposures)))
+        parts = gather(on_all_ranks(exposures))
+        fed = same_exposures(parts) if self._is_fed_alike else add_exposures(parts)
         whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
         n_tokens = np.array([row.n_tokens for row in whole], dtype=np.int64)
         if 0 < fed.cut_to < fed.longest_row:
@@ -829,8 +833,12 @@ class PrivacyAuditor:
         return to if to and all(row.cut(to).has_enough_tokens for row in rows) else 0
 
     def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
-        """Look for the canaries in this form; the sum over all processes is that of the parts."""
-        seen.replace_rows(rows, fed if is_main_process() else None)
+        """Look for the canaries in this form from here on."""
+        seen.replace_rows(rows, self._before_here(fed))
+
+    def _before_here(self, fed: Exposures) -> Exposures | None:
+        """This process's part of what was fed before: with the others' it is the whole."""
+        return fed if is_main_process() or self._is_fed_alike else None
 
     def _log_length(self, text: str) -> None:
         if is_main_process():
