@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ezmia_callbacks.errors import AuditError, BrokenPassError, ConfigurationError
+from ezmia_callbacks.errors import AuditError, BrokenPassError
 from ezmia_callbacks.safe_text import describe_error, get_logger
 
 __all__: list[str] = []
@@ -216,22 +216,6 @@ def is_sharded(model: nn.Module) -> bool:
 def is_in_fsdp1(model: nn.Module) -> bool:
     """Whether the first FSDP holds the weights, in flat parameters of its own."""
     return any(_is_a(module, "FullyShardedDataParallel") for module in model.modules())
-
-
-def refuse_meshes(model: nn.Module) -> None:
-    """Refuse a model that is divided in more than one way at once: nobody has seen that audited right.
-
-    Raises:
-        ConfigurationError: if it is.
-    """
-    meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
-    n_dimensions = max((mesh.ndim for mesh in meshes), default=1)
-    if n_dimensions > 1:
-        raise ConfigurationError(
-            f"The model's weights lie on a mesh of {n_dimensions} dimensions, as with HSDP or with tensor "
-            "parallelism and FSDP, which audits were never seen to score and restore right: shard it "
-            "over one dimension, or audit its checkpoints afterwards, with `ezmia audit`."
-        )
 
 
 def reshard(model: nn.Module) -> None:

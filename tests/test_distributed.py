@@ -15,6 +15,8 @@ AGREEING = (
     bodies.audit_wrapped,
     bodies.audit_wrapped_in_another_module,
     bodies.run_out_of_memory,
+    bodies.have_less_memory_for_a_batch_of_a_sharded_model,
+    bodies.have_no_memory_at_one_audit_of_a_sharded_model,
     bodies.fail_with_a_warning,
     bodies.fail_with_an_error,
     bodies.be_changed,
@@ -23,7 +25,6 @@ AGREEING = (
     bodies.keep_on_disk,
     bodies.keep_without_room_for_a_copy,
     bodies.fail_to_keep,
-    bodies.be_on_a_mesh_of_two_dimensions,
 )
 
 
@@ -105,6 +106,20 @@ def test_all_halve_their_batch_when_one_runs_out_of_memory(two):
         assert outcome["result"]["batch_size"] == bodies.BATCH_SIZE // 2
 
 
+def test_all_halve_the_batch_of_a_sharded_model_before_a_pass_when_one_has_no_memory_for_it(two):
+    expected = bodies.audit_twice(None, make_model(), batch_size=bodies.BATCH_SIZE // 2)
+
+    for outcome in two["have_less_memory_for_a_batch_of_a_sharded_model"]:
+        assert_same_figures(outcome, expected)
+        assert outcome["result"]["batch_size"] == outcome["largest_batch"] == bodies.BATCH_SIZE // 2
+
+
+def test_a_record_that_one_process_has_no_memory_for_fails_an_audit_of_all_and_breaks_nothing(two):
+    for outcome in two["have_no_memory_at_one_audit_of_a_sharded_model"]:
+        assert outcome["statuses"] == ["ok", "failed", "ok"]
+        assert "One canary at a time is too much" in outcome["error"]
+
+
 def test_a_failure_on_one_process_is_a_failed_audit_on_all(two):
     first, second = two["fail_with_a_warning"]
 
@@ -153,11 +168,6 @@ def test_a_write_that_takes_longer_than_a_process_group_waits_breaks_nothing(tmp
     outcomes = run_processes([bodies.keep_on_a_slow_disk], 2, tmp_path)["keep_on_a_slow_disk"]
 
     assert [(outcome["step"], outcome["is_back"]) for outcome in outcomes] == [(1, True)] * 2
-
-
-def test_a_mesh_of_two_dimensions_is_refused_before_the_first_step(two):
-    for told in two["be_on_a_mesh_of_two_dimensions"]:
-        assert told.startswith("The model's weights lie on a mesh of 2 dimensions, as with HSDP")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ ROWS = (
     Row(frozenset({"measuring"}), frozenset()),
     Row(frozenset({"report"}), frozenset()),
     Row(frozenset({"audit.judge", "audit.economy", "audit.outcome"}), frozenset()),
-    Row(frozenset({"console", "distributed", "scoring"}), frozenset({"torch", "tqdm"})),
+    Row(frozenset({"console", "distributed", "divisions", "scoring"}), frozenset({"torch", "tqdm"})),
     Row(frozenset({"reference"}), frozenset()),
     Row(frozenset({"audit"}), frozenset({"filelock"})),
     Row(frozenset({"shells"}), frozenset()),

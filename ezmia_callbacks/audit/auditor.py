@@ -43,15 +43,16 @@ from ezmia_callbacks.canaries import CanarySet
 from ezmia_callbacks.console import say
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
+    can_share_records,
     gather,
     is_main_process,
     n_processes,
     on_all_ranks,
     on_all_ranks_in_turns,
-    refuse_meshes,
     talk_beside_the_model,
     unwrapped,
 )
+from ezmia_callbacks.divisions import refuse_divisions
 from ezmia_callbacks.errors import (
     AuditError,
     BrokenPassError,
@@ -82,6 +83,7 @@ from ezmia_callbacks.results.exposures import (
     Exposures,
     add_exposures,
     cut_exposures,
+    same_exposures,
     truncation,
     whole_again,
 )
@@ -250,6 +252,7 @@ class PrivacyAuditor:
         )
         self._target: TokenStatistics | None = None
         self._seen: SeenCanaries | None = None
+        self._is_fed_alike = False
         self._said: set[str] = set()
         # The audit of what the model holds, as far as is known without looking, and the steps done by then.
         self._left: AuditResult | None = None
@@ -727,10 +730,11 @@ class PrivacyAuditor:
         )
 
     def _check_surroundings(self, model: nn.Module) -> None:
-        """Refuse what makes an audit impossible: the model's mesh, the folder, canaries that differ."""
+        """Refuse what makes an audit impossible: how a model is divided, the folder, other canaries."""
         model = unwrapped(model)
-        refuse_meshes(model)
+        refuse_divisions(model)
         talk_beside_the_model(model)
+        self._is_fed_alike = not can_share_records(model)
         self._state = self._state.with_metadata(model=name_of(model), parameters=parameters_of(model))
         folder = self._folder
         if folder is not None:
@@ -835,8 +839,7 @@ class PrivacyAuditor:
         state = self._state
         if self._seen is not None:
             self._seen.unwatch()
-        # The sum over all processes is that of the parts.
-        before = state.exposures if is_main_process() else None
+        before = self._before_here(state.exposures)
         rows = replace(state.subset, share=1.0).encoded.rows
         self._seen = SeenCanaries(rows, before)
         # Steps go on: an own loop may count audits.
@@ -844,13 +847,14 @@ class PrivacyAuditor:
         self._seen.watch(called, step=max(step, last))
 
     def _look_back(self, seen: SeenCanaries) -> None:
-        """Add up what all processes were fed, and cut the canaries where training cuts its records."""
+        """Put together what all processes were fed, and cut the canaries where training cuts its records."""
 
         def exposures() -> Exposures:
             seen.settle()
             return seen.exposures()
 
-        fed = add_exposures(gather(on_all_ranks(exposures)))
+        parts = gather(on_all_ranks(exposures))
+        fed = same_exposures(parts) if self._is_fed_alike else add_exposures(parts)
         whole = replace(self._state.subset, share=1.0, cut_to=None).encoded.rows
         n_tokens = np.array([row.n_tokens for row in whole], dtype=np.int64)
         if 0 < fed.cut_to < fed.longest_row:
@@ -876,8 +880,12 @@ class PrivacyAuditor:
         return to if to and all(row.cut(to).has_enough_tokens for row in rows) else 0
 
     def _look_for(self, seen: SeenCanaries, rows: Sequence[TokenRow], fed: Exposures) -> None:
-        """Look for the canaries in this form; the sum over all processes is that of the parts."""
-        seen.replace_rows(rows, fed if is_main_process() else None)
+        """Look for the canaries in this form from here on."""
+        seen.replace_rows(rows, self._before_here(fed))
+
+    def _before_here(self, fed: Exposures) -> Exposures | None:
+        """This process's part of what was fed before: with the others' it is the whole."""
+        return fed if is_main_process() or self._is_fed_alike else None
 
     def _log_length(self, text: str) -> None:
         if is_main_process():

@@ -69,6 +69,17 @@ def is_same_on_all_ranks(model: nn.Module, present: Imprint) -> bool:
     return n_processes() == 1 or len(set(gather(_of_parameters(model, present).digest))) == 1
 
 
+def alike_on_all_ranks(present: Imprint, names: Iterable[str]) -> set[str]:
+    """Which of the named tensors every process holds with the same bits; each of them must call this.
+
+    Args:
+        present: The weights now.
+        names: Names of tensors that this process asks for; those that another one does not are not alike.
+    """
+    sums = gather({name: present.checksums[name] for name in names})
+    return {name for name, value in sums[0].items() if all(own.get(name) == value for own in sums)}
+
+
 def digest_on_all_ranks(model: nn.Module, present: Imprint) -> str:
     """One text for the weights of all processes together; each of them must call this.
 

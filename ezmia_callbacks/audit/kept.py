@@ -35,6 +35,7 @@ class _Row:
     checksums: Mapping[str, int]
     adapters: str
     forms: Mapping[str, tuple[str, tuple[int, ...]]]
+    shared: tuple[str, ...]
     sample: tuple[float, ...]
     files: tuple[str, ...]
     sha256: str
@@ -48,11 +49,13 @@ class Kept:
         step: Optimizer steps that they had seen.
         is_everybodys: Whether all processes held the same ones, so that the main one keeps them for all.
         imprint: All weights of that moment, also those that were frozen and are not kept.
-        forms: Type and shape of each tensor that is kept, by name.
+        forms: Type and shape of each tensor that this process keeps, by name.
         sample: Log-probabilities of some tokens under the model of that moment, nats.
         files: Names of the files that hold them; none in memory.
         tensors: The tensors; None if they are in files alone.
         run_id: Name of the run that kept them.
+        shared: Of a model in pieces, names of the tensors that all processes held alike: the main one keeps
+            them for all.
         late: Tensors that were frozen at that moment, and still were the same when they began to be trained.
     """
 
@@ -64,6 +67,7 @@ class Kept:
     files: tuple[str, ...] = ()
     tensors: Mapping[str, Tensor] | None = None
     run_id: str = ""
+    shared: tuple[str, ...] = ()
     late: dict[str, Tensor] = field(default_factory=dict)
 
     def lacks(self, model: nn.Module, present: Imprint) -> str:
@@ -82,8 +86,8 @@ class Kept:
         forms = {name: Form.of(tensor) for name, tensor in named_tensors(model)}
         if other := sorted(name for name, form in self.forms.items() if forms[name] != form):
             return f"{len(other)} tensors have another shape or type now (first: {other[0]})"
-        differing = self.imprint.differing(present)
-        if moved := [name for name in differing if name not in self.forms and name not in self.late]:
+        kept = {*self.forms, *self.late, *self.shared}
+        if moved := [name for name in self.imprint.differing(present) if name not in kept]:
             return f"{len(moved)} tensors that were frozen then are others now (first: {moved[0]})"
         return ""
 
@@ -96,6 +100,7 @@ class Kept:
             "checksums": dict(self.imprint.checksums),
             "adapters": self.imprint.adapters,
             "forms": self.forms,
+            "shared": self.shared,
             "sample": self.sample,
             "files": self.files,
         }
@@ -122,6 +127,7 @@ class Kept:
             sample=row.sample,
             files=row.files,
             run_id=row.run_id,
+            shared=row.shared,
         )
 
     def put_back(self, model: nn.Module, folder: Path | None) -> None:

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ezmia_callbacks.audit.imprint import (
     Imprint,
+    alike_on_all_ranks,
     digest_of_parts,
     is_same_on_all_ranks,
     named_tensors,
@@ -61,8 +62,8 @@ class KeptWeights:
     Where the trainer writes a checkpoint of the very weights, `expect_checkpoint` and `pin` give its files a
     second name (a hard link) instead of writing all once more; they stay when the trainer deletes its own.
 
-    Of several processes that hold the same weights the main one keeps them for all; where each holds its own
-    part of the model, as in fully sharded training, each keeps its part. All methods but
+    What all of several processes hold alike the main one keeps for all: the whole model, or what tensor
+    parallelism does not divide. Of a model in pieces each keeps its own part. All methods but
     `unwatch`, `wait` and `discard` must be called by all.
 
     Args:
@@ -169,11 +170,15 @@ class KeptWeights:
         if is_everybodys and not is_main_process():
             self._forget()
         else:
+            shared = set() if is_everybodys else alike_on_all_ranks(present, tensors.keys())
+            if not is_main_process():
+                tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
             kept = Kept(
                 step=step,
                 is_everybodys=is_everybodys,
                 imprint=present,
                 forms={name: Form.of(tensor) for name, tensor in tensors.items()},
+                shared=tuple(sorted(shared)),
                 sample=tuple(sample),
                 run_id=self.run_id,
             )
@@ -381,11 +386,12 @@ class KeptWeights:
         is_needed = is_main_process() or not known.is_everybodys
         of_optimizer = masters(optimizer, model)
         on_all_ranks_in_turns(lambda: self._put_back(loaded, model, step=known.step) if is_needed else None)
+        names = known.shared
         if known.is_everybodys:
             written = set() if loaded is None else loaded.forms.keys() | loaded.late.keys()
-            names = broadcast_from_main(sorted(written))
-            present = dict(named_tensors(model))
-            broadcast_tensors_from_main(present[name] for name in names)
+            names = broadcast_from_main(tuple(sorted(written)))
+        present = dict(named_tensors(model))
+        broadcast_tensors_from_main(own_part(present[name]) for name in names)
         expected = known if known.is_everybodys or loaded is None else loaded
         on_all_ranks(lambda: expected.check(model))
         drop_gathered(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ezmia_callbacks.audit.imprint import named_tensors
+from ezmia_callbacks.audit.imprint import Imprint, alike_on_all_ranks, named_tensors
 from ezmia_callbacks.audit.weight_files import write_tensors
 from ezmia_callbacks.distributed import (
     broadcast_from_main,
@@ -41,7 +41,7 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
     """Write a model that is over the budget; every process must call it.
 
     As the model itself saves, where it can (`save_pretrained`); else as one safetensors file, of a model in
-    pieces one for each process.
+    pieces one for each process, of which the main one's has what all hold alike.
 
     Args:
         model: The model.
@@ -58,6 +58,8 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
     n = broadcast_from_main(taken)
     into = folder / (f"step-{step}" if n == 0 else f"step-{step}-{n + 1}")
     is_in_pieces = is_sharded(model)
+    tensors = dict(named_tensors(model))
+    shared = alike_on_all_ranks(Imprint.of(model), tensors) if is_in_pieces else set()
 
     def save() -> None:
         if not (is_main_process() or is_in_pieces):
@@ -70,7 +72,8 @@ def save_rejected(model: nn.Module, folder: Path, *, step: int) -> Path:
             for path in into.rglob("*"):
                 path.chmod(0o700 if path.is_dir() else 0o600)
             return
-        write_tensors(into / f"weights-{rank()}.safetensors", dict(named_tensors(model)))
+        own = {name: tensor for name, tensor in tensors.items() if is_main_process() or name not in shared}
+        write_tensors(into / f"weights-{rank()}.safetensors", own)
 
     on_all_ranks_in_turns(save)
     return into

@@ -25,6 +25,7 @@ from ezmia_callbacks.distributed import (
     on_all_ranks,
     on_all_ranks_in_turns,
 )
+from ezmia_callbacks.divisions import refuse_split_records
 from ezmia_callbacks.errors import AuditError, ConfigurationError, ReferenceMismatchError
 from ezmia_callbacks.functional.budget import LeakageBudget
 from ezmia_callbacks.huggingface.checkpoint_notes import CheckpointNotes, KeptInState, kept_in_state
@@ -54,7 +55,6 @@ from ezmia_callbacks.huggingface.trainer_access import (
     run_folder,
     save_state,
     saved_state,
-    splits_records,
     sums_all_metrics,
     tokenizer_of,
     would_be_pushed,
@@ -757,8 +757,4 @@ def _refuse_pushing(trainer: Trainer, folder: Path) -> None:
 def _refuse_unsupported(trainer: Trainer, *, restore: bool) -> None:
     if restore:
         refuse_unproven(called_by_loop(trainer))
-    if splits_records(trainer):
-        raise ConfigurationError(
-            "Context and sequence parallelism split a record over processes, which the audit cannot score: "
-            "switch them off or audit checkpoints afterwards."
-        )
+    refuse_split_records(getattr(trainer.accelerator, "parallelism_config", None))

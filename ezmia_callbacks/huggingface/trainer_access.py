@@ -282,12 +282,6 @@ def called_by_loop(trainer: Trainer) -> nn.Module:
     return trainer.model_wrapped
 
 
-def splits_records(trainer: Trainer) -> bool:
-    """Whether a record is split over processes, by context or sequence parallelism."""
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    return bool(getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False))
-
-
 def log_unprinted(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Log to `log_history`, trackers and callbacks, but not to those that print dictionaries of all that is.
 

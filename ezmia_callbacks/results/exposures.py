@@ -18,6 +18,8 @@ __all__: list[str] = []
 
 NEVER = -1
 
+DIFFERENT_BATCHES = "processes that compute each batch together were fed different ones"
+
 # Records that show where training cuts: one or two may end there by chance.
 _FEWEST_CUT = 3
 
@@ -206,6 +208,26 @@ def add_exposures(parts: Iterable[Exposures]) -> Exposures:
     ([2], [3])
     """
     return reduce(_add, parts)
+
+
+def same_exposures(parts: Sequence[Exposures]) -> Exposures:
+    """What processes that compute each batch together were fed: each what the others were, counted once.
+
+    >>> once = replace(Exposures.none(1), n_times=np.array([1]), n_batches=1)
+    >>> same_exposures([once, once]).n_times.tolist()
+    [1]
+    >>> same_exposures([once, Exposures.none(1)]).problem
+    'processes that compute each batch together were fed different ones'
+    """
+    first = parts[0]
+    is_same = all(
+        part.n_batches == first.n_batches
+        and np.array_equal(part.n_times, first.n_times)
+        and np.array_equal(part.share, first.share)
+        for part in parts
+    )
+    problem = next((part.problem for part in parts if part.problem), "" if is_same else DIFFERENT_BATCHES)
+    return replace(first, problem=problem)
 
 
 def _add(one: Exposures, other: Exposures) -> Exposures:

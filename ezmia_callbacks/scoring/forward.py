@@ -29,7 +29,7 @@ from ezmia_callbacks.errors import (
 from ezmia_callbacks.safe_text import describe_error, get_logger
 from ezmia_callbacks.scoring import dynamic_positions
 from ezmia_callbacks.scoring.left_as_found import Traces, can_copy_on_write, left_as_found
-from ezmia_callbacks.scoring.memory import is_out_of_memory
+from ezmia_callbacks.scoring.memory import is_out_of_memory, take_and_give_back
 from ezmia_callbacks.scoring.projection import (
     LogitsFunction,
     Projection,
@@ -50,6 +50,8 @@ logger = get_logger(__name__)
 # Logits are reduced in pieces of this size, in float32: on a CPU one that its cache can hold.
 _CHUNK_BYTES = 16 * 2**20
 _CHUNK_BYTES_ON_CPU = 2**20
+
+_FLOAT32 = 4  # bytes
 
 # The exponential of less is 0 in float32.
 _LOWEST = -1e3
@@ -427,6 +429,34 @@ def batches_of(rows: Sequence[TokenRow], *, batch_size: int) -> list[list[int]]:
     return [
         group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
     ]
+
+
+def try_memory(model: nn.Module, rows: Sequence[TokenRow], *, batch_size: int) -> None:
+    """Take the memory that the largest tensors of a pass need, and give it back.
+
+    These are as wide as the widest weights: the logits, in most models. They are there in the model's type,
+    and some models make float32 of them.
+
+    Args:
+        model: A model whose passes must not break off, for processes make them together.
+        rows: Token rows.
+        batch_size: Rows in a forward pass.
+
+    Raises:
+        RuntimeError: if there is not so much memory.
+    """
+    weights = [p for p in model.parameters() if p.is_floating_point() and len(_shape(p)) > 1]
+    width = max((max(_shape(weight)[-2:]) for weight in weights), default=0)
+    n_bytes = max((weight.element_size() for weight in weights), default=0) + _FLOAT32
+    n_tokens = max(
+        len(batch) * len(rows[batch[0]].input_ids) for batch in batches_of(rows, batch_size=batch_size)
+    )
+    take_and_give_back(n_tokens * width * n_bytes, device_of(model))
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of the whole parameter, also where DeepSpeed's third stage has taken it apart."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def token_statistics(

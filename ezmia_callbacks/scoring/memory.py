@@ -60,6 +60,15 @@ def fit_into_memory(run: Callable[[int], _Result], *, batch_size: int) -> tuple[
         batch_size //= 2
 
 
+def take_and_give_back(n_bytes: int, device: torch.device) -> None:
+    """See that there is so much memory on a device.
+
+    Raises:
+        RuntimeError: if there is not.
+    """
+    torch.empty(n_bytes, dtype=torch.uint8, device=device)
+
+
 class _OutOfMemory(NamedTuple):
     reason: str
 

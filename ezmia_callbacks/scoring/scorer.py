@@ -14,6 +14,7 @@ from ezmia_callbacks.distributed import (
     can_share_records,
     gather,
     is_main_process,
+    is_sharded,
     n_processes,
     on_all_ranks,
     rank,
@@ -29,6 +30,7 @@ from ezmia_callbacks.scoring.forward import (
     evaluation_without_side_effects,
     token_statistics,
     traces_of,
+    try_memory,
 )
 from ezmia_callbacks.scoring.left_as_found import Traces
 from ezmia_callbacks.scoring.memory import fit_into_memory
@@ -150,6 +152,11 @@ class Scorer:
             )
             return statistics, shares
 
+        if is_sharded(model):
+            # Memory that runs out in the middle of a pass breaks what all processes do together.
+            _, self.batch_size = fit_into_memory(
+                lambda batch_size: try_memory(model, rows, batch_size=batch_size), batch_size=self.batch_size
+            )
         (statistics, shares), self.batch_size = fit_into_memory(share, batch_size=self.batch_size)
         parts = [broadcast_from_main(statistics)] if n_shares == 1 else gather(statistics)
         return join_statistics(parts, shares).split(n_records)

@@ -12,6 +12,7 @@ from tiny import make_model, make_rows, make_texts
 
 from ezmia_callbacks.audit.feeding import counted_by
 from ezmia_callbacks.audit.seen import SeenCanaries
+from ezmia_callbacks.results.exposures import add_exposures
 from ezmia_callbacks.scoring.rows import TokenRow
 
 N = 30
@@ -117,6 +118,18 @@ def test_a_record_cut_at_the_boundary_of_a_block_is_seen_in_pieces():
 
     assert fed.n_times.tolist() == [0]
     assert fed.is_seen_in_pieces.tolist() == [True]
+
+
+def test_a_record_whose_halves_lie_on_two_processes_was_fed_whole_nowhere():
+    """As context parallelism feeds it."""
+    parts = []
+    for half in (slice(0, 6), slice(6, None)):
+        watched = Watched()
+        watched.feed([ids[half] for ids in IDS[:4]])
+        watched.step()
+        parts.append(watched.fed())
+
+    assert not add_exposures(parts).is_seen.any()
 
 
 def test_a_truncated_record_shows_where_it_was_cut():

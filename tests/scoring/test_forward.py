@@ -9,6 +9,7 @@ from torch import nn
 
 from ezmia_callbacks.canaries.records import IGNORED_LABEL
 from ezmia_callbacks.errors import ConfigurationError, NonFiniteLogitsError, UnsupportedModelError
+from ezmia_callbacks.scoring import forward
 from ezmia_callbacks.scoring.forward import (
     batches_of,
     check_model,
@@ -16,6 +17,7 @@ from ezmia_callbacks.scoring.forward import (
     evaluation_without_side_effects,
     token_statistics,
 )
+from ezmia_callbacks.scoring.memory import is_out_of_memory, take_and_give_back
 from ezmia_callbacks.scoring.rows import TokenRow
 
 
@@ -80,6 +82,25 @@ def test_only_positions_that_carry_loss_are_scored():
     everything = token_statistics(model, as_rows(texts))
     assert masked.offsets.tolist() == [0, 4, 8, 12, 16, 20]
     np.testing.assert_array_equal(masked.log_probs[:4], everything.log_probs[5:9])
+
+
+def test_memory_is_tried_for_the_logits_of_the_largest_batch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(forward, "take_and_give_back", lambda n_bytes, device: asked.append(n_bytes))
+    model, rows = make_model(vocab_size=500).bfloat16(), mixed_rows()
+
+    for batch_size in (4, 2):
+        forward.try_memory(model, rows, batch_size=batch_size)
+
+    # The longest records have 20 tokens; logits in bfloat16, and once more in float32.
+    assert asked == [4 * 20 * 500 * (2 + 4), 2 * 20 * 500 * (2 + 4)]
+
+
+def test_memory_that_is_not_there_is_said_by_the_allocator():
+    with pytest.raises(RuntimeError) as raised:
+        take_and_give_back(2**62, torch.device("cpu"))
+
+    assert is_out_of_memory(raised.value)
 
 
 def test_a_small_chunk_changes_nothing(monkeypatch):

@@ -20,6 +20,7 @@ from ezmia_callbacks.audit.kept_weights import KeptWeights
 from ezmia_callbacks.audit.run_folder import RunFolder
 from ezmia_callbacks.distributed import gather
 from ezmia_callbacks.errors import AuditError, ConfigurationError
+from ezmia_callbacks.scoring import forward
 
 # Seconds that processes wait for each other there; as much as a busy machine needs besides.
 _GROUP_WAITS = 10
@@ -134,21 +135,11 @@ def audit_sharded(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def be_on_a_mesh_of_two_dimensions(rank: int, folder: Path) -> str:
-    """HSDP: replicated over one dimension, sharded over the other."""
-    try:
-        PrivacyAuditor(make_canaries(), n_audits=1).begin(_sharded((1, dist.get_world_size())))
-    except ConfigurationError as error:
-        return str(error)
-    return "not refused"
-
-
-def _sharded(shape: tuple[int, ...] | None = None, **options: Any):
+def _sharded(**options: Any):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    names = None if shape is None else ("replicate", "shard")
-    mesh = init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model = make_model()
     for block in model.transformer.h:
         fully_shard(block, mesh=mesh, **options)
@@ -181,7 +172,8 @@ def count_bytes_under_a_mixed_policy(rank: int, folder: Path) -> dict[str, Any]:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     auditor = _auditor_that_keeps(folder)
-    auditor.begin(_sharded(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)))
+    # Parts that are alike, such as norms of ones at the start, are kept once.
+    auditor.begin(trained(_sharded(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))))
     return {"bytes_of_kept_weights": _bytes_kept(rank, folder, auditor)}
 
 
@@ -215,6 +207,41 @@ def run_out_of_memory(rank: int, folder: Path) -> dict[str, Any]:
 
     model.forward = forward
     return audit_twice(None, model)
+
+
+def have_less_memory_for_a_batch_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process cannot allocate what it is asked for first, and nothing as large."""
+    model, sizes, asked = _sharded(), [], []
+
+    def allocate(n_bytes: int, device: torch.device) -> None:
+        asked.append(n_bytes)
+        if rank == 1 and n_bytes >= asked[0]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    with patch.object(forward, "take_and_give_back", allocate):
+        return audit_twice(None, model) | {"largest_batch": max(sizes)}
+
+
+def have_no_memory_at_one_audit_of_a_sharded_model(rank: int, folder: Path) -> dict[str, Any]:
+    """One process cannot allocate what a single record needs; at the next audit it can."""
+    model = _sharded()
+    auditor = PrivacyAuditor(make_canaries(), n_audits=2, on_error="warn", batch_size=BATCH_SIZE)
+    auditor.begin(model)
+
+    def refuse(n_bytes: int, device: torch.device) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    take = refuse if rank == 1 else forward.take_and_give_back
+    with patch.object(forward, "take_and_give_back", take):
+        auditor.audit(model)
+    auditor.audit(model)
+    return {
+        "statuses": [result.status for result in auditor.history],
+        "error": auditor.history[1].error,
+    }
 
 
 def fail_with_a_warning(rank: int, folder: Path) -> dict[str, Any]:
