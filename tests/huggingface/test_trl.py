@@ -377,7 +377,7 @@ def test_one_line_draws_from_the_trainers_prepared_rows(tmp_path, caplog, kind):
         pytest.param(make_dpo, "preference", {}, marks=needs_joined_pairs),
         pytest.param(make_dpo, "chat_preference", {}, marks=needs_joined_pairs),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_rows_are_held_out_after_trls_preparation_without_an_evaluation_set(
     tmp_path, caplog, make, kind, config
