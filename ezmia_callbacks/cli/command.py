@@ -87,7 +87,7 @@ def demo(
         typer.Option(help=f"Your records: {ENDINGS}."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the plot and the summary.")] = Path("ezmia-demo"),
-    limit: Annotated[float, typer.Option(help="Largest tolerated AUC, above 0.5 and below 1.")] = 0.7,
+    limit: Annotated[float, typer.Option(help="Largest tolerated AUC, above 0.5 and below 1.")] = 0.75,
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs of each run.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     is_json: JsonOption = False,

@@ -74,7 +74,7 @@ class DemoSettings:
     model: str | None = None
     data: Path | None = None
     output_dir: Path = Path("ezmia-demo")
-    limit: float = 0.7
+    limit: float = 0.75
     n_epochs: int = 4
     seed: int = 0
     n_train: int = 600
@@ -105,7 +105,8 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
         AuditError: if the model cannot be loaded or the data cannot be used.
     """
     console = console or Console()
-    budget = LeakageBudget(limit=settings.limit, metric="auc")
+    # What is kept is shown to keep the limit, instead of not being shown to exceed it.
+    budget = LeakageBudget(limit=settings.limit, metric="auc", rule="upper")
     # A wrong file name costs no training.
     texts = _texts(settings)
     with _quiet():

@@ -61,7 +61,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
         n_members=40,
         n_non_members=60,
         max_length=24,
-        limit=0.6,
+        limit=0.85,
         full_learning_rate=2e-2,
         lora_learning_rate=1e-4,
     )
@@ -74,7 +74,7 @@ def test_the_whole_job_leaves_table_picture_summary_and_histories(tmp_path, smal
     assert list(histories) == [FULL, LORA]
     assert histories[FULL].stopped is not None
     assert histories[LORA].stopped is None
-    assert "> 0.600 -> STOP" in printed
+    assert "> 0.850 -> STOP" in printed
     kept = histories[FULL].last_within_budget
     where = "the starting weights" if kept.is_baseline else f"the weights of epoch {kept.epoch:g}"
     assert f"{where} were restored" in printed
