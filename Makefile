@@ -10,7 +10,7 @@ INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 # Beside the environment, not in it: transformers and accelerate behave otherwise where they find them.
 ENGINES := build/engines
 RAY := build/ray
-# Likewise: trainers report to every tracker that they find, and Trackio cannot live with the newest Pillow.
+# Likewise: trainers report to every tracker that they find, and Trackio asks for Pillow below 13.
 TRACKERS := build/trackers
 
 # Two cores and many small matrices: more threads only wait for each other.
