@@ -10,13 +10,15 @@ INSTALLED_OLDEST := $(VENV_OLDEST)/.installed
 # Beside the environment, not in it: transformers and accelerate behave otherwise where they find them.
 ENGINES := build/engines
 RAY := build/ray
+# Likewise: trainers report to every tracker that they find, and Trackio asks for Pillow below 13.
+TRACKERS := build/trackers
 
 # Two cores and many small matrices: more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-oldest test-slow test-gpu test-engines check format build clean
+.PHONY: help demo docs test test-oldest test-slow test-gpu test-engines test-trackers check format build clean
 
 ##@ Start here
 help: ## Show this list
@@ -59,6 +61,10 @@ test-engines: $(INSTALLED) $(ENGINES)/.installed $(RAY)/.installed ## Run DeepSp
 	PYTHONPATH="$(CURDIR)/$(ENGINES)" $(BIN)/python -m pytest -q -m slow tests/integration/test_launch_files.py
 	PYTHONPATH="$(CURDIR)/$(RAY)" $(BIN)/python -m pytest -q -k ray tests/integration/test_ray.py tests/integration/test_examples.py
 
+test-trackers: $(INSTALLED) $(TRACKERS)/.installed ## Run the tests of W&B, MLflow and Trackio, without a network
+	PYTHONPATH="$(CURDIR)/$(TRACKERS)" $(BIN)/python -c "import mlflow, trackio, wandb"
+	PYTHONPATH="$(CURDIR)/$(TRACKERS)" $(BIN)/python -m pytest -q tests/shells/test_trackers.py
+
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu tests/integration/test_gpu.py
 
@@ -98,6 +104,16 @@ $(ENGINES)/.installed: $(INSTALLED)
 
 $(RAY)/.installed: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(RAY) -c constraints.txt ray msgpack tensorboardX
+	touch $@
+
+# Without what they share with the environment, which is not to be shadowed.
+$(TRACKERS)/.installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TRACKERS) -c constraints.txt \
+		brotli cachetools cffi cryptography databricks-sdk fastapi gitdb gitpython googleapis-common-protos \
+		gradio-client httpcore httpx importlib-metadata lazy-importer mlflow-skinny mlflow-tracing opentelemetry-api \
+		opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http opentelemetry-proto \
+		opentelemetry-sdk opentelemetry-semantic-conventions orjson pycparser python-dotenv python-multipart smmap \
+		sqlparse starlette trackio uvicorn wandb websockets zipp
 	touch $@
 
 $(BIN_OLDEST)/python:

@@ -43,6 +43,7 @@ ROWS = (
     Row(frozenset({"shells"}), frozenset()),
     Row(frozenset({"huggingface"}), frozenset({"transformers"}), is_shell=True),
     Row(frozenset({"lightning"}), frozenset({"lightning", "pytorch_lightning"}), is_shell=True),
+    Row(frozenset({"lightning_factory"}), frozenset()),
     Row(frozenset({"axolotl"}), frozenset({"axolotl", "pydantic"})),
     Row(frozenset({"post_hoc"}), frozenset({"huggingface_hub", "peft"})),
     Row(frozenset({"", "cli", "demo"}), frozenset({"typer", "rich"})),

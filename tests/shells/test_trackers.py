@@ -1,4 +1,4 @@
-"""What the trackers hold on the disk after a run; those that are not installed are passed over."""
+"""What the trackers hold on the disk after a run; `make test-trackers` brings along those not installed."""
 
 import csv
 import json
