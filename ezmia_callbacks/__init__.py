@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ezmia_callbacks.huggingface import PrivacyAuditCallback
     from ezmia_callbacks.lightning import PrivacyAuditCallback as LightningPrivacyAuditCallback
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AuditHistory",
