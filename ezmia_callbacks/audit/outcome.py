@@ -45,6 +45,8 @@ def lines_of_restore(
         if last is None or last.step != kept.step:
             which += " that could be kept"
         texts.append(f"Restored the weights of step {kept.step}, {which} (every weight was checked).")
+    elif not history.audits_after_baseline:
+        texts.append("Restored the starting weights (every weight was checked).")
     elif last is None or last.is_baseline:
         texts.append(f"{NOTHING_KEPT}: no audit was within the budget. Restored the starting weights.")
         texts.append(f"To keep a part of it, {_earlier_audits(history)}.")

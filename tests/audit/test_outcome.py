@@ -253,3 +253,11 @@ def test_a_run_without_an_audit_after_the_baseline_has_no_table():
     history = make_history("baseline")
 
     assert lines_of_end(history, history[0], is_restored=False) == ()
+
+
+def test_starting_weights_that_are_put_back_before_any_training_are_no_loss():
+    history = make_history("baseline")
+
+    assert texts(lines_of_restore(history[0], history)) == [
+        "Restored the starting weights (every weight was checked)."
+    ]
