@@ -90,8 +90,7 @@ def _loader(name: str, *, like: nn.Parameter) -> Callable[[], nn.Module]:
 
 def say_start(auditor: PrivacyAuditor, budget: LeakageBudget | None) -> None:
     """Say what will be measured, and held against what."""
-    if is_main_process():
-        logger.info("%s", auditor.canaries.describe())
+    say(logger, auditor.canaries.describe())
     if budget is not None:
         say(logger, f"leakage budget: {budget.describe()}")
 
