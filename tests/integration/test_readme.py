@@ -13,7 +13,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 def blocks():
     """The first script of the README, and what it says that is printed."""
-    return re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README.read_text("utf-8"), re.DOTALL).groups()
+    return re.search(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", README.read_text("utf-8"), re.DOTALL
+    ).groups()
 
 
 @pytest.fixture(scope="module")
