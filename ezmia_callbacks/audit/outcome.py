@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+from ezmia_callbacks.results.history import NOTHING_KEPT
 from ezmia_callbacks.results.tables import plain_table
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from ezmia_callbacks.results.result import AuditResult
 
 __all__: list[str] = []
-
-NOTHING_KEPT = "NOTHING OF THIS TRAINING WAS KEPT"
 
 # Audits in the table at the end of a run.
 _LONGEST_TABLE = 30

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ezmia_callbacks.errors import ConfigurationError
 from ezmia_callbacks.functional.budget import fpr_of_metric
+from ezmia_callbacks.functional.budget import metric_label as label_in_a_sentence
 from ezmia_callbacks.results.history import AuditHistory
 from ezmia_callbacks.results.result import AuditResult
 
@@ -37,15 +38,13 @@ def histories_by_label(histories: AuditHistory | Mapping[str, AuditHistory]) -> 
 
 
 def metric_label(name: str) -> str:
-    """Name of a metric for a reader.
+    """Name of a metric for a reader, at the beginning of a line.
 
-    >>> metric_label("tpr_at_fpr_0.01")
-    'TPR at 1 % FPR'
+    >>> metric_label("advantage")
+    'Membership advantage'
     """
-    fpr = fpr_of_metric(name)
-    if fpr is not None:
-        return f"TPR at {100 * fpr:g} % FPR"
-    return {"auc": "AUC", "advantage": "Membership advantage"}.get(name, name)
+    label = label_in_a_sentence(name)
+    return label[:1].upper() + label[1:]
 
 
 def chance_of(metric: str) -> float | None:

@@ -8,12 +8,12 @@ from ezmia_callbacks.functional.budget import LeakageBudget, fpr_of_metric, mirr
 from ezmia_callbacks.functional.intervals import Interval
 from ezmia_callbacks.report.labels import moment, percent, percents
 from ezmia_callbacks.report.view import MeasuredView, OutcomeView, RefusedView, StatementView, VerdictName
-from ezmia_callbacks.results.history import AuditHistory
+from ezmia_callbacks.results.history import NOTHING_KEPT, AuditHistory
 from ezmia_callbacks.results.result import AuditResult, Measurement
 
 __all__: list[str] = []
 
-_NOTHING_KEPT = "NOTHING OF THIS TRAINING WAS KEPT: the model holds the weights from before training."
+_NOTHING_KEPT = f"{NOTHING_KEPT}: the model holds the weights from before training."
 
 
 def verdict_of(result: AuditResult, history: AuditHistory) -> VerdictName:

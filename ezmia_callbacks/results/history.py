@@ -26,6 +26,9 @@ logger = get_logger(__name__)
 # Of the history file; a file of another schema is refused, not guessed at.
 _SCHEMA = 1
 
+NOTHING_KEPT = "NOTHING OF THIS TRAINING WAS KEPT"
+"""Said wherever a run has left the weights from before training."""
+
 
 @dataclass(frozen=True)
 class AuditHistory:
