@@ -191,11 +191,11 @@ def test_every_module_logs_through_the_logger_that_makes_texts_safe():
 
 
 def test_a_line_on_the_console_of_a_script_steers_no_terminal():
-    from ezmia_callbacks.shells.console import _TqdmHandler
+    from ezmia_callbacks.console import _TqdmHandler
 
     handler, stream = _TqdmHandler(), io.StringIO()
     with redirect_stderr(stream), redirect_stdout(io.StringIO()):
-        handler.emit(logging.LogRecord("a", logging.INFO, "", 0, EVERYTHING, None, None))
+        handler.emit(logging.LogRecord("a", logging.WARNING, "", 0, EVERYTHING, None, None))
 
     assert stream.getvalue().strip()
     assert not STEERING.search(stream.getvalue())
