@@ -16,5 +16,10 @@ output_dir="${2:-$(mktemp -d)}"
 # One thread each, or the processes fight for the same cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+# Where there is no GPU, transformers has to be told that this is meant: else each process trains by itself.
+if "${PYTHON:-python}" -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then
+    export ACCELERATE_USE_CPU=true
+fi
+
 exec "${PYTHON:-python}" -m torch.distributed.run --standalone --nproc_per_node "$n_processes" \
     "$(dirname "$0")/../huggingface_trainer.py" --output-dir "$output_dir"

@@ -1,5 +1,6 @@
 """`ezmia doctor`: whether an audit would work here."""
 
+import logging
 import platform
 import re
 import time
@@ -94,7 +95,7 @@ def doctor(
             *_packages(),
             _checked("accelerator", _accelerator),
             _checked("folder", lambda: _writable(folder)),
-            _checked("self-test", _self_test),
+            _checked("self-test", _silent_self_test),
         ]
     problems = [check for check in checks if check.outcome == "problem"]
     if is_json:
@@ -197,6 +198,17 @@ def _accelerator() -> Check:
 def _writable(folder: Path) -> Check:
     check_writable(folder)
     return Check("folder", "ok", str(folder.resolve()), "writable")
+
+
+def _silent_self_test() -> Check:
+    """The same without the lines of its audits: standard output is the table's, or JSON's."""
+    package = logging.getLogger("ezmia_callbacks")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        return _self_test()
+    finally:
+        package.setLevel(level)
 
 
 def _self_test() -> Check:

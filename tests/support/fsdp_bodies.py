@@ -202,8 +202,8 @@ def prepare(rows):
     )
     accelerator = Accelerator(mixed_precision="bf16", fsdp_plugin=plugin)
     ids = [torch.tensor(row["input_ids"]) for row in rows]
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(ids, batch_size=4, shuffle=True, generator=generator, collate_fn=torch.stack)
+    # In one order: a resumed run is fed what the first one was.
+    loader = DataLoader(ids, batch_size=4, collate_fn=torch.stack)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     return accelerator, *accelerator.prepare(model, optimizer, loader)
