@@ -14,6 +14,7 @@ import typer
 
 from ezmia_callbacks.cli.terminal import ExitCode, JsonOption, quiet_libraries, say, say_json, say_table
 from ezmia_callbacks.files import check_writable
+from ezmia_callbacks.safe_text import get_logger
 
 __all__: list[str] = []
 
@@ -202,7 +203,7 @@ def _writable(folder: Path) -> Check:
 
 def _silent_self_test() -> Check:
     """The same without the lines of its audits: standard output is the table's, or JSON's."""
-    package = logging.getLogger("ezmia_callbacks")
+    package = get_logger("ezmia_callbacks")
     level = package.level
     package.setLevel(logging.ERROR)
     try:
